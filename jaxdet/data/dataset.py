@@ -1,0 +1,36 @@
+"""What every data set is to the rest of jaxdet, wherever it was read from."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Something is wrong with the data; the message names file, id and what is allowed."""
+
+
+class Objects(NamedTuple):
+    """The annotated objects of one image, in pixels of the image as it is on disk."""
+
+    boxes: np.ndarray  # [N, 4] float32 (x1, y1, x2, y2), inside the image, with area
+    labels: np.ndarray  # [N] int32 in [0, K)
+    crowd: np.ndarray  # [N] bool: crowd or difficult; no training target
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """Images with objects. Annotations lie in memory; pixels are read on demand."""
+
+    name: str
+    class_names: tuple[str, ...]  # K names; label k is class_names[k]
+    category_ids: tuple[int, ...]  # K ids of the source; label k was category_ids[k]
+    image_ids: tuple[int | str, ...]  # the source's own ids, in a fixed order
+    sizes: np.ndarray  # [number of images, 2] int32 (height, width)
+    objects: Sequence[Objects]  # one an image
+    read_image: Callable[[int], np.ndarray]  # position -> [H, W, 3] uint8 RGB
+    ground_truth: Callable[[], dict]  # all annotations as COCO json, for evaluation
+
+    def __len__(self) -> int:
+        return len(self.image_ids)

@@ -1,0 +1,109 @@
+"""A detector is three pure functions, and the recipe that rebuilds them."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.structs import Batch
+
+
+class Detector(NamedTuple):
+    """All that training, evaluation and inference know of a detector."""
+
+    init: Callable  # (key, batch) -> variables
+    loss: Callable  # (variables, batch, key, axis_name=None) -> (scalar, metrics)
+    predict: Callable  # (variables, batch) -> Detections, in canvas pixels
+    recipe: dict | None = None  # JSON; `rebuild(recipe)` makes the same detector again
+
+
+def from_network(
+    network: nn.Module, *, loss: Callable, predict: Callable, recipe: dict | None = None
+) -> Detector:
+    """Lifts functions of a bound network to functions of its variables.
+
+    Args:
+      network: the module; calling it on `[B, H, W, 3]` float pixels must run every
+        learned stage, so that `init` makes every parameter.
+      loss: `(network, batch, key, axis_name=None) -> (scalar, metrics)`.
+      predict: `(network, batch) -> Detections`.
+      recipe: see `Detector`.
+    """
+
+    def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
+        return network.init(key, jnp.zeros((1, *batch.images.shape[1:]), jnp.float32))
+
+    return Detector(init, nn.apply(loss, network), nn.apply(predict, network), recipe)
+
+
+def describe(value: Any) -> Any:
+    """A builder's call, written as JSON: `describe(partial(retinanet, config, backbone))`.
+
+    Dataclasses and Flax modules become the import path of their type and those of their
+    fields that differ from the default; dtypes become their names.
+
+    Raises:
+      TypeError: for a value that JSON and this rule cannot hold, naming it.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [describe(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"mapping": [[describe(k), describe(v)] for k, v in value.items()]}
+    if isinstance(value, partial):
+        arguments = [describe(argument) for argument in value.args]
+        return {"call": _path(value.func), "arguments": arguments} | (
+            {"keywords": {k: describe(v) for k, v in value.keywords.items()}}
+            if value.keywords
+            else {}
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {}
+        for field in dataclasses.fields(value):
+            if field.name in ("parent", "name") and isinstance(value, nn.Module):
+                continue
+            content = getattr(value, field.name)
+            if content != field.default:
+                fields[field.name] = describe(content)
+        return {"call": _path(type(value)), "keywords": fields}
+    try:
+        return {"dtype": jnp.dtype(value).name}
+    except TypeError:
+        raise TypeError(f"a recipe cannot hold {value!r}") from None
+
+
+def rebuild(recipe: Any, *, packages: tuple[str, ...] = ("jaxdet",)) -> Any:
+    """The inverse of `describe`; imports only from `packages`.
+
+    Raises:
+      ValueError: if the recipe names something outside `packages` or that is not there.
+    """
+    again = partial(rebuild, packages=packages)
+    if isinstance(recipe, list):
+        return tuple(again(item) for item in recipe)
+    if not isinstance(recipe, dict):
+        return recipe
+    if "dtype" in recipe:
+        return jnp.dtype(recipe["dtype"]).type
+    if "mapping" in recipe:
+        return {again(key): again(value) for key, value in recipe["mapping"]}
+    module, _, name = recipe["call"].partition(":")
+    if module.partition(".")[0] not in packages:
+        allowed = ", ".join(packages)
+        raise ValueError(f"recipe calls {recipe['call']!r}; allowed packages: {allowed}")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"recipe calls {recipe['call']!r}: {error}") from error
+    keywords = {key: again(value) for key, value in recipe.get("keywords", {}).items()}
+    return function(*(again(item) for item in recipe.get("arguments", [])), **keywords)
+
+
+def _path(value: Any) -> str:
+    return f"{value.__module__}:{value.__qualname__}"

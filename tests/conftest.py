@@ -1,0 +1,44 @@
+"""Settings and fixtures for every test."""
+
+import os
+import pathlib
+
+# Before jax is imported: laws about devices need several of them.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=[lambda f: f, jax.jit], ids=["eager", "jit"])
+def transform(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def golden_ops():
+    """What torchvision's operators compute, by name."""
+    return dict(np.load(GOLDEN / "ops.npz"))
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real data sets; tests that need it are skipped without it."""
+    default = pathlib.Path(__file__).parents[2] / "shared" / "datasets"
+    folder = pathlib.Path(os.environ.get("JAXDET_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set JAXDET_DATA")
+    return folder
