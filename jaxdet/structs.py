@@ -2,8 +2,8 @@
 
 Letters in shapes: B images, H W rows and columns of the canvas, N object slots,
 P region slots, D detection slots, M mask cells a side, K classes. Boxes are float32
-`(x1, y1, x2, y2)` in canvas pixels. A slot whose `valid` is False is padding: its box is
-zeros, and nothing computed from it may reach a loss or an answer.
+`(x1, y1, x2, y2)` in canvas pixels. A slot whose `valid` is False is padding: its box
+is zeros, and nothing computed from it may reach a loss or an answer.
 """
 
 import flax.struct
@@ -32,11 +32,13 @@ class Regions:
 
 @flax.struct.dataclass
 class Batch:
-    """Images of one canvas, each in its upper left corner, and what is known of them."""
+    """Images, each in the upper left corner of a canvas, and what is known of them."""
 
     images: jax.Array  # [B, H, W, 3] uint8 RGB, zeros outside the true size
     sizes: jax.Array  # [B, 2] int32, true (height, width) within the canvas
-    scales: jax.Array  # [B, 2] float32, canvas pixels per original pixel (height, width)
+    scales: (
+        jax.Array
+    )  # [B, 2] float32, canvas pixels per original pixel (height, width)
     image_ids: jax.Array  # [B] int32, position in the data set; -1 for padding images
     truth: GroundTruth | None = None
     regions: Regions | None = None

@@ -19,11 +19,17 @@ class Detector(NamedTuple):
     init: Callable  # (key, batch) -> variables
     loss: Callable  # (variables, batch, key, axis_name=None) -> (scalar, metrics)
     predict: Callable  # (variables, batch) -> Detections, in canvas pixels
+    num_classes: int | None = None  # K; None: it does not classify
     recipe: dict | None = None  # JSON; `rebuild(recipe)` makes the same detector again
 
 
 def from_network(
-    network: nn.Module, *, loss: Callable, predict: Callable, recipe: dict | None = None
+    network: nn.Module,
+    *,
+    loss: Callable,
+    predict: Callable,
+    num_classes: int | None = None,
+    made_by: partial | None = None,
 ) -> Detector:
     """Lifts functions of a bound network to functions of its variables.
 
@@ -32,20 +38,27 @@ def from_network(
         learned stage, so that `init` makes every parameter.
       loss: `(network, batch, key, axis_name=None) -> (scalar, metrics)`.
       predict: `(network, batch) -> Detections`.
-      recipe: see `Detector`.
+      num_classes: see `Detector`.
+      made_by: the call that makes this detector; its recipe, unless it holds values
+        that no recipe can hold.
     """
 
     def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
         return network.init(key, jnp.zeros((1, *batch.images.shape[1:]), jnp.float32))
 
-    return Detector(init, nn.apply(loss, network), nn.apply(predict, network), recipe)
+    try:
+        recipe = describe(made_by)
+    except TypeError:
+        recipe = None
+    functions = init, nn.apply(loss, network), nn.apply(predict, network)
+    return Detector(*functions, num_classes, recipe)
 
 
 def describe(value: Any) -> Any:
-    """A builder's call, written as JSON: `describe(partial(retinanet, config, backbone))`.
+    """A builder's call as JSON: `describe(partial(retinanet, config, backbone))`.
 
-    Dataclasses and Flax modules become the import path of their type and those of their
-    fields that differ from the default; dtypes become their names.
+    Dataclasses and Flax modules become the import path of their type and all their
+    fields, so that a later change of a default changes no recipe; dtypes become names.
 
     Raises:
       TypeError: for a value that JSON and this rule cannot hold, naming it.
@@ -68,9 +81,7 @@ def describe(value: Any) -> Any:
         for field in dataclasses.fields(value):
             if field.name in ("parent", "name") and isinstance(value, nn.Module):
                 continue
-            content = getattr(value, field.name)
-            if content != field.default:
-                fields[field.name] = describe(content)
+            fields[field.name] = describe(getattr(value, field.name))
         return {"call": _path(type(value)), "keywords": fields}
     try:
         return {"dtype": jnp.dtype(value).name}
@@ -96,7 +107,9 @@ def rebuild(recipe: Any, *, packages: tuple[str, ...] = ("jaxdet",)) -> Any:
     module, _, name = recipe["call"].partition(":")
     if module.partition(".")[0] not in packages:
         allowed = ", ".join(packages)
-        raise ValueError(f"recipe calls {recipe['call']!r}; allowed packages: {allowed}")
+        raise ValueError(
+            f"recipe calls {recipe['call']!r}; allowed packages: {allowed}"
+        )
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -1,0 +1,54 @@
+"""Batches of coloured rectangles, drawn so that a tiny network can learn them."""
+
+import numpy as np
+
+from jaxdet.structs import Batch, GroundTruth
+
+COLOURS = np.array([[230, 40, 40], [40, 230, 40], [40, 40, 230]])
+SIZES = ((64, 64), (48, 64), (64, 40), (56, 56))
+
+
+def batch(
+    seed=0, *, counts=(3, 1, 2, 0), canvas=(64, 64), slots=5, sizes=SIZES
+) -> Batch:
+    """As many images as `counts`, with so many rectangles each, label = colour."""
+    rng = np.random.default_rng(seed)
+    images = np.zeros((len(counts), *canvas, 3), np.uint8)
+    boxes = np.zeros((len(counts), slots, 4), np.float32)
+    labels = np.zeros((len(counts), slots), np.int32)
+    valid = np.arange(slots)[None] < np.array(counts)[:, None]
+    for i, (height, width) in enumerate(sizes[: len(counts)]):
+        image = images[i, :height, :width]  # a view: drawn on below
+        image[:] = rng.integers(100, 140, image.shape)
+        for j in range(counts[i]):
+            # One rectangle in each quarter, so that none hides another.
+            top, left = (j // 2) * height / 2, (j % 2) * width / 2
+            y1, x1 = top + rng.uniform(0, 3), left + rng.uniform(0, 3)
+            y2 = top + height / 2 - rng.uniform(0, 6)
+            x2 = left + width / 2 - rng.uniform(0, 6)
+            corners = np.round([x1, y1, x2, y2]).astype(int)
+            boxes[i, j], labels[i, j] = corners, rng.integers(3)
+            x1, y1, x2, y2 = corners
+            image[y1:y2, x1:x2] = COLOURS[labels[i, j]]
+    return Batch(
+        images=images,
+        sizes=np.array(sizes[: len(counts)], np.int32),
+        scales=np.ones((len(counts), 2), np.float32),
+        image_ids=np.arange(len(counts), dtype=np.int32),
+        truth=GroundTruth(
+            boxes=boxes, labels=labels, valid=valid, crowd=np.zeros_like(valid)
+        ),
+    )
+
+
+def pictures(batch: Batch) -> tuple[list[np.ndarray], list[list[tuple]]]:
+    """The images of a batch without padding, and `(x1, y1, x2, y2, label)` of each."""
+    images, objects = [], []
+    for i, (height, width) in enumerate(batch.sizes):
+        images.append(batch.images[i, :height, :width])
+        there = batch.truth.valid[i]
+        rows = zip(
+            batch.truth.boxes[i, there], batch.truth.labels[i, there], strict=True
+        )
+        objects.append([(*box, label) for box, label in rows])
+    return images, objects
