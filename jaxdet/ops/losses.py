@@ -1,0 +1,85 @@
+"""Losses, entry by entry, and the count that several devices divide their sums by."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdet.ops.boxes import pairwise_giou
+
+_FARTHEST = 1e8  # pixels
+
+
+def focal_loss(
+    logits: jax.Array,
+    targets: jax.Array,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+) -> jax.Array:
+    """Cross-entropy that fades where the answer is right (Lin et al. 2017, 3.2).
+
+    Args:
+      logits: `[...]`.
+      targets: `[...]`, 1 for the class and 0 for the others.
+      alpha: weight of the ones, `1 - alpha` being that of the zeros; None: no weights.
+      gamma: how fast the loss fades; 0: not at all.
+
+    Returns:
+      `[...]`, each logit's loss.
+    """
+    others = 1 - targets
+    softplus, sigmoid = jax.nn.softplus, jax.nn.sigmoid
+    cross_entropy = targets * softplus(-logits) + others * softplus(logits)
+    miss = targets * sigmoid(-logits) + others * sigmoid(logits)
+    # A power below 1 has no gradient at 0.
+    loss = jnp.maximum(miss, jnp.finfo(miss.dtype).tiny) ** gamma * cross_entropy
+    if alpha is None:
+        return loss
+    return (alpha * targets + (1 - alpha) * others) * loss
+
+
+def smooth_l1(predictions: jax.Array, targets: jax.Array, *, beta: float) -> jax.Array:
+    """Absolute error, squared where it is less than `beta` (Girshick 2015, 2.3).
+
+    `[...]` and `[...]` -> `[...]`; value and slope are continuous, and far off the loss
+    is the absolute error less `beta / 2`. With `beta` 0 it is the absolute error.
+    """
+    error = predictions - targets
+    error = jnp.maximum(error, -error)  # Its slope at 0 is 0, that of jnp.abs is 1.
+    if beta == 0:
+        return error
+    return jnp.where(error < beta, error**2 / (2 * beta), error - beta / 2)
+
+
+def giou_loss(boxes: jax.Array, targets: jax.Array) -> jax.Array:
+    """1 - GIoU of each box and its target, `[..., 4]` -> `[...]` in [0, 2].
+
+    1 where both are the same empty box, such as padding. Coordinates beyond 1e8 count
+    as that far, without gradient: areas of wild early predictions would overflow.
+    """
+
+    def giou(a: jax.Array, b: jax.Array) -> jax.Array:
+        return pairwise_giou(a[None], b[None])[0, 0]
+
+    boxes = jnp.clip(boxes, -_FARTHEST, _FARTHEST)
+    return 1 - jnp.vectorize(giou, signature="(k),(k)->()")(boxes, targets)
+
+
+def device_mean_count(flags: jax.Array, *, axis_name: str | None) -> jax.Array:
+    """The number of true flags on all devices, at least 1, by the number of devices.
+
+    Each device divides its own sum of losses by this; the mean of the results over the
+    devices, and `pmean` of their gradients, is then what one device with all the images
+    would get. Dividing by each device's own count would weigh images unequally.
+
+    Args:
+      flags: `[...]` bool, this device's.
+      axis_name: of the devices, under `pmap`; None: there is only this one.
+
+    Returns:
+      A float32 scalar, the same on all devices.
+    """
+    count = jnp.sum(flags, dtype=jnp.float32)
+    if axis_name is None:
+        return jnp.maximum(count, 1.0)
+    total = jax.lax.psum(count, axis_name)
+    return jnp.maximum(total, 1.0) / jax.lax.axis_size(axis_name)

@@ -1,0 +1,177 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.ops import boxes, losses
+from tests import oracles
+
+
+def random_boxes(rng, *shape):
+    corners = rng.uniform(-20, 50, (*shape, 2))
+    sides = rng.uniform(1, 40, (*shape, 2))
+    return np.concatenate([corners, corners + sides], -1).astype(np.float32)
+
+
+def test_focal_loss_of_a_coin_toss(transform):
+    loss = transform(losses.focal_loss)(jnp.zeros(2), jnp.array([1.0, 0.0]))
+    expected = jnp.array([0.25, 0.75]) * 0.5**2 * np.log(2)
+    chex.assert_trees_all_close(loss, expected)
+
+
+def test_focal_loss_agrees_with_torchvision(golden_ops):
+    logits, targets = golden_ops["losses/logits"], golden_ops["losses/targets"]
+    loss = jax.jit(losses.focal_loss)(logits, targets)
+    golden = golden_ops["losses/focal alpha .25 gamma 2"]
+    chex.assert_trees_all_close(loss, golden, rtol=1e-5, atol=1e-7)
+    loss = jax.jit(partial(losses.focal_loss, alpha=None, gamma=1.5))(logits, targets)
+    golden = golden_ops["losses/focal alpha off gamma 1.5"]
+    chex.assert_trees_all_close(loss, golden, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_keeps_its_digits_where_the_answer_is_sure(gamma):
+    logits = np.linspace(-15, 15, 31, dtype=np.float32)
+    logits, targets = np.tile(logits, 2), np.repeat([0.0, 1.0], 31)
+    loss = jax.jit(partial(losses.focal_loss, gamma=gamma))(logits, targets)
+    expected = oracles.focal_loss(logits, targets, alpha=0.25, gamma=gamma)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_loss_of_extreme_logits(gamma):
+    logits = jnp.array([-100.0, 100.0, -100.0, 100.0, 0.0])
+    targets = jnp.array([1.0, 1.0, 0.0, 0.0, 1.0])
+    focal = partial(losses.focal_loss, alpha=None, gamma=gamma)
+    loss = jax.jit(focal)(logits, targets)
+    chex.assert_trees_all_close(loss[:4], jnp.array([100.0, 0.0, 0.0, 100.0]))
+    slope = jax.jit(jax.vmap(jax.grad(focal)))(logits, targets)
+    chex.assert_trees_all_close(slope[:4], jnp.array([-1.0, 0.0, 0.0, 1.0]))
+    chex.assert_tree_all_finite(slope)
+
+
+def test_focal_loss_without_focus_is_cross_entropy(rng):
+    logits = rng.normal(0, 3, 20).astype(np.float32)
+    targets = rng.integers(0, 2, 20).astype(np.float32)
+    focal = partial(losses.focal_loss, alpha=None, gamma=0.0)
+    loss = jax.jit(focal)(logits, targets)
+    chance = jax.nn.sigmoid(jnp.where(targets == 1, logits, -logits))
+    chex.assert_trees_all_close(loss, -jnp.log(chance), atol=1e-5)
+
+
+def test_smooth_l1_by_hand(transform):
+    errors = jnp.array([0.0, 0.5, -0.5, 1.0, 3.0, -3.0])
+    loss = transform(partial(losses.smooth_l1, beta=1.0))(errors + 2, jnp.full(6, 2.0))
+    chex.assert_trees_all_close(loss, jnp.array([0, 0.125, 0.125, 0.5, 2.5, 2.5]))
+    loss = transform(partial(losses.smooth_l1, beta=0))(errors, jnp.zeros(6))
+    chex.assert_trees_all_close(loss, jnp.abs(errors))
+
+
+@pytest.mark.parametrize("beta, name", [(1 / 9, "0.1111"), (1.0, "1.0000")])
+def test_smooth_l1_agrees_with_torchvision(golden_ops, beta, name):
+    a, b = golden_ops["losses/boxes a"], golden_ops["losses/boxes b"]
+    loss = jax.jit(partial(losses.smooth_l1, beta=beta))(a, b)
+    chex.assert_trees_all_close(loss, golden_ops[f"losses/smooth_l1 beta {name}"])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_slope_of_smooth_l1_is_bounded(beta):
+    errors = jnp.array([-1e6, -0.25, 0.0, 0.25, 1e6])
+    slope = jax.jit(jax.vmap(jax.grad(partial(losses.smooth_l1, beta=beta))))
+    edge = 1.0 if beta == 0 else 0.5
+    expected = jnp.array([-1.0, -edge, 0.0, edge, 1.0])
+    chex.assert_trees_all_close(slope(errors, jnp.zeros(5)), expected)
+
+
+def test_giou_loss_by_hand(transform):
+    unit = jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (3, 1))
+    targets = jnp.array([[0.0, 0, 1, 1], [2.0, 0, 3, 1], [0.0, 0, 2, 2]])
+    loss = transform(losses.giou_loss)(unit, targets)
+    chex.assert_trees_all_close(loss, jnp.array([0.0, 4 / 3, 0.75]))
+
+
+def test_giou_loss_agrees_with_torchvision(golden_ops):
+    a, b = golden_ops["losses/boxes a"], golden_ops["losses/boxes b"]
+    loss = jax.jit(losses.giou_loss)(a, b)
+    chex.assert_trees_all_close(loss, golden_ops["losses/giou"], atol=1e-6)
+
+
+def test_giou_loss_pairs_boxes_along_leading_axes(rng):
+    a, b = random_boxes(rng, 2, 3), random_boxes(rng, 2, 3)
+    loss = jax.jit(losses.giou_loss)(a, b)
+    table = jax.jit(boxes.pairwise_giou)(a.reshape(6, 4), b.reshape(6, 4))
+    expected = 1 - np.diagonal(table).reshape(2, 3)
+    chex.assert_trees_all_close(loss, expected, atol=1e-6)
+    mapped = jax.jit(jax.vmap(losses.giou_loss))(a, b)
+    chex.assert_trees_all_close(mapped, loss, atol=1e-6)
+
+
+def test_giou_loss_pulls_distant_boxes_closer():
+    slope = jax.jit(jax.grad(losses.giou_loss))(
+        jnp.array([0.0, 0.0, 10.0, 10.0]), jnp.array([30.0, 0.0, 40.0, 10.0])
+    )
+    assert slope[2] < 0  # Gradient descent moves the right side to the right.
+
+
+def test_giou_loss_of_padding_and_empty_boxes():
+    kinds = [[0, 0, 0, 0], [5, 5, 5, 5], [5, 5, 5, 9], [9, 9, 5, 5], [1, 1, 9, 9]]
+    a, b = np.array([[p, q] for p in kinds for q in kinds], np.float32).swapaxes(0, 1)
+
+    def total(a, b):
+        loss = losses.giou_loss(a, b)
+        return jnp.sum(loss), loss
+
+    (_, loss), slopes = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(a, b)
+    chex.assert_tree_all_finite((loss, slopes))
+    assert loss[0] == 1
+    chex.assert_trees_all_equal(slopes[0][0], jnp.zeros(4))
+
+
+@pytest.mark.parametrize("flags, count", [([1, 0, 1, 1], 3.0), ([0, 0, 0, 0], 1.0)])
+def test_count_on_one_device(flags, count, transform):
+    counted = transform(partial(losses.device_mean_count, axis_name=None))
+    result = counted(jnp.array(flags, bool).reshape(2, 2))
+    assert result.dtype == jnp.float32
+    assert result == count
+
+
+def test_count_on_four_devices():
+    counted = jax.pmap(
+        partial(losses.device_mean_count, axis_name="devices"), axis_name="devices"
+    )
+    flags = np.zeros((4, 5), bool)
+    chex.assert_trees_all_close(counted(flags), jnp.full(4, 1 / 4))
+    flags[0], flags[2, :2] = True, True
+    chex.assert_trees_all_close(counted(flags), jnp.full(4, 7 / 4))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.7])
+def test_mean_gradient_of_four_devices_is_that_of_one(rng, share):
+    values = rng.normal(size=(4, 6)).astype(np.float32)
+    flags = rng.uniform(size=(4, 6)) < share
+
+    def loss(weight, values, flags, axis_name=None):
+        count = losses.device_mean_count(flags, axis_name=axis_name)
+        return jnp.sum((weight * values - 1) ** 2, where=flags) / count
+
+    def step(weight, values, flags):
+        pair = jax.value_and_grad(partial(loss, axis_name="devices"))(
+            weight, values, flags
+        )
+        return jax.lax.pmean(pair, "devices")
+
+    many = jax.pmap(step, "devices", in_axes=(None, 0, 0), out_axes=None)
+    alone = jax.jit(jax.value_and_grad(loss))(2.0, values, flags)
+    chex.assert_trees_all_close(many(2.0, values, flags), alone, rtol=1e-5)
+
+
+def test_giou_loss_of_wild_boxes_is_finite():
+    wild = jnp.array([[-1e20, 0, 1e20, 1e20], [0, 0, 3e38, 1], [1e12, 0, 1e13, 1e12]])
+    targets = jnp.broadcast_to(jnp.array([10.0, 10, 20, 30]), wild.shape)
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda b: jnp.sum(losses.giou_loss(b, targets)))
+    )(wild)
+    chex.assert_tree_all_finite((value, gradient))

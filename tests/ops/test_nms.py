@@ -1,0 +1,167 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.ops import nms
+from tests import oracles
+
+
+def kept(answer):
+    """The indices that are no padding, after a look at the padding."""
+    indices, valid = map(np.asarray, answer)
+    assert indices.dtype == np.int32
+    assert (np.diff(valid.astype(int)) <= 0).all()
+    assert (indices[~valid] == 0).all()
+    return indices[valid].tolist()
+
+
+def random_scene(rng, count):
+    """Crowded boxes, many partly outside the image, with many equal scores."""
+    centres = rng.uniform(-50, 60, (count, 2))
+    sides = rng.uniform(5, 60, (count, 2))
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], -1)
+    return boxes.astype(np.float32), (rng.integers(0, 50, count) / 50).astype(
+        np.float32
+    )
+
+
+def test_three_boxes_by_hand(transform):
+    # The second shares 2/3 with the first, and so does the third with the second.
+    boxes = jnp.array([[0.0, 0, 5, 1], [1.0, 0, 6, 1], [2.0, 0, 7, 1]])
+    scores = jnp.array([0.8, 0.9, 0.7])
+    indices, valid = transform(partial(nms.nms, threshold=0.5, size=3))(boxes, scores)
+    assert indices.tolist() == [1, 0, 0]
+    assert valid.tolist() == [True, False, False]
+    chain = nms.nms(boxes, jnp.array([0.9, 0.8, 0.7]), threshold=0.5, size=3)
+    assert kept(chain) == [0, 2]  # What has gone suppresses nothing.
+    assert kept(nms.nms(boxes, scores, threshold=0.7, size=3)) == [1, 0, 2]
+
+
+def test_iou_at_the_threshold_stays():
+    halves = jnp.array([[0.0, 0, 2, 1], [0.0, 0, 1, 1]])
+    scores = jnp.array([0.9, 0.8])
+    for threshold, expected in [(0.5, [0, 1]), (0.4999, [0])]:
+        suppress = jax.jit(partial(nms.nms, threshold=threshold, size=2))
+        assert kept(suppress(halves, scores)) == expected
+
+
+def test_classes_do_not_meet(transform):
+    boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (5, 1))
+    scores, labels = jnp.array([0.1, 0.2, 0.3, 0.4, 0.5]), jnp.array([0, 1, 1, 0, 7])
+    suppress = transform(partial(nms.class_wise_nms, threshold=0.5, size=5))
+    assert kept(suppress(boxes, scores, labels)) == [4, 3, 2]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.6, 0.7])
+def test_agrees_with_torchvision(golden_ops, threshold):
+    boxes, scores, labels = (
+        golden_ops[f"nms/{x}"] for x in ("boxes", "scores", "labels")
+    )
+    settings = {"threshold": threshold, "size": 240}
+    answer = nms.nms(boxes, scores, **settings)
+    assert kept(answer) == golden_ops[f"nms/keep{threshold}"].tolist()
+    answer = nms.class_wise_nms(boxes, scores, labels, **settings)
+    assert kept(answer) == golden_ops[f"nms/class_wise_keep{threshold}"].tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.45, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("count", [300, 128, 20])  # several blocks, one, a part
+def test_agrees_with_the_oracle(rng, threshold, count):
+    boxes, scores = random_scene(rng, count)
+    scores[rng.uniform(size=count) < 0.05] = np.nan
+    labels = rng.integers(0, 3, count)
+    valid = rng.uniform(size=count) < 0.9
+    settings = {"threshold": threshold, "size": count, "valid": valid}
+    assert kept(nms.nms(boxes, scores, **settings)) == oracles.greedy_nms(
+        boxes, scores, threshold, valid=valid
+    )
+    assert kept(nms.class_wise_nms(boxes, scores, labels, **settings)) == (
+        oracles.greedy_nms(boxes, scores, threshold, valid=valid, labels=labels)
+    )
+
+
+def test_is_exact_at_thresholds_that_occur(rng):
+    boxes, scores = random_scene(rng, 60)
+    values = np.unique(oracles.pairwise(oracles.iou, boxes, boxes).astype(np.float32))
+    for threshold in rng.choice(values, 20):
+        answer = nms.nms(boxes, scores, threshold=threshold, size=60)
+        assert kept(answer) == oracles.greedy_nms(boxes, scores, threshold)
+
+
+@pytest.mark.parametrize("size", [0, 128, 500])
+def test_size_cuts_or_pads_the_answer(rng, size):
+    boxes, scores = random_scene(rng, 300)
+    everything = oracles.greedy_nms(boxes, scores, 0.5)
+    assert 200 < len(everything) < 300
+    answer = nms.nms(boxes, scores, threshold=0.5, size=size)
+    chex.assert_shape(answer, (size,))
+    assert kept(answer) == everything[:size]
+
+
+def test_long_chains_across_blocks():
+    # Each box suppresses the next one only, so every other box stays.
+    start = np.arange(400, dtype=np.float32)
+    boxes = np.stack([start, 0 * start, start + 1.8, 0 * start + 1], -1)
+    answer = nms.nms(boxes, -start, threshold=0.2, size=400)
+    assert kept(answer) == list(range(0, 400, 2))
+
+
+@pytest.mark.parametrize("offset", [-1e4, 0.0, 1e4])
+def test_coordinates_may_lie_anywhere(rng, offset):
+    boxes, scores = random_scene(rng, 150)
+    boxes = np.round(boxes) + np.float32(offset)
+    answer = nms.nms(boxes, scores, threshold=0.45, size=150)
+    assert kept(answer) == oracles.greedy_nms(boxes, scores, 0.45)
+
+
+def test_equal_scores_go_by_index():
+    boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (200, 1))
+    suppress = jax.jit(partial(nms.nms, threshold=0.5, size=3))
+    assert kept(suppress(boxes, jnp.zeros(200))) == [0]
+    signed_zeros = jnp.array([-0.0, 0.0] * 100)
+    assert kept(suppress(boxes, signed_zeros)) == [0]
+
+
+def test_empty_boxes_suppress_nothing_and_stay():
+    boxes = jnp.array(
+        [[0.0] * 4, [0.0] * 4, [0.0, 0.0, 5.0, 5.0], [4.0, 4.0, 1.0, 1.0]]
+    )
+    suppress = jax.jit(partial(nms.nms, threshold=0.0, size=4))
+    assert kept(suppress(boxes, jnp.array([4.0, 3.0, 2.0, 1.0]))) == [0, 1, 2, 3]
+
+
+def test_padding_neither_stays_nor_suppresses(transform):
+    boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (5, 1))
+    scores = jnp.array([jnp.nan, 0.9, 0.2, -jnp.inf, 0.1])
+    valid = jnp.array([True, False, True, True, False])
+    suppress = transform(
+        lambda valid: nms.nms(boxes, scores, threshold=0.5, size=5, valid=valid)
+    )
+    assert kept(suppress(valid)) == [2]
+    assert kept(suppress(valid.at[2].set(False))) == [3]
+    assert kept(suppress(jnp.zeros(5, bool))) == []
+
+
+def test_no_boxes_at_all():
+    answer = nms.nms(jnp.zeros((0, 4)), jnp.zeros(0), threshold=0.5, size=3)
+    assert kept(answer) == []
+    chex.assert_shape(answer, (3,))
+
+
+def test_maps_over_images(rng):
+    scenes = [random_scene(rng, 200) for _ in range(4)]
+    boxes, scores = (np.stack(parts) for parts in zip(*scenes, strict=True))
+    labels, valid = rng.integers(0, 3, (4, 200)), rng.uniform(size=(4, 200)) < 0.8
+    valid[1] = False
+    suppress = partial(nms.class_wise_nms, threshold=0.5, size=90)
+    mapped = jax.jit(jax.vmap(lambda b, s, c, v: suppress(b, s, c, valid=v)))
+    answers = mapped(boxes, scores, labels, valid)
+    for i in range(4):
+        expected = oracles.greedy_nms(
+            boxes[i], scores[i], 0.5, labels=labels[i], valid=valid[i]
+        )
+        assert kept((answers[0][i], answers[1][i])) == expected[:90]
