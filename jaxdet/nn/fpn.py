@@ -1,0 +1,90 @@
+"""Feature pyramid networks (Lin et al. 2017)."""
+
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.conv import Conv
+from jaxdet.nn.norm import Kind, Norm
+from jaxdet.nn.padding import zero_outside
+
+# detectron2's "c2_xavier", torchvision's kaiming_uniform(a=1): variance 1 / fan in.
+XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+class FPN(nn.Module):
+    """Lateral 1x1 convolutions, a top-down path of sums, and 3x3 convolutions.
+
+    Attributes:
+      finest: finest level of the pyramid.
+      coarsest: coarsest one; those beyond the backbone's are made by `extra`.
+      channels: of every level.
+      extra: `"c5"` and `"p5"`: 3x3 convolutions of stride 2 with ReLUs between them,
+        the first on the backbone's last stage (RetinaNet, detectron2) or on the
+        pyramid's (torchvision's first RetinaNet, FCOS); `"pool"`: every second cell of
+        the level below (FPN 4.1).
+      norm: of the lateral and the output convolutions.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    finest: int = 3
+    coarsest: int = 7
+    channels: int = 256
+    extra: Literal["c5", "p5", "pool"] = "c5"
+    norm: Kind = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, stages: dict[int, jax.Array], sizes: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """`{level: [B, H, W, C]}` -> `{level: [B, H, W, channels]}`, finest first.
+
+        Args:
+          stages: the backbone's features; its levels from `finest` up are used.
+          sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
+            empty; None: all of the canvas is image.
+
+        Raises:
+          ValueError: if `stages` lacks level `finest`.
+        """
+        if self.finest not in stages:
+            raise ValueError(
+                f"finest level {self.finest}; the backbone has {[*stages]}"
+            )
+        conv = partial(Conv, self.channels, kernel_init=XAVIER, dtype=self.dtype)
+        layer = partial(self._layer, conv=partial(conv, use_bias=self.norm == "none"))
+        top = min(max(stages), self.coarsest)
+        pyramid, above = {}, None
+        for level in range(top, self.finest - 1, -1):
+            x = layer(f"lateral{level}", stages[level], sizes, level, kernel=1)
+            above = x if above is None else x + _upsample(above, x.shape)
+            smooth = zero_outside(above, sizes, 2**level)
+            pyramid[level] = layer(f"output{level}", smooth, sizes, level, kernel=3)
+        x = stages[top] if self.extra == "c5" else pyramid[top]
+        for level in range(top + 1, self.coarsest + 1):
+            if self.extra == "pool":
+                x = x[:, ::2, ::2]
+            else:
+                x = nn.relu(x) if level > top + 1 else x
+                x = zero_outside(x, sizes, 2 ** (level - 1))
+                x = conv(3, 2, name=f"output{level}")(x)
+            pyramid[level] = x
+        return dict(sorted(pyramid.items()))
+
+    def _layer(self, name, x, sizes, level, *, conv, kernel):
+        x = conv(kernel, name=name)(x)
+        norm = Norm(self.norm, dtype=self.dtype, name=f"{name}_norm")
+        return norm(x, sizes, 2**level)
+
+
+def _upsample(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Nearest neighbour to twice the extents, less the last row or column where odd."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(
+        x[:, :, None, :, None], (batch, height, 2, width, 2, channels)
+    ).reshape(batch, 2 * height, 2 * width, channels)
+    return x[:, : shape[1], : shape[2]]

@@ -1,0 +1,152 @@
+"""Residual networks (He et al. 2015), stride in the 3x3 convolution."""
+
+import re
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.conv import Conv, max_pool
+from jaxdet.nn.norm import Kind, Norm
+from jaxdet.nn.padding import zero_outside
+
+# Depth -> (blocks of stages 2 to 5, whether they are bottlenecks).
+_LAYOUTS = {
+    10: ((1, 1, 1, 1), False),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+class ResNet(nn.Module):
+    """The convolutional part of a residual network.
+
+    Attributes:
+      depth: 10, 18, 34, 50, 101 or 152 layers.
+      width: channels of the stem; the stages have 1, 2, 4 and 8 times as many, four
+        times that with bottlenecks.
+      norm: `"frozen"` with pretrained statistics, `"group"` to learn from scratch.
+      coarsest: the last stage that is made, 2 to 5.
+      epsilon: of the norms.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    depth: int = 50
+    width: int = 64
+    norm: Kind = "frozen"
+    coarsest: int = 5
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: jax.Array, sizes: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """Normalised pixels -> the features of stages 2 to `coarsest`.
+
+        Args:
+          pixels: `[B, H, W, 3]`, zero outside the true images.
+          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
+            the canvas is image.
+
+        Returns:
+          `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`.
+
+        Raises:
+          ValueError: for a depth that has no layout.
+        """
+        if self.depth not in _LAYOUTS:
+            raise ValueError(f"ResNet depth {self.depth}; allowed: {sorted(_LAYOUTS)}")
+        blocks, bottleneck = _LAYOUTS[self.depth]
+        norm = partial(Norm, self.norm, epsilon=self.epsilon, dtype=self.dtype)
+        block = partial(_Bottleneck if bottleneck else _Basic, norm=norm)
+        stem = Conv(self.width, 7, 2, False, dtype=self.dtype, name="stem_conv")
+        x = nn.relu(norm(name="stem_norm")(stem(pixels), sizes, 2))
+        x = max_pool(zero_outside(x, sizes, 2))
+        stages = {}
+        for level, count in enumerate(blocks[: self.coarsest - 1], start=2):
+            for index in range(count):
+                x = block(
+                    features=self.width * 2 ** (level - 2),
+                    level=level,
+                    stride=2 if level > 2 and index == 0 else 1,
+                    dtype=self.dtype,
+                    name=f"stage{level}_block{index}",
+                )(x, sizes)
+            stages[level] = x
+        return stages
+
+
+def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
+    """Patterns of the parameters of the first stages, for `TrainingConfig.frozen`.
+
+    Args:
+      count: 1 is the stem, 2 adds stage 2 (the usual choice), up to 5.
+      backbone: name of the ResNet within the network.
+
+    Raises:
+      ValueError: if `count` is not in 0 to 5.
+    """
+    if not 0 <= count <= 5:
+        raise ValueError(f"a ResNet has stages 1 to 5; cannot freeze the first {count}")
+    names = ["stem_", *(f"stage{level}_" for level in range(2, 6))]
+    return tuple(f"{re.escape(backbone)}/{name}.*" for name in names[:count])
+
+
+class _Basic(nn.Module):
+    """Two 3x3 convolutions and the shortcut around them (Figure 5, left)."""
+
+    features: int
+    level: int
+    stride: int
+    norm: partial
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, sizes):
+        conv = partial(Conv, self.features, use_bias=False, dtype=self.dtype)
+        here = (sizes, 2**self.level)
+        shortcut = _shortcut(self, x, self.features, here)
+        x = zero_outside(x, sizes, 2**self.level // self.stride)
+        x = nn.relu(
+            self.norm(name="norm1")(conv(3, self.stride, name="conv1")(x), *here)
+        )
+        x = zero_outside(x, *here)
+        x = self.norm(name="norm2")(conv(3, name="conv2")(x), *here)
+        return nn.relu(x + shortcut)
+
+
+class _Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and the shortcut around them (Figure 5, right)."""
+
+    features: int
+    level: int
+    stride: int
+    norm: partial
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, sizes):
+        conv = partial(Conv, use_bias=False, dtype=self.dtype)
+        before, here = (sizes, 2**self.level // self.stride), (sizes, 2**self.level)
+        shortcut = _shortcut(self, x, 4 * self.features, here)
+        x = conv(self.features, 1, name="conv1")(x)
+        x = zero_outside(nn.relu(self.norm(name="norm1")(x, *before)), *before)
+        x = conv(self.features, 3, self.stride, name="conv2")(x)
+        x = nn.relu(self.norm(name="norm2")(x, *here))
+        x = self.norm(name="norm3")(conv(4 * self.features, 1, name="conv3")(x), *here)
+        return nn.relu(x + shortcut)
+
+
+def _shortcut(block: nn.Module, x: jax.Array, features: int, here) -> jax.Array:
+    """The input itself, or its projection where the shape changes (option B)."""
+    if block.stride == 1 and x.shape[-1] == features:
+        return x
+    conv = Conv(
+        features, 1, block.stride, False, dtype=block.dtype, name="shortcut_conv"
+    )
+    return block.norm(name="shortcut_norm")(conv(x), *here)

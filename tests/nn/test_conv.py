@@ -1,0 +1,54 @@
+"""The convolution against JAX's own."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from jaxdet.nn.conv import Conv, max_pool
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_agrees_with_flax(rng, kernel, stride):
+    x = jnp.asarray(rng.normal(size=(2, 9, 12, 5)), jnp.float32)
+    ours = Conv(7, kernel, stride)
+    margin = [(kernel // 2, kernel // 2)] * 2
+    flax = nn.Conv(7, (kernel, kernel), (stride, stride), padding=margin)
+    variables = flax.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal_shapes(variables, ours.init(jax.random.key(0), x))
+
+    def answer_and_gradient(module):
+        return jax.value_and_grad(lambda v: jnp.sum(module.apply(v, x) ** 2))(variables)
+
+    chex.assert_trees_all_close(
+        answer_and_gradient(ours), answer_and_gradient(flax), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("extents", [(8, 10), (7, 9)])
+def test_max_pool_agrees_with_flax(rng, extents):
+    x = jnp.asarray(rng.uniform(size=(2, *extents, 3)), jnp.float32)
+
+    def answer_and_gradient(pool):
+        return jax.value_and_grad(lambda x: jnp.sum(pool(x) ** 2))(x)
+
+    expected = partial(
+        nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+    )
+    chex.assert_trees_all_equal(max_pool(x), expected(x))
+    chex.assert_trees_all_close(
+        answer_and_gradient(max_pool), answer_and_gradient(expected), rtol=1e-5
+    )
+
+
+def test_arithmetic_in_bfloat16_keeps_float32_parameters():
+    x = jnp.ones((1, 4, 4, 3))
+    answer, variables = Conv(2, dtype=jnp.bfloat16).init_with_output(
+        jax.random.key(0), x
+    )
+    chex.assert_type(answer, jnp.bfloat16)
+    chex.assert_type(jax.tree.leaves(variables), jnp.float32)

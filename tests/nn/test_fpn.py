@@ -1,0 +1,94 @@
+"""The feature pyramid against NumPy, and its extra levels."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.nn.fpn import FPN
+
+
+@pytest.fixture(scope="module")
+def stages():
+    rng = np.random.default_rng(0)
+    extents = {3: (7, 5), 4: (4, 3), 5: (2, 2)}  # of a 52 x 40 canvas: odd, even, odd
+    return {
+        level: jnp.asarray(rng.normal(size=(1, *extent, 2 * level)), jnp.float32)
+        for level, extent in extents.items()
+    }
+
+
+def test_levels_have_the_extents_of_their_strides(stages):
+    pyramid, _ = FPN(3, 7, 8).init_with_output(jax.random.key(0), stages)
+    shapes = {level: features.shape for level, features in pyramid.items()}
+    assert shapes == {
+        3: (1, 7, 5, 8),
+        4: (1, 4, 3, 8),
+        5: (1, 2, 2, 8),
+        6: (1, 1, 1, 8),
+        7: (1, 1, 1, 8),
+    }
+
+
+def test_top_down_path_is_a_sum_of_nearest_neighbours(stages):
+    fpn = FPN(3, 5, 4)
+    variables = fpn.init(jax.random.key(0), stages)
+    params = variables["params"]
+    lateral = {
+        level: np.asarray(x) @ np.asarray(params[f"lateral{level}"]["kernel"][0, 0])
+        for level, x in stages.items()
+    }
+    identity = np.zeros((3, 3, 4, 4), np.float32)
+    identity[1, 1] = np.eye(4)
+    for level in stages:
+        params[f"output{level}"]["kernel"] = jnp.asarray(identity)
+    four = lateral[4] + lateral[5][:, [0, 0, 1, 1]][:, :, [0, 0, 1]]
+    three = lateral[3] + four[:, [0, 0, 1, 1, 2, 2, 3]][:, :, [0, 0, 1, 1, 2]]
+    chex.assert_trees_all_close(
+        fpn.apply(variables, stages), {3: three, 4: four, 5: lateral[5]}, atol=1e-5
+    )
+
+
+def test_pool_takes_every_second_cell(stages):
+    pyramid, _ = FPN(3, 6, 8, extra="pool").init_with_output(jax.random.key(0), stages)
+    np.testing.assert_array_equal(pyramid[6], pyramid[5][:, ::2, ::2])
+
+
+@pytest.mark.parametrize(("extra", "fan_in"), [("c5", 10), ("p5", 8)])
+def test_where_the_extra_levels_come_from(stages, extra, fan_in):
+    fpn = FPN(3, 7, 8, extra=extra)
+    variables = fpn.init(jax.random.key(0), stages)
+    assert variables["params"]["output6"]["kernel"].shape == (3, 3, fan_in, 8)
+    pyramid = fpn.apply(variables, stages)
+    # One cell with zeros around: the convolution is its centre tap. P7 sees relu(P6).
+    centre = variables["params"]["output7"]["kernel"][1, 1]
+    seven = jax.nn.relu(pyramid[6]) @ centre
+    chex.assert_trees_all_close(pyramid[7], seven, atol=1e-5)
+
+
+def test_a_missing_stage_is_named(stages):
+    with pytest.raises(
+        ValueError, match=r"finest level 2; the backbone has \[3, 4, 5\]"
+    ):
+        FPN(2, 5).init(jax.random.key(0), stages)
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_padding_changes_nothing(stages, norm):
+    fpn = FPN(3, 7, 8, norm=norm)
+    variables = fpn.init(jax.random.key(0), stages)
+    alone = fpn.apply(variables, stages)
+    # The same features in a larger canvas full of rubbish.
+    larger = {
+        level: jnp.full((1, 16 >> (level - 3), 16 >> (level - 3), x.shape[-1]), 9.0)
+        .at[:, : x.shape[1], : x.shape[2]]
+        .set(x)
+        for level, x in stages.items()
+    }
+    padded = fpn.apply(variables, larger, jnp.array([[52, 40]]))
+    for level, features in alone.items():
+        _, height, width, _ = features.shape
+        chex.assert_trees_all_close(
+            padded[level][:, :height, :width], features, atol=1e-4
+        )

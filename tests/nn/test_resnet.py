@@ -1,0 +1,69 @@
+"""Residual networks: sizes, padding, frozen stages."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.nn.resnet import ResNet, first_stages
+
+
+def test_parameter_counts():
+    # torchvision's documented totals, less the classifier and the norms.
+    image = jnp.zeros((1, 32, 32, 3))
+    for depth, convolutions in [(18, 11_166_912), (50, 23_454_912), (101, 42_394_816)]:
+        shapes = jax.eval_shape(ResNet(depth).init, jax.random.key(0), image)
+        count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+        assert count == convolutions
+
+
+@pytest.mark.parametrize(("depth", "norm"), [(10, "group"), (50, "frozen")])
+def test_padding_changes_nothing(rng, depth, norm):
+    network = ResNet(depth, width=2, norm=norm)
+    image = jnp.asarray(rng.normal(size=(1, 50, 37, 3)), jnp.float32)
+    canvas = jnp.zeros((1, 64, 96, 3)).at[:, :50, :37].set(image)
+    variables = jax.jit(network.init)(jax.random.key(0), image)
+    variables = jax.tree.map(lambda x: x + 0.1, variables)  # biases that would leak
+    alone = jax.jit(network.apply)(variables, image)
+    padded = jax.jit(network.apply)(variables, canvas, jnp.array([[50, 37]]))
+    for level, features in alone.items():
+        _, height, width, _ = features.shape
+        assert (height, width) == (-(-50 // 2**level), -(-37 // 2**level))
+        chex.assert_trees_all_close(
+            padded[level][:, :height, :width], features, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_first_stages():
+    assert first_stages(0) == ()
+    two = first_stages(2)
+    shapes = jax.eval_shape(
+        ResNet(50).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
+    paths = [
+        "backbone/" + "/".join(key.key for key in path[1:])
+        for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]
+    ]
+    frozen = {p.split("/")[1] for p in paths if any(re.fullmatch(f, p) for f in two)}
+    stem = {"stem_conv", "stem_norm"}
+    assert frozen == stem | {f"stage2_block{i}" for i in range(3)}
+    with pytest.raises(ValueError, match="first 6"):
+        first_stages(6)
+
+
+def test_later_stages_are_not_made():
+    network = ResNet(10, width=2, coarsest=3)
+    image = jnp.zeros((1, 32, 32, 3))
+    shapes, variables = jax.eval_shape(
+        network.init_with_output, jax.random.key(0), image
+    )
+    assert {level: x.shape[-1] for level, x in shapes.items()} == {2: 2, 3: 4}
+    assert not any(name.startswith("stage4") for name in variables["constants"])
+
+
+def test_unknown_depth():
+    with pytest.raises(ValueError, match="depth 51; allowed"):
+        ResNet(51).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
