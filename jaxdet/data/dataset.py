@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """Something is wrong with the data; the message names file, id and what is allowed."""
+    """Something is wrong with the data: which file or id, and what is allowed."""
 
 
 class Objects(NamedTuple):

@@ -1,0 +1,364 @@
+"""Data sets whose annotations are a json file in COCO's format."""
+
+import collections
+import functools
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxdet.data import image_files
+from jaxdet.data.dataset import DataError, DataSet, Objects
+
+OVERHANG = 2.0
+"""Pixels by which a box may reach out of its image; more is a mistake, no rounding."""
+
+_LISTED = 10  # of the allowed values, in an error message
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    *,
+    bad_boxes: Literal["error", "skip"] = "error",
+) -> DataSet:
+    """Reads a json in COCO's format; checks all of it, and that every image is there.
+
+    Category ids, in ascending order, become labels 0..K-1. Boxes are clipped to their
+    images; objects without area are dropped, and their number logged. Images without
+    objects stay. The json is read again whenever `ground_truth()` is called, so that
+    polygons do not stay in memory.
+
+    Args:
+      annotations: path of the json.
+      images: the folder in which its `file_name`s, which may hold subfolders, lie.
+      bad_boxes: what becomes of a box that is not four finite numbers, or reaches more
+        than `OVERHANG` pixels out of its image: an error, or dropped, from
+        `ground_truth()` too, and logged.
+
+    Returns:
+      A data set whose `ground_truth()` holds the annotations as they are in the json;
+      only missing `area` and `iscrowd` are filled in, as width x height and 0.
+
+    Raises:
+      DataError: the json or an image is not as it should be. `read_image` raises it
+        where an image is broken, or its size on disk is not the json's.
+    """
+    if bad_boxes not in ("error", "skip"):
+        raise ValueError(f'bad_boxes is {bad_boxes!r}; allowed: "error", "skip"')
+    file = pathlib.Path(annotations)
+    content = _read_json(file)
+    labels, class_names = _read_categories(content["categories"], file)
+    image_ids = _unique_ids(content["images"], "images", (int, str), file)
+    paths = _image_paths(content["images"], pathlib.Path(images), file)
+    sizes = _image_sizes(content["images"], paths, file)
+    _unique_ids(content["annotations"], "annotations", (int, str), file)
+    objects, bad = _read_objects(
+        content["annotations"], image_ids, sizes, labels, file, bad_boxes
+    )
+    return DataSet(
+        name=file.stem,
+        class_names=class_names,
+        category_ids=tuple(labels),
+        image_ids=image_ids,
+        sizes=sizes,
+        objects=objects,
+        read_image=functools.partial(_read_image, paths, sizes, file),
+        ground_truth=functools.partial(_ground_truth, file, bad),
+    )
+
+
+def ground_truth_from_objects(
+    image_ids: Sequence[int | str],
+    sizes: np.ndarray,
+    objects: Sequence[Objects],
+    category_ids: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    areas: Sequence[np.ndarray] | None = None,
+) -> dict:
+    """The json, in COCO's format, of a data set that has none.
+
+    Args:
+      image_ids: one an image.
+      sizes: `[number of images, 2]` (height, width).
+      objects: one `Objects` an image.
+      category_ids: label k becomes `category_ids[k]`.
+      class_names: label k is called `class_names[k]`.
+      areas: `[N]` an image, where the source knows better than width x height.
+
+    Returns:
+      What `pycocotools.coco.COCO.dataset` takes; annotation ids count from 1.
+    """
+    annotations = []
+    for position, (image_id, found) in enumerate(zip(image_ids, objects, strict=True)):
+        corners = found.boxes.astype(np.float64)
+        sides = corners[:, 2:] - corners[:, :2]
+        area = sides.prod(axis=-1) if areas is None else areas[position]
+        annotations += [
+            {
+                "id": len(annotations) + i + 1,
+                "image_id": image_id,
+                "category_id": category_ids[found.labels[i]],
+                "bbox": [*corners[i, :2].tolist(), *sides[i].tolist()],
+                "area": float(area[i]),
+                "iscrowd": int(found.crowd[i]),
+            }
+            for i in range(len(corners))
+        ]
+    return {
+        "info": {},
+        "images": [
+            {"id": image_id, "height": height, "width": width}
+            for image_id, (height, width) in zip(image_ids, sizes.tolist(), strict=True)
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(category_ids, class_names, strict=True)
+        ],
+    }
+
+
+def _read_json(file: pathlib.Path) -> dict:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not json ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{file}: not in COCO's format: a {type(content).__name__}, not an object "
+            "with images, annotations and categories"
+        )
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key)
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) for entry in entries
+        ):
+            problem = "is not a list of objects" if key in content else "is missing"
+            raise DataError(f'{file}: not in COCO\'s format: "{key}" {problem}')
+    for key in ("images", "categories"):
+        if not content[key]:
+            raise DataError(f'{file}: "{key}" is empty; at least one is needed')
+    return content
+
+
+def _unique_ids(
+    entries: list[dict], key: str, types: tuple[type, ...], file: pathlib.Path
+) -> tuple:
+    ids = tuple(entry.get("id") for entry in entries)
+    for position, value in enumerate(ids):
+        if not isinstance(value, types) or isinstance(value, bool):
+            allowed = " or ".join(kind.__name__ for kind in types)
+            raise DataError(
+                f"{file}: {key}[{position}] has the id {value!r}; allowed: {allowed}"
+            )
+    _check_unique(ids, "id", key, file)
+    return ids
+
+
+def _check_unique(values: tuple, what: str, key: str, file: pathlib.Path) -> None:
+    if len(set(values)) < len(values):
+        value, count = collections.Counter(values).most_common(1)[0]
+        raise DataError(
+            f"{file}: {what} {value!r} stands {count} times in {key}; allowed: once"
+        )
+
+
+def _read_categories(
+    categories: list[dict], file: pathlib.Path
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Labels by category id, and their names."""
+    _unique_ids(categories, "categories", (int,), file)
+    categories = sorted(categories, key=lambda category: category["id"])
+    for category in categories:
+        if not isinstance(category.get("name"), str):
+            raise DataError(
+                f"{file}: category {category['id']} has the name "
+                f"{category.get('name')!r}; allowed: a string"
+            )
+    names = tuple(category["name"] for category in categories)
+    _check_unique(names, "name", "categories", file)
+    labels = {category["id"]: label for label, category in enumerate(categories)}
+    return labels, names
+
+
+def _image_paths(
+    images: list[dict], folder: pathlib.Path, file: pathlib.Path
+) -> tuple[str, ...]:
+    for image in images:
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise DataError(
+                f"{file}: image {image['id']!r} has the file_name {name!r}; "
+                "allowed: a path within the image folder"
+            )
+    paths = [os.path.join(folder, image["file_name"]) for image in images]
+    # One listing a folder: asking file by file is slow on network disks.
+    present = {parent: _listing(parent) for parent in set(map(os.path.dirname, paths))}
+    missing = [
+        path
+        for path in paths
+        if os.path.basename(path) not in present[os.path.dirname(path)]
+    ]
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} of {len(paths)} images do not exist, "
+            f"the first is {missing[0]}"
+        )
+    return tuple(paths)
+
+
+def _listing(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+def _image_sizes(
+    images: list[dict], paths: Sequence[str], file: pathlib.Path
+) -> np.ndarray:
+    sizes = np.zeros((len(images), 2), np.int32)
+    for position, image in enumerate(images):
+        size = image.get("height"), image.get("width")
+        if size == (None, None):
+            size = image_files.read_size(paths[position])
+        if not all(_is_number(side) and side >= 1 and side % 1 == 0 for side in size):
+            raise DataError(
+                f"{file}: image {image['id']!r} has (height, width) {size}; "
+                "allowed: whole numbers above 0, or neither"
+            )
+        sizes[position] = size
+    return sizes
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a finite number; the bound turns away NaN and infinity."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < 1e9
+    )
+
+
+def _read_objects(
+    annotations: list[dict],
+    image_ids: tuple,
+    sizes: np.ndarray,
+    labels: dict[int, int],
+    file: pathlib.Path,
+    bad_boxes: str,
+) -> tuple[tuple[Objects, ...], frozenset]:
+    """The objects of every image, and the ids of annotations whose boxes are bad."""
+    known = {image_id: position for position, image_id in enumerate(image_ids)}
+    sizes_as_lists = sizes.tolist()  # NumPy is slow one element at a time
+    rows = []  # of (position, label, crowd, x, y, width, height)
+    bad = set()
+    for annotation in annotations:
+        position = _look_up(annotation, "image_id", known, file)
+        label = _look_up(annotation, "category_id", labels, file)
+        crowd = annotation.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise DataError(
+                f"{file}: annotation {annotation['id']!r} has iscrowd {crowd!r}; "
+                "allowed: 0, 1"
+            )
+        box = annotation.get("bbox")
+        problem = _box_problem(box, *sizes_as_lists[position])
+        if not problem:
+            rows.append((position, label, crowd, *box))
+        elif bad_boxes == "skip":
+            bad.add(annotation["id"])
+        else:
+            raise DataError(
+                f"{file}: annotation {annotation['id']!r} has the bbox {box!r}; "
+                f'{problem} (bad_boxes="skip" drops it)'
+            )
+    if bad:
+        logger.warning("%s: dropped %d objects with bad boxes", file, len(bad))
+    objects, dropped = _clip_and_group(np.array(rows).reshape(-1, 7), sizes)
+    if dropped:
+        logger.warning("%s: dropped %d objects without area", file, dropped)
+    return objects, frozenset(bad)
+
+
+def _look_up(annotation: dict, key: str, known: dict, file: pathlib.Path) -> int:
+    value = annotation.get(key)
+    right_type = isinstance(value, int | str) and not isinstance(value, bool)
+    if right_type and value in known:
+        return known[value]
+    allowed = ", ".join(map(repr, list(known)[:_LISTED]))
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    raise DataError(
+        f"{file}: annotation {annotation['id']!r} has {key} {value!r}; "
+        f"allowed: {allowed}{more}"
+    )
+
+
+def _box_problem(box: Any, height: int, width: int) -> str | None:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return "allowed: four finite numbers [x, y, width, height]"
+    x, y, box_width, box_height = box
+    outside = max(-x, -y, x - width, y - height)
+    if max(outside, x + box_width - width, y + box_height - height) > OVERHANG:
+        return (
+            f"allowed: within its image of height {height} and width {width}, "
+            f"give or take {OVERHANG:g} pixels"
+        )
+    return None
+
+
+def _clip_and_group(
+    rows: np.ndarray, sizes: np.ndarray
+) -> tuple[tuple[Objects, ...], int]:
+    """The objects of every image, and how many were dropped for want of area.
+
+    Args:
+      rows: `[M, 7]` (position of the image, label, crowd, x, y, width, height).
+      sizes: `[number of images, 2]` (height, width).
+    """
+    positions, labels = rows[:, 0].astype(np.int32), rows[:, 1].astype(np.int32)
+    crowd = rows[:, 2].astype(bool)
+    corners = np.concatenate([rows[:, 3:5], rows[:, 3:5] + rows[:, 5:]], axis=-1)
+    limits = np.tile(sizes[positions, ::-1], 2)
+    boxes = np.clip(corners, 0, limits).astype(np.float32)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=-1)
+    order = np.argsort(positions, kind="stable")  # keeps the json's order in an image
+    order = order[has_area[order]]
+    ends = np.cumsum(np.bincount(positions[order], minlength=len(sizes)))[:-1]
+    groups = [np.split(array[order], ends) for array in (boxes, labels, crowd)]
+    return tuple(map(Objects, *groups)), len(rows) - len(order)
+
+
+def _read_image(
+    paths: Sequence[str], sizes: np.ndarray, file: pathlib.Path, position: int
+) -> np.ndarray:
+    pixels = image_files.read(paths[position])
+    expected = tuple(sizes[position].tolist())
+    if pixels.shape[:2] != expected:
+        raise DataError(
+            f"{paths[position]}: (height, width) is {pixels.shape[:2]} on disk, EXIF "
+            f"orientation applied; allowed: {expected}, as in {file}"
+        )
+    return pixels
+
+
+def _ground_truth(file: pathlib.Path, bad: frozenset) -> dict:
+    content = _read_json(file)
+    content.setdefault("info", {})  # COCO.loadRes copies it
+    kept = [entry for entry in content["annotations"] if entry["id"] not in bad]
+    for annotation in kept:
+        if annotation.get("area") is None:
+            _, _, width, height = annotation["bbox"]
+            annotation["area"] = width * height
+        annotation.setdefault("iscrowd", 0)
+    return {**content, "annotations": kept}

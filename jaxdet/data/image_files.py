@@ -1,0 +1,131 @@
+"""Encoded images to RGB arrays, as a person sees them."""
+
+import io
+import os
+import pathlib
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from jaxdet.data.dataset import DataError
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+_END_OF_JPEG = b"\xff\xd9"
+
+
+def read(path: str | os.PathLike) -> np.ndarray:
+    """Reads and decodes the image file at `path`; see `decode`."""
+    try:
+        encoded = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return decode(encoded, str(path))
+
+
+def read_size(path: str | os.PathLike) -> tuple[int, int]:
+    """The (height, width) that `read(path)` will have; reads the header alone."""
+    try:
+        with open(path, "rb") as file:
+            return _size(file, str(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode(encoded: bytes, name: str) -> np.ndarray:
+    """Decodes any image that Pillow knows to `[H, W, 3]` uint8 RGB.
+
+    EXIF orientation is applied, transparency laid on white, 16 bits scaled to 8, and of
+    several frames the first is taken.
+
+    Args:
+      encoded: the bytes of the file.
+      name: names the image in errors.
+
+    Raises:
+      DataError: `encoded` is empty, truncated, no image, or of more pixels than Pillow
+        takes for harmless (twice `PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    image = _open(io.BytesIO(encoded), name)
+    orientation = _orientation(image)
+    if image.format == "JPEG" and image.mode == "RGB" and orientation == 1:
+        pixels = _decode_plain_jpeg(encoded)
+        if pixels is not None:
+            return pixels
+    try:
+        rgb = _to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over.
+        raise DataError(f"{name}: broken {image.format} image ({error})") from error
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    return np.array(rgb)
+
+
+def size(encoded: bytes, name: str) -> tuple[int, int]:
+    """The (height, width) that `decode` will answer with; decodes the header alone."""
+    return _size(io.BytesIO(encoded), name)
+
+
+def _size(file, name: str) -> tuple[int, int]:
+    image = _open(file, name)
+    width, height = image.size
+    return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+
+
+def _open(file, name: str) -> PIL.Image.Image:
+    try:
+        return PIL.Image.open(file)
+    except PIL.UnidentifiedImageError as error:
+        raise DataError(f"{name}: not an image that Pillow can read") from error
+    except Exception as error:  # As above; decompression bombs are told here.
+        raise DataError(f"{name}: not a readable image ({error})") from error
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself, their size too.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Else Pillow decodes it all to look for EXIF behind the pixels.
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Broken metadata is no reason to lose the picture.
+        return 1
+
+
+def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
+    """Faster than Pillow; None where OpenCV cannot, or cannot be trusted to, decode.
+
+    OpenCV 4 fills the missing rows of a truncated JPEG with grey and says nothing.
+    """
+    if not encoded.endswith(_END_OF_JPEG):
+        return None
+    buffer = np.frombuffer(encoded, np.uint8)
+    pixels = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    # Sixteen-bit modes are "I;16" and its byte orders; PNM files come as "I".
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("gray values outside 16 bits")
+        gray = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        return gray.convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point gray values have no known range")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", seen.size, "white")
+        return PIL.Image.alpha_composite(white, seen).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,311 @@
+import io
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets
+
+from jaxdet.data import tfds
+from jaxdet.data.dataset import DataError
+
+FEATURES = tensorflow_datasets.features
+COCO = {
+    "image": FEATURES.Image(encoding_format="jpeg"),
+    "image/filename": FEATURES.Text(),
+    "image/id": np.int64,
+    "objects": FEATURES.Sequence(
+        {
+            "id": np.int64,
+            "area": np.int64,
+            "bbox": FEATURES.BBoxFeature(),
+            "label": FEATURES.ClassLabel(num_classes=80),
+            "is_crowd": np.bool_,
+        }
+    ),
+}
+VOC = {
+    "image": FEATURES.Image(),
+    "image/filename": FEATURES.Text(),
+    "objects": FEATURES.Sequence(
+        {
+            "label": FEATURES.ClassLabel(names=["aeroplane", "bicycle", "bird"]),
+            "bbox": FEATURES.BBoxFeature(),
+            "pose": FEATURES.ClassLabel(names=["frontal", "rear"]),
+            "is_truncated": np.bool_,
+            "is_difficult": np.bool_,
+        }
+    ),
+    "labels": FEATURES.Sequence(FEATURES.ClassLabel(names=["aeroplane", "bicycle"])),
+}
+
+
+class TinySet(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+    """Any features, any examples."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+    url_infos = None  # nothing to download
+
+    def __init__(self, features, examples, **options):
+        self.given_features, self.given_examples = features, examples
+        super().__init__(**options)
+
+    def _info(self):
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=FEATURES.FeaturesDict(self.given_features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from enumerate(self.given_examples)
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    def prepare(features, examples):
+        options = {"data_dir": tmp_path, "file_format": "array_record"}
+        builder = TinySet(features, examples, **options)
+        builder.download_and_prepare()
+        return builder.data_path
+
+    return prepare
+
+
+def encoded(height, width, format="JPEG", mode="RGB", colour="red", **options):
+    buffer = io.BytesIO()
+    PIL.Image.new(mode, (width, height), colour).save(buffer, format, **options)
+    return io.BytesIO(buffer.getvalue())
+
+
+def coco_example(image_id, image, *objects):
+    keys = ("id", "area", "bbox", "label", "is_crowd")
+    return {
+        "image": image,
+        "image/filename": "000.jpg",
+        "image/id": image_id,
+        "objects": [dict(zip(keys, values, strict=True)) for values in objects],
+    }
+
+
+def voc_example(image, *objects):
+    keys = ("label", "bbox", "pose", "is_truncated", "is_difficult")
+    return {
+        "image": image,
+        "image/filename": "000.jpg",
+        "objects": [dict(zip(keys, values, strict=True)) for values in objects],
+        "labels": [],
+    }
+
+
+def test_the_layout_of_coco(prepare):
+    box = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
+    line = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.25, xmax=1.0)
+    folder = prepare(
+        COCO,
+        [
+            coco_example(139, encoded(40, 80)),
+            coco_example(
+                42,
+                encoded(16, 32, mode="L", colour=9),
+                (1, 77, box, 79, False),
+                (2, 5, line, 3, False),
+                (3, 6, FEATURES.BBox(0.0, 0.0, 1.0, 0.125), 0, True),
+            ),
+        ],
+    )
+    data = tfds.load_directory(folder, "train")
+    assert data.image_ids == (139, 42)
+    assert data.category_ids == tuple(range(80))
+    assert len(data.class_names) == 80
+    np.testing.assert_array_equal(data.sizes, [[40, 80], [16, 32]])
+    empty, full = data.objects
+    assert empty.boxes.shape == (0, 4) and empty.labels.shape == empty.crowd.shape
+    np.testing.assert_array_equal(full.boxes, [[16, 4, 32, 8], [0, 0, 4, 16]])
+    np.testing.assert_array_equal(full.labels, [79, 0])
+    np.testing.assert_array_equal(full.crowd, [False, True])
+    for objects in data.objects:
+        assert objects.boxes.dtype == np.float32
+        assert objects.labels.dtype == np.int32
+        assert objects.crowd.dtype == bool
+    assert data.read_image(0).shape == (40, 80, 3)
+    np.testing.assert_array_equal(data.read_image(1), np.full((16, 32, 3), 9))
+    first, second = data.ground_truth()["annotations"]
+    assert (first["image_id"], first["category_id"], first["area"]) == (42, 79, 77)
+    assert (first["bbox"], first["iscrowd"]) == ([16, 4, 16, 4], 0)
+    assert (second["area"], second["iscrowd"]) == (6, 1)
+    json.dumps(data.ground_truth())
+
+
+def test_the_layout_of_voc(prepare):
+    box = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
+    objects = [("bird", box, "rear", True, False), ("bicycle", box, "rear", True, True)]
+    folder = prepare(VOC, [voc_example(encoded(8, 8), *objects) for _ in range(2)])
+    data = tfds.load_directory(folder, "train")
+    assert data.class_names == ("aeroplane", "bicycle", "bird")
+    assert data.image_ids == (0, 1)
+    np.testing.assert_array_equal(data.objects[1].labels, [2, 1])
+    np.testing.assert_array_equal(data.objects[1].crowd, [False, True])
+    assert [a["area"] for a in data.ground_truth()["annotations"]] == [8.0] * 4
+
+
+def test_sizes_are_those_a_person_sees(prepare):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    folder = prepare(COCO, [coco_example(1, encoded(40, 80, exif=exif))])
+    data = tfds.load_directory(folder, "train")
+    np.testing.assert_array_equal(data.sizes, [[80, 40]])
+    assert data.read_image(0).shape == (80, 40, 3)
+
+
+def test_by_name_with_slices_and_names_in_the_errors(prepare, tmp_path):
+    prepare(COCO, [coco_example(i, encoded(8, 8)) for i in range(10)])
+    data = tfds.load("tiny_set", "train[:30%]", data_dir=tmp_path)
+    assert data.image_ids == (0, 1, 2)
+    with pytest.raises(DataError, match=r"tiny_set/1.0.0: no split 'test'.* train"):
+        tfds.load("tiny_set", "test", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["voc/2007", "coco/2017", "no_such_set"])
+def test_sets_that_are_not_prepared(tmp_path, name):
+    command = f"tfds build {name} --file_format=array_record --data_dir={tmp_path}"
+    with pytest.raises(DataError, match=command):
+        tfds.load(name, "train", data_dir=tmp_path)
+
+
+def test_what_is_no_name_and_no_folder(tmp_path):
+    with pytest.raises(DataError, match=r"'voc 2007'.*allowed: name"):
+        tfds.load("voc 2007", "train", data_dir=tmp_path)
+    with pytest.raises(DataError, match=rf"{tmp_path}: .*allowed: a folder"):
+        tfds.load_directory(tmp_path, "train")
+
+
+def test_a_file_format_that_needs_tensorflow(prepare):
+    folder = prepare(COCO, [coco_example(1, encoded(8, 8))])
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match=f"{folder}: .*needs TensorFlow; convert"):
+        tfds.load_directory(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"bbox": FEATURES.BBoxFeature()}, "no image feature among bbox"),
+        ({"image": FEATURES.Image()}, "no detection data set.* among image"),
+        (
+            {
+                "image": FEATURES.Image(),
+                "faces": FEATURES.Sequence({"bbox": FEATURES.BBoxFeature()}),
+            },
+            "faces needs a ClassLabel.* among bbox",
+        ),
+    ],
+)
+def test_sets_that_are_no_detection_data(tmp_path, features, message):
+    builder = TinySet(features, [], data_dir=tmp_path)
+    with pytest.raises(DataError, match=f"tiny_set/1.0.0: {message}"):
+        tfds.from_builder(builder, "train")
+
+
+def test_bad_examples_name_the_image(prepare):
+    box = FEATURES.BBox(0.0, 0.0, 1.0, 1.0)
+    unlabelled = coco_example(7, encoded(8, 8), (1, 1, box, -1, False))
+    with pytest.raises(
+        DataError, match=r"image 7: labels are \[-1\]; allowed: 0 to 79"
+    ):
+        tfds.load_directory(prepare(COCO, [unlabelled]), "train")
+
+
+@pytest.fixture
+def prepare_boxes(prepare):
+    """One image of height 20 and width 40 and (y1, x1, y2, x2) boxes, any at all."""
+    inner = dict(COCO["objects"].feature.items())
+    inner["bbox"] = FEATURES.BBoxFeature(bbox_format=None)
+
+    def prepare_boxes(*boxes):
+        boxes = [FEATURES.BBox(*box) for box in boxes]
+        objects = [(i, 9, box, i, False) for i, box in enumerate(boxes)]
+        example = coco_example(7, encoded(20, 40), *objects)
+        return prepare(COCO | {"objects": FEATURES.Sequence(inner)}, [example])
+
+    return prepare_boxes
+
+
+def test_slight_overhang_is_clipped_and_no_area_dropped(prepare_boxes, caplog):
+    folder = prepare_boxes(
+        (-0.09, -0.045, 0.5, 0.5),  # 1.8 pixels above and left of the image
+        (0.5, 0.5, 1.09, 1.045),
+        (0.5, 0.25, 0.5, 0.75),  # no height
+        (0.5, 0.75, 0.75, 0.25),  # the wrong way round
+        (0.5, 1.0, 0.75, 1.03),  # nothing of it within the image
+    )
+    with caplog.at_level(logging.WARNING):
+        data = tfds.load_directory(folder, "train")
+    expected = [[0, 0, 20, 10], [20, 10, 40, 20]]
+    np.testing.assert_array_equal(data.objects[0].boxes, expected)
+    np.testing.assert_array_equal(data.objects[0].labels, [0, 1])
+    assert len(data.ground_truth()["annotations"]) == 2
+    assert "tiny_set/1.0.0 train: dropped 3 objects without area" in caplog.text
+
+
+def test_nothing_is_logged_where_nothing_is_dropped(prepare_boxes, caplog):
+    with caplog.at_level(logging.WARNING, logger="jaxdet"):
+        tfds.load_directory(prepare_boxes((0.0, 0.0, 1.0, 1.0)), "train")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (-0.125, 0.0, 0.5, 0.5),  # 2.5 pixels above the image
+        (0.0, -0.0625, 0.5, 0.5),
+        (0.0, 0.0, 1.125, 0.5),
+        (0.0, 0.0, 0.5, 1.0625),
+        (0.0, 1.0625, 0.5, 0.5),
+        (0.0, 0.0, 15.0, 30.0),  # pixels
+        (float("nan"), 0.0, 0.5, 0.5),
+        (0.0, 0.0, float("inf"), 0.5),
+        (0.0, float("-inf"), 0.5, 0.5),
+    ],
+    ids=str,
+)
+def test_bad_boxes_name_data_set_image_and_box(prepare_boxes, bad):
+    folder = prepare_boxes((0.0, 0.0, 0.5, 0.5), bad)
+    message = (
+        rf"tiny_set/1\.0\.0 train, image 7: .*{re.escape(str(list(bad)))}; allowed"
+    )
+    with pytest.raises(DataError, match=message):
+        tfds.load_directory(folder, "train")
+
+
+def test_repeated_image_ids_are_errors(prepare):
+    twice = [coco_example(7, encoded(8, 8)) for _ in range(2)]
+    with pytest.raises(DataError, match="image/id are not unique"):
+        tfds.load_directory(prepare(COCO, twice), "train")
+
+
+def test_broken_images_are_errors(prepare):
+    folder = prepare(COCO, [coco_example(7, io.BytesIO(b"\xff\xd8 no image"))])
+    with pytest.raises(DataError, match=r"tiny_set/1\.0\.0 train, image 7"):
+        tfds.load_directory(folder, "train")
+
+
+def test_reading_imports_neither_tensorflow_nor_jax(prepare):
+    folder = prepare(COCO, [coco_example(1, encoded(8, 8))])
+    code = f"""
+import sys
+from jaxdet.data import tfds
+tfds.load_directory({str(folder)!r}, "train").read_image(0)
+print([name for name in ("tensorflow", "jax") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
