@@ -1,0 +1,379 @@
+"""Examples to padded batches: batch s of a run is a pure function of (seed, s).
+
+Nothing is drawn from a shared random state and nothing depends on which thread was
+faster, so a run that starts at step s repeats what an unbroken one does from there on,
+and hosts agree on their shares of a batch without talking.
+"""
+
+import dataclasses
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.structs import Batch, GroundTruth
+
+# OpenCV and grain are imported where they are used: every training configuration holds
+# an `InputConfig`, and training on batches from elsewhere needs neither.
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """How images become batches.
+
+    The default canvases hold what the FPN paper feeds (4.1: shorter side 800, longer
+    side at most 1333), in multiples of 32.
+
+    Raises:
+      ValueError: for a value out of its range, naming the field and what is allowed.
+    """
+
+    canvases: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800))
+    """(height, width) of each; an image goes to the one of nearest aspect ratio."""
+    max_objects: int = 100
+    """Object slots an image."""
+    too_many_objects: Literal["error", "drop"] = "error"
+    """Of an image with more: stop, or leave out the smallest and warn."""
+    unreadable_images: Literal["error", "skip"] = "error"
+    """Stop, or put another image of the same canvas in their place and warn."""
+    flip: float = 0.5
+    """Probability that a training image is mirrored."""
+    workers: int = min(8, os.cpu_count() or 1)
+    """Threads that prepare batches ahead, by default one a core, at most 8; 0: none."""
+    prefetch: int = 8
+    """Batches in preparation or waiting at any time, at most; each lies in memory."""
+
+    def __post_init__(self):
+        pairs = all(len(canvas) == 2 and min(canvas) >= 1 for canvas in self.canvases)
+        one_or_more = "one or more (height, width), both at least 1"
+        self._require("canvases", bool(self.canvases) and pairs, one_or_more)
+        for name, allowed in (
+            ("too_many_objects", ("error", "drop")),
+            ("unreadable_images", ("error", "skip")),
+        ):
+            self._require(name, getattr(self, name) in allowed, f"one of {allowed}")
+        self._require("flip", 0 <= self.flip <= 1, "in [0, 1]")
+        for name, least in (("max_objects", 1), ("workers", 0), ("prefetch", 1)):
+            self._require(name, getattr(self, name) >= least, f"at least {least}")
+
+    def _require(self, name: str, right: bool, allowed: str) -> None:
+        if not right:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+def check(
+    data_set: DataSet,
+    config: InputConfig,
+    *,
+    batch_size: int,
+    devices: int = 1,
+) -> None:
+    """Finds, before training, what would stop it later. Reads no pixels.
+
+    Args:
+      data_set: what will be trained on.
+      config: how it will be batched.
+      batch_size: images a step, over all devices and hosts.
+      devices: how many devices share a batch, over all hosts.
+
+    Raises:
+      DataError: naming the value at fault and what is allowed.
+    """
+    if len(data_set) == 0:
+        raise DataError(f"data set {data_set.name!r} holds no images")
+    if batch_size < 1 or batch_size % devices:
+        raise DataError(
+            f"batch size {batch_size} must be a positive multiple of the "
+            f"{devices} devices that share a batch"
+        )
+    counts = _object_counts(data_set)
+    if config.too_many_objects == "error" and counts.max() > config.max_objects:
+        fullest = int(counts.argmax())
+        raise DataError(
+            f"data set {data_set.name!r}: image {data_set.image_ids[fullest]!r} has "
+            f"{counts[fullest]} objects, more than max_objects={config.max_objects}; "
+            f'set max_objects={counts[fullest]} or too_many_objects="drop"'
+        )
+
+
+def steps_per_epoch(data_set: DataSet, config: InputConfig, batch_size: int) -> int:
+    """How many batches show every image at least once; the same in every epoch."""
+    members = _members_by_canvas(data_set, config)
+    return sum(-(-len(group) // batch_size) for group in members)
+
+
+def plan_epoch(
+    data_set: DataSet, config: InputConfig, batch_size: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images each batch of an epoch holds: a pure function of its arguments.
+
+    The images of a canvas are shuffled and cut into batches; their last batch is filled
+    up with the first images of the same shuffle. So every image is seen at least once,
+    and only where a canvas has fewer images than a batch is one seen twice in a batch.
+    Batches of all canvases are then shuffled together.
+
+    Returns:
+      Positions in the data set `[steps, B]`, and canvases `[steps]` as indices into
+      `config.canvases`; both int.
+    """
+    stream = np.random.SeedSequence(seed, spawn_key=(epoch,))
+    rng = np.random.default_rng(stream)
+    positions, canvases = [], []
+    for canvas, members in enumerate(_members_by_canvas(data_set, config)):
+        steps = -(-len(members) // batch_size)
+        positions.append(np.resize(rng.permutation(members), (steps, batch_size)))
+        canvases.append(np.full(steps, canvas))
+    order = rng.permutation(sum(map(len, canvases)))
+    return np.concatenate(positions)[order], np.concatenate(canvases)[order]
+
+
+def training_batches(
+    data_set: DataSet,
+    config: InputConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    stop: int | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Augmented batches of steps `start`, `start + 1`, ..., endless if `stop` is None.
+
+    Args:
+      data_set: see `DataSet`.
+      config: see `InputConfig`.
+      batch_size: images a step, over all hosts.
+      seed: of order and augmentation, at least 0.
+      start: first step; what comes is what an unbroken run gives from that step on.
+      stop: the step before which to end.
+      process: which of the hosts this is; it gets its contiguous share of each batch.
+      processes: how many hosts share a batch.
+
+    Returns:
+      Batches of NumPy arrays with truth; crowd objects are among the valid ones.
+
+    Raises:
+      DataError: at once for what `check` finds; later for an image that cannot be read
+        or whose size is not that of its annotation.
+    """
+    check(data_set, config, batch_size=batch_size)
+    if batch_size % processes:
+        raise DataError(
+            f"batch size {batch_size} must be a multiple of the {processes} processes"
+        )
+    _warn_of_dropped_objects(data_set, config)
+    steps = steps_per_epoch(data_set, config, batch_size)
+    plan = functools.lru_cache(maxsize=2)(
+        functools.partial(plan_epoch, data_set, config, batch_size, seed)
+    )
+    members = _members_by_canvas(data_set, config)
+    read = functools.partial(_read, data_set, config, set())
+    share = batch_size // processes
+
+    def training_batch(step: int) -> Batch:
+        epoch, row = divmod(step, steps)
+        positions, canvases = plan(epoch)
+        canvas = canvases[row]
+        batch = _padding_batch(share, config.canvases[canvas], config)
+        for slot in range(share):
+            slot_of_all = process * share + slot
+            rng = np.random.default_rng([seed, step, slot_of_all])
+            flip = rng.random() < config.flip
+            planned = positions[row, slot_of_all]
+            position, image = _first_readable(read, planned, members[canvas], rng)
+            _put(batch, slot, data_set, position, image, flip=flip)
+        return batch
+
+    return _prepared_ahead(training_batch, start, stop, config)
+
+
+def evaluation_batches(
+    data_set: DataSet, config: InputConfig, *, batch_size: int
+) -> Iterator[Batch]:
+    """Every image once, as it is, canvas by canvas in the order of the data set.
+
+    The last batch of each canvas is filled up with padding images: black, as large as
+    the canvas, of scale 1, without objects, and of id -1. An unreadable image that
+    `config` says to skip becomes one of them too. Of too many objects the largest are
+    kept, always: metrics take theirs from `DataSet.ground_truth`, not from here.
+
+    Returns:
+      Batches of NumPy arrays with truth.
+
+    Raises:
+      DataError: as `training_batches` does for images.
+    """
+    batches = [
+        (canvas, members[first : first + batch_size])
+        for canvas, members in zip(
+            config.canvases, _members_by_canvas(data_set, config), strict=True
+        )
+        for first in range(0, len(members), batch_size)
+    ]
+    read = functools.partial(_read, data_set, config, set())
+
+    def evaluation_batch(step: int) -> Batch:
+        canvas, positions = batches[step]
+        batch = _padding_batch(batch_size, canvas, config)
+        for slot, position in enumerate(positions):
+            image = read(position)
+            if image is not None:
+                _put(batch, slot, data_set, position, image, flip=False)
+        return batch
+
+    return _prepared_ahead(evaluation_batch, 0, len(batches), config)
+
+
+def _prepared_ahead(
+    batch_of: Callable[[int], Batch], start: int, stop: int | None, config: InputConfig
+) -> Iterator[Batch]:
+    """`batch_of(start)`, `batch_of(start + 1)`, ..., computed ahead by threads."""
+    import grain
+
+    stop = sys.maxsize if stop is None else stop
+    if start >= stop:
+        return
+    ahead = config.prefetch if config.workers else 0
+    options = grain.ReadOptions(min(config.workers, ahead), ahead)
+    steps = grain.MapDataset.range(start, stop).map(batch_of)
+    batches = iter(steps.to_iter_dataset(options))
+    try:
+        yield from batches
+    finally:
+        batches.close()
+
+
+def _padding_batch(count: int, canvas: tuple[int, int], config: InputConfig) -> Batch:
+    slots = (count, config.max_objects)
+    return Batch(
+        images=np.zeros((count, *canvas, 3), np.uint8),
+        sizes=np.tile(np.array(canvas, np.int32), (count, 1)),
+        scales=np.ones((count, 2), np.float32),
+        image_ids=np.full(count, -1, np.int32),
+        truth=GroundTruth(
+            boxes=np.zeros((*slots, 4), np.float32),
+            labels=np.zeros(slots, np.int32),
+            valid=np.zeros(slots, bool),
+            crowd=np.zeros(slots, bool),
+        ),
+    )
+
+
+def _first_readable(
+    read: Callable[[int], np.ndarray | None],
+    planned: int,
+    others: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[int, np.ndarray]:
+    """The planned image and its position, or if it is to be skipped, another's.
+
+    The order in which the others are tried is drawn anew, and not only from those that
+    `read` has not failed on yet: it must not depend on the steps before.
+    """
+    image = read(planned)
+    if image is not None:
+        return planned, image
+    for position in rng.permutation(others):
+        image = read(position)
+        if image is not None:
+            return position, image
+    raise DataError(f"none of the {len(others)} images of one canvas can be read")
+
+
+def _read(
+    data_set: DataSet, config: InputConfig, unreadable: set[int], position: int
+) -> np.ndarray | None:
+    """The pixels of an image; None, and a warning, for one to be skipped.
+
+    Those to be skipped are put into `unreadable`, and not read again.
+    """
+    if position in unreadable:
+        return None
+    try:
+        image = data_set.read_image(position)
+        size = tuple(data_set.sizes[position].tolist())
+        if image.shape != (*size, 3):
+            raise DataError(
+                f"data set {data_set.name!r}: the pixels of image "
+                f"{data_set.image_ids[position]!r} have shape {image.shape}, but its "
+                f"annotation says {(*size, 3)}"
+            )
+    except DataError as error:
+        if config.unreadable_images == "error":
+            raise
+        if position not in unreadable:  # another thread may have been faster
+            unreadable.add(position)
+            _LOG.warning("unreadable images so far: %d; %s", len(unreadable), error)
+        return None
+    return image
+
+
+def _put(
+    batch: Batch,
+    slot: int,
+    data_set: DataSet,
+    position: int,
+    image: np.ndarray,
+    *,
+    flip: bool,
+) -> None:
+    """Draws one image and its objects into a slot of `batch` that was padding."""
+    from jaxdet.data import transforms
+
+    _, slots, _ = batch.truth.boxes.shape
+    canvas = batch.images.shape[1:3]
+    objects = data_set.objects[position]
+    kept = _largest(objects.boxes, slots)
+    example = transforms.Example(image, *(values[kept] for values in objects))
+    if flip:
+        example = transforms.flip_horizontally(example)
+    example, scale = transforms.resize_to_canvas(
+        example, canvas, out=batch.images[slot]
+    )
+    batch.sizes[slot] = transforms.fitted_size(image.shape[:2], canvas)
+    batch.scales[slot] = scale
+    batch.image_ids[slot] = position
+    batch.truth.boxes[slot, : len(kept)] = example.boxes
+    batch.truth.labels[slot, : len(kept)] = example.labels
+    batch.truth.crowd[slot, : len(kept)] = example.crowd
+    batch.truth.valid[slot, : len(kept)] = True
+
+
+def _largest(boxes: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` boxes of largest area, in the order they had."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    return np.sort(np.argsort(-width * height, kind="stable")[:count])
+
+
+def _members_by_canvas(data_set: DataSet, config: InputConfig) -> list[np.ndarray]:
+    """The positions of the images of each canvas."""
+    from jaxdet.data import transforms
+
+    nearest = transforms.nearest_canvas(data_set.sizes, config.canvases)
+    return [np.flatnonzero(nearest == i) for i in range(len(config.canvases))]
+
+
+def _object_counts(data_set: DataSet) -> np.ndarray:
+    return np.array([len(objects.labels) for objects in data_set.objects])
+
+
+def _warn_of_dropped_objects(data_set: DataSet, config: InputConfig) -> None:
+    excess = np.maximum(_object_counts(data_set) - config.max_objects, 0)
+    if excess.any():
+        _LOG.warning(
+            "data set %r: %d images have more than %d objects; their %d smallest are "
+            "left out of training",
+            data_set.name,
+            np.count_nonzero(excess),
+            config.max_objects,
+            excess.sum(),
+        )
+
+
+_LOG = logging.getLogger(__name__)

@@ -1,0 +1,375 @@
+import dataclasses
+import itertools
+import logging
+import re
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from jaxdet.data import batching
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError
+from tests.data.in_memory import in_memory_data_set
+
+CONFIG = InputConfig(
+    canvases=((16, 32), (32, 16)), max_objects=3, workers=2, prefetch=3
+)
+WIDE, TALL = (10, 20), (20, 10)
+
+
+def images_of(sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+@pytest.fixture
+def mixed():
+    """Seven wide and four tall images; image i holds i % 4 objects, at most 3 valid."""
+    sizes = [WIDE, TALL, WIDE, (9, 20), TALL, WIDE, WIDE, (10, 19), TALL, WIDE, TALL]
+    objects = [[(1, 1, 4 + n, 5, n % 2) for n in range(i % 4)] for i in range(11)]
+    return in_memory_data_set(images_of(sizes), objects)
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+class TestInputConfig:
+    def test_the_ends_of_the_ranges_are_allowed(self):
+        InputConfig(canvases=((1, 1),), max_objects=1, flip=0.0, workers=0, prefetch=1)
+        InputConfig(flip=1.0, too_many_objects="drop", unreadable_images="skip")
+
+    @pytest.mark.parametrize(
+        ("field", "value", "allowed"),
+        [
+            ("canvases", (), "one or more (height, width), both at least 1"),
+            ("canvases", ((32, 32), (0, 32)), "one or more"),
+            ("canvases", ((32, -32),), "one or more"),
+            ("canvases", ((32, 32, 3),), "one or more"),
+            ("max_objects", 0, "at least 1"),
+            ("too_many_objects", "skip", "one of ('error', 'drop')"),
+            ("unreadable_images", "drop", "one of ('error', 'skip')"),
+            ("flip", -0.1, "in [0, 1]"),
+            ("flip", 1.1, "in [0, 1]"),
+            ("flip", float("nan"), "in [0, 1]"),
+            ("workers", -1, "at least 0"),
+            ("prefetch", 0, "at least 1"),
+        ],
+    )
+    def test_what_is_out_of_range_is_named(self, field, value, allowed):
+        message = f"{field} is {value!r}; it must be {allowed}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            InputConfig(**{field: value})
+
+
+class TestPlan:
+    def test_every_image_is_in_every_epoch(self, mixed):
+        for epoch in range(3):
+            positions, canvases = batching.plan_epoch(mixed, CONFIG, 3, 0, epoch)
+            assert positions.shape == (5, 3)  # ceil(7 / 3) + ceil(4 / 3)
+            assert sorted(canvases) == [0, 0, 0, 1, 1]
+            assert set(positions.ravel()) == set(range(11))
+        assert batching.steps_per_epoch(mixed, CONFIG, 3) == 5
+
+    def test_a_batch_holds_images_of_one_canvas_and_none_twice(self, mixed):
+        tall = {1, 4, 8, 10}
+        positions, canvases = batching.plan_epoch(mixed, CONFIG, 3, 0, 0)
+        for row, canvas in zip(positions, canvases, strict=True):
+            assert len(set(row)) == 3
+            assert (set(row) <= tall) == (canvas == 1)
+            assert not set(row) & tall or canvas == 1
+
+    def test_a_canvas_with_fewer_images_than_a_batch_repeats_them(self):
+        data_set = in_memory_data_set(images_of([WIDE, TALL, TALL]))
+        positions, canvases = batching.plan_epoch(data_set, CONFIG, 5, 0, 0)
+        assert sorted(canvases) == [0, 1]
+        assert set(positions[list(canvases).index(0)]) == {0}
+        assert sorted(np.unique(positions[list(canvases).index(1)])) == [1, 2]
+
+    def test_seed_and_epoch_decide_the_order(self):
+        data_set = in_memory_data_set(images_of([WIDE] * 40 + [TALL] * 40))
+        plans = [
+            batching.plan_epoch(data_set, CONFIG, 8, seed, epoch)
+            for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1)]
+        ]
+        chex.assert_trees_all_equal(plans[0], plans[1])
+        orders = {tuple(positions.ravel()) for positions, _ in plans}
+        assert len(orders) == 4
+        company = [set(map(frozenset, positions)) for positions, _ in plans]
+        assert not company[0] & company[2] and not company[0] & company[3]
+        canvases = plans[0][1]
+        assert np.count_nonzero(np.diff(canvases)) > 1 and len(canvases) == 10
+
+    def test_nearest_canvas_is_by_log_ratio(self):
+        # Ratios 1 and 4: their middle is 2 by logarithm, 2.5 without it.
+        config = InputConfig(canvases=((10, 10), (40, 10)))
+        data_set = in_memory_data_set(images_of([(19, 10), (21, 10), (10, 90)]))
+        positions, canvases = batching.plan_epoch(data_set, config, 1, 0, 0)
+        canvas_of = dict(zip(positions[:, 0], canvases, strict=True))
+        assert canvas_of == {0: 0, 1: 1, 2: 0}
+
+
+class TestTraining:
+    @pytest.mark.parametrize("workers", [0, 1, 4])
+    def test_starting_later_repeats_the_unbroken_run(self, mixed, workers):
+        config = dataclasses.replace(CONFIG, workers=workers)
+        unbroken = take(
+            batching.training_batches(mixed, CONFIG, batch_size=4, seed=3), 13
+        )
+        later = batching.training_batches(mixed, config, batch_size=4, seed=3, start=7)
+        for expected, actual in zip(unbroken[7:], later, strict=False):
+            chex.assert_trees_all_equal(actual, expected)
+
+    def test_stop_ends_the_run(self, mixed):
+        arguments = {"batch_size": 2, "seed": 0}
+        run = batching.training_batches(mixed, CONFIG, start=2, stop=5, **arguments)
+        assert len(list(run)) == 3
+        run = batching.training_batches(mixed, CONFIG, start=5, stop=5, **arguments)
+        assert list(run) == []
+
+    def test_hosts_share_the_global_batch(self, mixed):
+        arguments = {"batch_size": 4, "seed": 5, "stop": 6}
+        whole = batching.training_batches(mixed, CONFIG, **arguments)
+        shares = [
+            batching.training_batches(
+                mixed, CONFIG, process=process, processes=2, **arguments
+            )
+            for process in range(2)
+        ]
+        for batch, first, second in zip(whole, *shares, strict=True):
+            joined = jax.tree.map(lambda *parts: np.concatenate(parts), first, second)
+            chex.assert_trees_all_equal(joined, batch)
+
+    def test_shapes_types_and_padding(self, mixed):
+        for batch in take(
+            batching.training_batches(mixed, CONFIG, batch_size=4, seed=0), 5
+        ):
+            canvas = batch.images.shape[1:3]
+            assert canvas in CONFIG.canvases
+            chex.assert_shape(batch.images, (4, *canvas, 3))
+            chex.assert_shape([batch.sizes, batch.scales], (4, 2))
+            chex.assert_shape(batch.truth.boxes, (4, 3, 4))
+            types = {
+                "images": np.uint8,
+                "sizes": np.int32,
+                "scales": np.float32,
+                "image_ids": np.int32,
+            }
+            for name, dtype in types.items():
+                value = getattr(batch, name)
+                assert isinstance(value, np.ndarray) and value.dtype == dtype
+            assert batch.truth.boxes.dtype == np.float32
+            assert batch.truth.labels.dtype == np.int32
+            assert batch.truth.valid.dtype == batch.truth.crowd.dtype == bool
+            assert batch.truth.masks is None and batch.regions is None
+            counts = batch.truth.valid.sum(axis=1)
+            np.testing.assert_array_equal(counts, batch.image_ids % 4)
+            assert not batch.truth.boxes[~batch.truth.valid].any()
+            assert not batch.truth.labels[~batch.truth.valid].any()
+            for image, (height, width) in zip(batch.images, batch.sizes, strict=True):
+                assert image[:height, :width].all()  # pixels of these images are >= 1
+                assert not image[height:].any() and not image[:, width:].any()
+                assert height == canvas[0] or width == canvas[1]
+
+    def test_flips_are_of_image_and_boxes_and_as_often_as_asked(self):
+        image = np.full((16, 32, 3), 50, np.uint8)
+        image[4:8, 2:10] = 200
+        data_set = in_memory_data_set([image] * 8, [[(2, 4, 10, 8, 1)]] * 8)
+
+        def flipped(flip):
+            config = dataclasses.replace(CONFIG, flip=flip)
+            run = batching.training_batches(
+                data_set, config, batch_size=8, seed=1, stop=50
+            )
+            boxes = np.concatenate([batch.truth.boxes[:, 0] for batch in run])
+            for batch in take(
+                batching.training_batches(data_set, config, batch_size=8, seed=1), 1
+            ):
+                for pixels, box in zip(
+                    batch.images, batch.truth.boxes[:, 0].astype(int), strict=True
+                ):
+                    x1, y1, x2, y2 = box
+                    assert (pixels[y1:y2, x1:x2] == 200).all()
+            assert set(map(tuple, boxes)) <= {(2, 4, 10, 8), (22, 4, 30, 8)}
+            return np.mean(boxes[:, 0] == 22)
+
+        assert flipped(0.0) == 0 and flipped(1.0) == 1
+        assert 0.2 < flipped(0.3) < 0.4  # 400 draws: four standard deviations
+
+    def test_the_same_image_is_flipped_anew_every_time(self):
+        data_set = in_memory_data_set(images_of([(16, 32)] * 2))
+        run = batching.training_batches(data_set, CONFIG, batch_size=2, seed=0, stop=12)
+        seen = {batch.images[slot].tobytes() for batch in run for slot in range(2)}
+        assert len(seen) == 4  # two images, each as it is and mirrored
+
+    def test_boxes_and_scales_follow_the_canvas(self):
+        data_set = in_memory_data_set(
+            images_of([(15, 20)]), [[(4, 3, 8, 6, 1), (0, 0, 20, 15, 0, True)]]
+        )
+        config = dataclasses.replace(CONFIG, flip=0.0)
+        (batch,) = batching.training_batches(
+            data_set, config, batch_size=1, seed=0, stop=1
+        )
+        np.testing.assert_array_equal(batch.sizes, [[16, 21]])  # 16 / 15 * 20 = 21.3
+        np.testing.assert_allclose(batch.scales, [[16 / 15, 21 / 20]], rtol=1e-6)
+        expected = [[4.2, 3.2, 8.4, 6.4], [0, 0, 21, 16], [0, 0, 0, 0]]
+        np.testing.assert_allclose(batch.truth.boxes[0], expected, rtol=1e-6)
+        np.testing.assert_array_equal(batch.truth.labels, [[1, 0, 0]])
+        np.testing.assert_array_equal(batch.truth.valid, [[True, True, False]])
+        np.testing.assert_array_equal(batch.truth.crowd, [[False, True, False]])
+
+    def test_boxes_thinner_than_a_hair_stay_finite(self):
+        data_set = in_memory_data_set(
+            [np.ones((4000, 8000, 3), np.uint8)], [[(10, 10, 10.001, 4000, 0)]]
+        )
+        (batch,) = batching.training_batches(
+            data_set, CONFIG, batch_size=1, seed=0, stop=1
+        )
+        assert np.isfinite(batch.truth.boxes).all() and batch.truth.valid[0, 0]
+
+    def test_the_smallest_of_too_many_objects_are_dropped(self, caplog):
+        boxes = [(0, 0, side, side, side % 2) for side in (5, 2, 9, 3, 7)]
+        data_set = in_memory_data_set(images_of([(16, 32)] * 2), [boxes, boxes[:4]])
+        config = dataclasses.replace(CONFIG, too_many_objects="drop", flip=0.0)
+        with caplog.at_level(logging.WARNING):
+            run = batching.training_batches(
+                data_set, config, batch_size=2, seed=0, stop=1
+            )
+            (batch,) = run
+        assert "2 images have more than 3 objects; their 3 smallest" in caplog.text
+        row = list(batch.image_ids).index(0)
+        np.testing.assert_array_equal(batch.truth.boxes[row, :, 2], [5, 9, 7])
+        np.testing.assert_array_equal(batch.truth.labels[row], [1, 1, 1])
+
+    def test_data_errors_come_out_as_they_are(self):
+        data_set = in_memory_data_set([WIDE], image_ids=["broken"])
+        for workers in (0, 2):
+            config = dataclasses.replace(CONFIG, workers=workers)
+            run = batching.training_batches(data_set, config, batch_size=1, seed=0)
+            with pytest.raises(DataError, match="image 'broken' cannot be read"):
+                next(run)
+
+    def test_pixels_of_another_size_than_annotated(self):
+        data_set = in_memory_data_set(images_of([WIDE]), image_ids=["turned"])
+        data_set = dataclasses.replace(data_set, sizes=np.array([TALL], np.int32))
+        run = batching.training_batches(data_set, CONFIG, batch_size=1, seed=0)
+        with pytest.raises(DataError, match=r"'turned'.*\(10, 20, 3\).*\(20, 10, 3\)"):
+            next(run)
+
+    def test_another_image_of_the_canvas_replaces_an_unreadable_one(self, caplog):
+        images = [WIDE, *images_of([WIDE, WIDE, TALL])]
+        data_set = in_memory_data_set(images, image_ids=["broken", "b", "c", "d"])
+        config = dataclasses.replace(CONFIG, unreadable_images="skip")
+        arguments = {"batch_size": 3, "seed": 0}
+        with caplog.at_level(logging.WARNING):
+            run = take(batching.training_batches(data_set, config, **arguments), 8)
+        assert caplog.text.count("unreadable images so far: 1") == 1
+        for batch in run:
+            wide = batch.images.shape[1:3] == (16, 32)
+            assert set(batch.image_ids) <= ({1, 2} if wide else {3})
+        replaced = {tuple(sorted(b.image_ids)) for b in run if 3 not in b.image_ids}
+        assert replaced == {(1, 1, 2), (1, 2, 2)}
+        later = batching.training_batches(data_set, config, start=5, **arguments)
+        chex.assert_trees_all_equal(next(later), run[5])
+
+    def test_an_unreadable_image_is_read_once_and_changes_no_substitute(self):
+        images = [WIDE, WIDE, *images_of([WIDE] * 4)]
+        data_set = in_memory_data_set(images)
+        calls = []
+
+        def read_image(position):
+            calls.append(int(position))
+            return data_set.read_image(position)
+
+        counted = dataclasses.replace(data_set, read_image=read_image)
+        config = dataclasses.replace(CONFIG, unreadable_images="skip", workers=0)
+        arguments = {"batch_size": 4, "seed": 0}
+        run = take(batching.training_batches(counted, config, **arguments), 12)
+        assert calls.count(0) == calls.count(1) == 1
+        for step, batch in enumerate(run):  # alone, each step knows of no others
+            alone = batching.training_batches(
+                data_set, config, start=step, stop=step + 1, **arguments
+            )
+            chex.assert_trees_all_equal(next(alone), batch)
+
+    def test_a_canvas_without_a_readable_image(self):
+        data_set = in_memory_data_set([WIDE, WIDE])
+        config = dataclasses.replace(CONFIG, unreadable_images="skip")
+        run = batching.training_batches(data_set, config, batch_size=2, seed=0)
+        with pytest.raises(DataError, match="none of the 2 images of one canvas"):
+            next(run)
+
+
+class TestEvaluation:
+    def test_every_image_once_in_order_and_padded(self, mixed):
+        run = list(batching.evaluation_batches(mixed, CONFIG, batch_size=3))
+        ids = [batch.image_ids.tolist() for batch in run]
+        assert ids == [[0, 2, 3], [5, 6, 7], [9, -1, -1], [1, 4, 8], [10, -1, -1]]
+        for batch in run:
+            padding = batch.image_ids < 0
+            assert not batch.images[padding].any()
+            assert not batch.truth.valid[padding].any()
+            np.testing.assert_array_equal(batch.scales[padding], 1)
+            assert (batch.sizes[padding] == batch.images.shape[1:3]).all()
+            counts = batch.truth.valid.sum(axis=1)
+            np.testing.assert_array_equal(
+                counts[~padding], batch.image_ids[~padding] % 4
+            )
+
+    def test_nothing_is_flipped(self):
+        image = images_of([(16, 32)])[0]
+        data_set = in_memory_data_set([image] * 20)
+        config = dataclasses.replace(CONFIG, flip=1.0)
+        (batch,) = batching.evaluation_batches(data_set, config, batch_size=20)
+        np.testing.assert_array_equal(batch.images, [image] * 20)
+
+    def test_too_many_objects_are_no_error(self):
+        boxes = [(0, 0, side, side, 0) for side in (2, 3, 4, 5)]
+        data_set = in_memory_data_set(images_of([(16, 32)]), [boxes])
+        (batch,) = batching.evaluation_batches(data_set, CONFIG, batch_size=1)
+        np.testing.assert_array_equal(batch.truth.boxes[0, :, 2], [3, 4, 5])
+
+    def test_unreadable_images(self):
+        data_set = in_memory_data_set([WIDE, *images_of([WIDE])])
+        with pytest.raises(DataError, match="image 0 cannot be read"):
+            list(batching.evaluation_batches(data_set, CONFIG, batch_size=2))
+        config = dataclasses.replace(CONFIG, unreadable_images="skip")
+        (batch,) = batching.evaluation_batches(data_set, config, batch_size=2)
+        np.testing.assert_array_equal(batch.image_ids, [-1, 1])
+
+    def test_an_empty_data_set_gives_no_batches(self):
+        empty = in_memory_data_set([])
+        assert list(batching.evaluation_batches(empty, CONFIG, batch_size=2)) == []
+
+
+class TestCheck:
+    def test_good_input_passes(self, mixed):
+        batching.check(mixed, CONFIG, batch_size=8, devices=4)
+
+    def test_empty_data_set(self):
+        with pytest.raises(DataError, match="'in memory' holds no images"):
+            batching.check(in_memory_data_set([]), CONFIG, batch_size=1)
+
+    def test_too_many_objects(self):
+        objects = [[], [(0, 0, 1, 1, 0)] * 5, [(0, 0, 1, 1, 0)] * 4]
+        data_set = in_memory_data_set(
+            images_of([WIDE] * 3), objects, image_ids=["a", "full", "c"]
+        )
+        message = "'full' has 5 objects, more than max_objects=3; set max_objects=5 or"
+        with pytest.raises(DataError, match=message):
+            batching.check(data_set, CONFIG, batch_size=1)
+        with pytest.raises(DataError, match=message):
+            batching.training_batches(data_set, CONFIG, batch_size=1, seed=0)
+        config = dataclasses.replace(CONFIG, too_many_objects="drop")
+        batching.check(data_set, config, batch_size=1)
+
+    @pytest.mark.parametrize("batch_size", [0, -4, 6])
+    def test_batch_size_and_devices(self, mixed, batch_size):
+        with pytest.raises(DataError, match=f"batch size {batch_size} .* 4 devices"):
+            batching.check(mixed, CONFIG, batch_size=batch_size, devices=4)
+
+    def test_batch_size_and_processes(self, mixed):
+        with pytest.raises(DataError, match=r"batch size 3 .* 2 processes"):
+            batching.training_batches(mixed, CONFIG, batch_size=3, seed=0, processes=2)

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+
+from jaxdet.data import transforms
+
+
+def example(image, boxes=()):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    count = len(boxes)
+    return transforms.Example(
+        image, boxes, np.arange(count, dtype=np.int32), np.zeros(count, bool)
+    )
+
+
+def bilinear(image, height, width):
+    """Samples at the centres of the new pixels; the border pixels reach outwards."""
+    rows, row_weights = _neighbours(image.shape[0], height)
+    columns, column_weights = _neighbours(image.shape[1], width)
+    picked = image.astype(float)[rows][:, :, columns]  # [2, H, 2, W, 3]
+    return np.einsum("ahbwc,ah,bw->hwc", picked, row_weights, column_weights)
+
+
+def _neighbours(old, new):
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centres)
+    weights = np.stack([1 - (centres - first), centres - first])
+    return np.clip([first, first + 1], 0, old - 1).astype(int), weights
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "fitted"),
+    [
+        ((50, 100), (100, 100), (50, 100)),
+        ((50, 100), (100, 200), (100, 200)),
+        ((100, 50), (100, 200), (100, 50)),
+        ((480, 640), (800, 1344), (800, 1067)),  # 1066.67 is rounded
+        ((427, 640), (800, 1344), (800, 1199)),
+        ((3, 1000), (64, 64), (1, 64)),  # 0.19 rows are still one
+        ((1000, 3), (64, 64), (64, 1)),
+    ],
+)
+def test_fitted_size(size, canvas, fitted):
+    assert transforms.fitted_size(size, canvas) == fitted
+
+
+def test_a_square_doubled_by_hand():
+    image = np.full((2, 3, 3), 7, np.uint8)
+    given = example(image, [[0, 0, 3, 2], [1, 0.5, 2, 1]])
+    resized, scale = transforms.resize_to_canvas(given, (5, 6))
+    np.testing.assert_array_equal(scale, [2, 2])
+    np.testing.assert_array_equal(resized.boxes, [[0, 0, 6, 4], [2, 1, 4, 2]])
+    np.testing.assert_array_equal(resized.image[:4], np.full((4, 6, 3), 7))
+    np.testing.assert_array_equal(resized.image[4:], np.zeros((1, 6, 3)))
+    assert resized.boxes.dtype == scale.dtype == np.float32
+    assert resized.labels is given.labels and resized.crowd is given.crowd
+
+
+def test_scales_come_from_whole_sizes():
+    image = np.zeros((480, 640, 3), np.uint8)
+    box = [320, 240, 640, 480]
+    resized, scale = transforms.resize_to_canvas(example(image, [box]), (800, 1344))
+    np.testing.assert_allclose(scale, [800 / 480, 1067 / 640], rtol=1e-6)
+    np.testing.assert_allclose(resized.boxes, [[533.5, 400, 1067, 800]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("canvas", [(40, 60), (21, 33), (20, 30), (13, 30)])
+def test_resizing_is_bilinear_sampling(rng, canvas):
+    image = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    height, width = transforms.fitted_size((20, 30), canvas)
+    resized, _ = transforms.resize_to_canvas(example(image), canvas)
+    expected = bilinear(image, height, width)
+    actual = resized.image[:height, :width].astype(float)
+    np.testing.assert_allclose(actual, expected, atol=1.0)  # OpenCV: 11-bit weights
+
+
+def test_shrinking_a_lot_averages_whole_areas(rng):
+    image = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    resized, _ = transforms.resize_to_canvas(example(image), (10, 15))
+    areas = image.reshape(10, 4, 15, 4, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(resized.image, areas, atol=0.51)
+
+
+def test_a_mark_stays_inside_its_box():
+    image = np.zeros((60, 90, 3), np.uint8)
+    image[20:40, 30:70] = 255
+    given = example(image, [[30, 20, 70, 40]])
+    for canvas in [(120, 200), (70, 90), (45, 45), (10, 30)]:
+        for transform in (lambda e: e, transforms.flip_horizontally):
+            resized, _ = transforms.resize_to_canvas(transform(given), canvas)
+            rows, columns = np.nonzero(resized.image[..., 0] >= 128)
+            seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            np.testing.assert_allclose(resized.boxes[0], seen, atol=1.0)
+
+
+def test_boxes_on_the_border_stay_in_the_image(rng):
+    for old_width, canvas_width in rng.integers(1, 3000, (300, 2)):
+        image = np.zeros((1, old_width, 3), np.uint8)
+        given = example(image, [[0, 0, old_width, 1]])
+        resized, _ = transforms.resize_to_canvas(given, (1, canvas_width))
+        _, width = transforms.fitted_size(image.shape[:2], (1, canvas_width))
+        assert resized.boxes[0, 2] <= width
+
+
+def test_drawing_into_an_array_of_the_caller(rng):
+    given = example(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    batch = np.zeros((3, 32, 32, 3), np.uint8)
+    resized, _ = transforms.resize_to_canvas(given, (32, 32), out=batch[1])
+    alone, _ = transforms.resize_to_canvas(given, (32, 32))
+    assert np.shares_memory(resized.image, batch)
+    np.testing.assert_array_equal(batch[1], alone.image)
+    assert not batch[[0, 2]].any()
+
+
+def test_flip_by_hand():
+    image = np.arange(2 * 10 * 3, dtype=np.uint8).reshape(2, 10, 3)
+    given = example(image, [[0, 0, 3, 1], [8, 1, 10, 2]])
+    flipped = transforms.flip_horizontally(given)
+    np.testing.assert_array_equal(flipped.boxes, [[7, 0, 10, 1], [0, 1, 2, 2]])
+    np.testing.assert_array_equal(flipped.image, image[:, ::-1])
+    assert flipped.boxes.dtype == np.float32
+
+
+def test_flipping_twice_changes_nothing(rng):
+    corner = rng.integers(0, 20, (5, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(1, 10, (5, 2))], axis=1)
+    given = example(rng.integers(0, 256, (30, 30, 3), np.uint8), boxes)
+    twice = transforms.flip_horizontally(transforms.flip_horizontally(given))
+    for before, after in zip(given, twice, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_images_without_objects_and_inputs_untouched(rng):
+    image = rng.integers(0, 256, (8, 9, 3), np.uint8)
+    image.setflags(write=False)
+    given = example(image)
+    given.boxes.setflags(write=False)
+    resized, _ = transforms.resize_to_canvas(
+        transforms.flip_horizontally(given), (16, 16)
+    )
+    assert resized.boxes.shape == (0, 4) and resized.boxes.dtype == np.float32
