@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+
+from jaxdet import visualize
+
+NAMES = ("cat", "a very long name of a class", "dog")
+
+
+def grey(height, width):
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def changed(image, picture):
+    return (picture != image).any(axis=-1)
+
+
+def test_a_box_covers_the_pixels_between_its_corners():
+    image = grey(200, 300)
+    picture = visualize.draw(image, [[50, 60, 150, 120]], [0], class_names=NAMES)
+    red = (picture == visualize.class_colour(0)).all(axis=-1)
+    assert red[60:120, 50].all() and red[60:120, 149].all()
+    assert red[60, 50:90].all() and red[119, 50:90].all()
+    touched = changed(image, picture)
+    assert not touched[61:119, 51:149].any()  # one pixel thick, the tag is above
+    assert not touched[120:].any() and not touched[:, 150:].any()
+    assert not touched[:, :50].any() and touched[45:60, 50:60].any()
+    assert picture.dtype == np.uint8 and picture.shape == image.shape
+
+
+def test_inputs_are_never_modified(rng):
+    image = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    boxes = np.array([[5.0, 5, 90, 70]])
+    before = image.copy(), boxes.copy()
+    picture = visualize.draw(image, boxes, [1], [0.5], class_names=NAMES)
+    visualize.side_by_side(image, picture)
+    sheet = visualize.contact_sheet([image], columns=1)
+    sheet[:] = 0
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(boxes, before[1])
+    picture[:] = 0  # the answer can be written to, and is the caller's own
+    np.testing.assert_array_equal(image, before[0])
+
+
+def test_without_boxes_the_picture_is_the_image(rng):
+    image = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    nothing = np.zeros((0, 4)), np.zeros(0, int)
+    for scores in (None, np.zeros(0)):
+        picture = visualize.draw(image, *nothing, scores, class_names=NAMES)
+        np.testing.assert_array_equal(picture, image)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0, 0, 30, 30],
+        [270, 0, 300, 30],
+        [0, 170, 30, 200],
+        [270, 170, 300, 200],
+        [-50, -50, 400, 400],
+        [400, 300, 500, 500],
+        [20, 20, 20, 20],
+        [299.9, 199.9, 300, 200],
+    ],
+)
+@pytest.mark.parametrize("size", [(200, 300), (40, 30), (4, 3), (1, 1)])
+def test_tags_stay_whole_inside_the_picture(box, size):
+    """A tag has the same area wherever its box lies: none of it is cut off."""
+    tags = [
+        visualize._place_tag(
+            "dog 0.87",
+            (0, 0, 0),
+            visualize._pixels(np.array(b), size[::-1]),
+            size[::-1],
+            [],
+        ).corners
+        for b in (box, [size[1] / 2, size[0] / 2, size[1], size[0]])
+    ]
+    for left, top, right, bottom in tags:
+        assert 0 <= left <= right < size[1] and 0 <= top <= bottom < size[0]
+    assert visualize._area(tags[0]) == visualize._area(tags[1])
+    image = grey(*size)
+    picture = visualize.draw(image, [box], [2], [0.87], class_names=NAMES)
+    assert picture.shape == image.shape and changed(image, picture).any()
+
+
+def test_long_names_shrink_to_fit():
+    size = (120, 200)
+    font = visualize._font(size, NAMES[1])
+    assert font.getlength(NAMES[1]) <= size[0]
+    assert visualize._font(size, "cat").size == 10
+
+
+def test_tags_keep_out_of_each_others_way():
+    size, tags = (640, 480), []
+    for shift in range(6):
+        box = (200 + shift, 200, 300 + shift, 300)
+        tags.append(visualize._place_tag("person", (0, 0, 0), box, size, tags))
+    for i, tag in enumerate(tags):
+        for other in tags[:i]:
+            assert visualize._overlap(tag.corners, other.corners) == 0
+
+
+def test_the_best_score_has_the_place_above_its_box():
+    image, box = grey(200, 300), [100, 100, 160, 160]
+    for scores in ([0.9, 0.1], [0.1, 0.9]):
+        picture = visualize.draw(image, [box, box], [0, 2], scores, class_names=NAMES)
+        best = visualize.class_colour(0 if scores[0] > scores[1] else 2)
+        above = picture[86:100, 100:160].reshape(-1, 3)
+        assert (above == best).all(axis=-1).sum() > 100
+        assert (picture[100, 159] == best).all()  # and its line lies on top
+
+
+def test_scores_are_written():
+    arguments = (grey(200, 300), [[100, 100, 160, 160]], [0])
+    pictures = [
+        visualize.draw(*arguments, scores, class_names=NAMES)
+        for scores in (None, [0.25], [0.75])
+    ]
+    assert changed(pictures[0], pictures[1])[:100].any()
+    assert changed(pictures[1], pictures[2])[:100].any()
+
+
+def test_crowds_are_dashed():
+    image, box = grey(200, 300), [[50, 60, 150, 120]]
+    whole, dashed = (
+        visualize.draw(image, box, [0], class_names=NAMES, crowd=crowd)
+        for crowd in ([False], [True])
+    )
+    solid, broken = changed(image, whole)[119], changed(image, dashed)[119]
+    assert solid.sum() == 100 and 40 <= broken.sum() <= 60
+    assert not changed(image, dashed)[120:].any()
+
+
+def test_lines_and_letters_grow_with_the_image():
+    def thickness(height, width):
+        image = grey(height, width)
+        box = [[0.25 * width, 0.5 * height, 0.75 * width, 0.75 * height]]
+        picture = visualize.draw(image, box, [0], class_names=NAMES)
+        return changed(image, picture)[:, width // 2 + width // 8].sum() // 2
+
+    assert thickness(200, 300) == 1 and thickness(1000, 1500) == 5
+    assert visualize._font((1500, 1000), "cat").size == 31
+
+
+def test_colours_differ_and_can_be_read_on():
+    colours = np.array([visualize.class_colour(label) for label in range(20)], float)
+    distances = np.abs(colours[:, None] - colours).sum(axis=-1)
+    assert distances[~np.eye(20, dtype=bool)].min() > 40
+    neighbours = np.abs(np.diff(colours, axis=0)).sum(axis=-1)
+    assert neighbours.min() > 150
+
+
+def test_side_by_side_keeps_both_pictures(rng):
+    left = rng.integers(0, 256, (50, 90, 3), np.uint8)
+    right = rng.integers(0, 256, (40, 80, 3), np.uint8)
+    picture = visualize.side_by_side(left, right)
+    bar = picture.shape[0] - 50
+    assert 10 < bar < 40
+    np.testing.assert_array_equal(picture[bar:, :90], left)
+    windows = np.lib.stride_tricks.sliding_window_view(picture, right.shape)
+    assert (windows == right).all(axis=(-3, -2, -1)).sum() == 1
+    assert picture[:bar, :90].min() < 60  # the caption
+    other = visualize.side_by_side(left, right, captions=("before", "after"))
+    assert changed(picture, other)[:bar].any()
+
+
+def test_truth_beside_detections_is_drawn_on_the_enlarged_image():
+    boxes, label, nothing = np.array([[10.0, 5, 20, 15]]), np.array([2]), np.zeros(0)
+    picture = visualize.truth_beside_detections(
+        grey(30, 48),  # ten times larger: 300 x 480
+        (boxes, label, np.array([False])),
+        (boxes[:0], nothing, nothing),
+        class_names=NAMES,
+    )
+    drawn = (picture == visualize.class_colour(2)).all(axis=-1)
+    bar = picture.shape[0] - 300
+    assert drawn[bar + 50 : bar + 150, 100].all() and not drawn[:, 480:].any()
+    large = visualize.truth_beside_detections(
+        grey(600, 900),
+        (boxes[:0], nothing, nothing),
+        (boxes, label, np.array([0.5])),
+        class_names=NAMES,
+    )
+    drawn = (large == visualize.class_colour(2)).all(axis=-1)
+    assert large.shape[1] >= 1800 and drawn[:, 900:].any() and not drawn[:, :900].any()
+
+
+def test_contact_sheet_by_hand():
+    sheet = visualize.contact_sheet(
+        [grey(10, 20), np.zeros((6, 10, 3), np.uint8), grey(10, 20)], columns=2
+    )
+    assert sheet.shape == (22, 42, 3)  # gaps of two pixels
+    assert (sheet[:10, :20] == 128).all() and (sheet[12:, :20] == 128).all()
+    assert (sheet[10:12] == 255).all() and (sheet[:, 20:22] == 255).all()
+    cell = sheet[:10, 22:]
+    assert (cell[2:8, 5:15] == 0).all() and (cell == 0).sum() == 6 * 10 * 3
+    assert (sheet[12:, 22:] == 255).all()
+
+
+def test_contact_sheets_narrower_than_asked_and_of_nothing():
+    assert visualize.contact_sheet([grey(5, 5)], columns=4).shape == (5, 5, 3)
+    with pytest.raises(ValueError, match="at least one image"):
+        visualize.contact_sheet([], columns=4)
