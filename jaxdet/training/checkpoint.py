@@ -1,0 +1,327 @@
+"""The run folder: `config.json` and `checkpoints/`; a kill while writing harms none."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+from typing import Any, Literal, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+)
+
+from jaxdet.data.dataset import DataSet
+from jaxdet.detectors.detector import Detector
+from jaxdet.training.config import FREE_FIELDS, TrainingConfig
+from jaxdet.training.step import TrainState
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunError(ValueError):
+    """A run folder does not fit what is asked of it; the message names both."""
+
+
+class Run(NamedTuple):
+    """What a run folder says about itself."""
+
+    recipe: dict | None  # of the detector: `jaxdet.detectors.detector.rebuild(recipe)`
+    training: TrainingConfig
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    data_set: str
+    images: int  # in the training set
+    versions: dict[str, str]
+
+
+def save_run(
+    workdir: str | os.PathLike,
+    detector: Detector,
+    data_set: DataSet,
+    config: TrainingConfig,
+) -> None:
+    """Writes `config.json`.
+
+    Raises:
+      RunError: if the folder holds checkpoints of a run with another detector, other
+        data, or another training config (except `FREE_FIELDS`); the message names every
+        such field and both values.
+    """
+    file = pathlib.Path(workdir) / "config.json"
+    now = {
+        "recipe": detector.recipe,
+        "training": dataclasses.asdict(config),
+        "class_names": data_set.class_names,
+        "category_ids": data_set.category_ids,
+        "data_set": data_set.name,
+        "images": len(data_set),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
+        | {"python": platform.python_version()},
+    }
+    now = json.loads(json.dumps(now))  # tuples become lists, as they will be on disk
+    if any(entry.name.isdigit() for entry in _checkpoint_folder(workdir).glob("*")):
+        _require_same(_read_json(file), now, file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half_written = file.with_suffix(".tmp")
+    half_written.write_text(json.dumps(now, indent=2) + "\n")
+    half_written.replace(file)
+
+
+def load_run(workdir: str | os.PathLike) -> Run:
+    """Reads `config.json`.
+
+    Raises:
+      RunError: if the folder holds no run, or one of a jaxdet with other fields.
+    """
+    values = _read_json(pathlib.Path(workdir) / "config.json")
+    try:
+        training = _dataclass(TrainingConfig, values.pop("training"))
+        names, ids = values.pop("class_names"), values.pop("category_ids")
+        return Run(
+            training=training,
+            class_names=tuple(names),
+            category_ids=tuple(ids),
+            **values,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{workdir}/config.json: {error}") from error
+
+
+class Checkpoints:
+    """The train states of one run: the newest, and the best by its AP.
+
+    States are saved as NumPy arrays in flat dicts, so they can be restored on any
+    number and kind of devices. A checkpoint gets its name only when it is complete; one
+    that a kill left half-written is not seen, and removed when `Checkpoints` opens.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int):
+        """Opens `workdir/checkpoints`, making it where needed.
+
+        Args:
+          workdir: the run folder.
+          keep: how many of the newest checkpoints stay.
+        """
+        folder = _checkpoint_folder(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            for half_written in folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(half_written)
+        self._manager = _manager(folder, keep)
+
+    def save(
+        self, step: int, state: TrainState, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Copies the state to the host, then writes it in the background.
+
+        Of several hosts, which share the folder, the first writes.
+
+        Args:
+          step: `state.step`; saving a step again does nothing.
+          state: its arrays may be donated as soon as this returns.
+          metrics: of the validation set, if it was evaluated at this step; the
+            checkpoint of highest "AP" is the best.
+        """
+        if jax.process_index() > 0 or step in self._manager.all_steps():
+            return
+        quality = float((metrics or {}).get("AP", math.nan))
+        state = jax.device_get(state)
+        variables, rest = _names(state.variables), _names(_without_variables(state))
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(variables),
+                rest=ocp.args.StandardSave(rest),
+            ),
+            metrics={} if math.isnan(quality) else {"AP": quality},
+        )
+
+    def restore(
+        self, template: TrainState, step: int | Literal["best"] | None = None
+    ) -> TrainState:
+        """The state of a step as NumPy arrays; None: the newest.
+
+        Args:
+          template: a state of the same run, or its shapes (`jax.eval_shape`).
+          step: one of those saved, "best" or None.
+
+        Raises:
+          RunError: if there is no such checkpoint, or it is of another model, naming
+            the first parameters that differ.
+        """
+        step = _find_step(self._manager, "latest" if step is None else step)
+        variables = _restore(self._manager, step, "variables", template.variables)
+        rest = _restore(self._manager, step, "rest", _without_variables(template))
+        return rest.replace(variables=variables)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, if there is one."""
+        return self._manager.latest_step()
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.close()
+
+
+def load_variables(
+    workdir: str | os.PathLike,
+    template: dict[str, Any],
+    *,
+    step: int | Literal["best", "latest"] = "best",
+) -> dict[str, Any]:
+    """The variables of a finished or running training, as NumPy arrays.
+
+    Args:
+      workdir: the run folder.
+      template: `jax.eval_shape(detector.init, key, batch)`, or variables.
+      step: one of those saved; "best" is the newest where none was evaluated.
+
+    Raises:
+      RunError: as `Checkpoints.restore`.
+    """
+    folder = _checkpoint_folder(workdir)
+    if not folder.is_dir():
+        raise RunError(f"no checkpoints in {folder}")
+    manager = _manager(folder, None)
+    try:
+        step = _find_step(manager, step)
+        return _restore(manager, step, "variables", template)
+    finally:
+        manager.close()
+
+
+def _checkpoint_folder(workdir: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _manager(folder: pathlib.Path, keep: int | None) -> ocp.CheckpointManager:
+    def quality(metrics):
+        return metrics.get("AP", -math.inf)
+
+    best = BestN(get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False)
+    # Every host has the whole state, so none waits for the others.
+    host = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"{host}"
+    )
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        multiprocessing_options=alone,
+        best_fn=quality,
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _find_step(
+    manager: ocp.CheckpointManager, step: int | Literal["best", "latest"]
+) -> int:
+    manager.wait_until_finished()
+    there = sorted(manager.all_steps())
+    named = {"best": manager.best_step(), "latest": manager.latest_step()}
+    found = named.get(step, step)
+    if found not in there:
+        where = manager.directory
+        raise RunError(f"no checkpoint {step!r} in {where}; there are {there}")
+    return found
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, item: str, template: Any
+) -> Any:
+    """One item of a checkpoint, in the structure of the template."""
+    arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore()})
+    saved = manager.restore(step, args=arguments)[item]
+    expected = _names(template)
+    different = [
+        f"{name}: {_shape(saved, name)} saved, {_shape(expected, name)} expected"
+        for name in sorted(saved.keys() | expected.keys())
+        if _shape(saved, name) != _shape(expected, name)
+    ]
+    if different:
+        raise RunError(
+            f"{manager.directory}/{step} is of another model; {len(different)} arrays "
+            "differ:\n  " + "\n  ".join(different[:5])
+        )
+    leaves = [saved[name] for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _shape(arrays: dict[str, Any], name: str) -> str:
+    if name not in arrays:
+        return "absent"
+    return f"{arrays[name].dtype}{list(arrays[name].shape)}"
+
+
+def _names(tree: Any) -> dict[str, Any]:
+    paths, _ = jax.tree.flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths
+    }
+
+
+def _without_variables(state: TrainState) -> TrainState:
+    return state.replace(variables={})
+
+
+def _read_json(file: pathlib.Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{file.parent} holds no run: no {file.name}") from None
+    except ValueError as error:
+        raise RunError(f"{file} is no JSON: {error}") from error
+
+
+def _require_same(then: dict, now: dict, workdir: pathlib.Path) -> None:
+    before, after = _fields(then), _fields(now)
+    different = [
+        f"{name}: {before.get(name, 'absent')!r} in the run, "
+        f"{after.get(name, 'absent')!r} now"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+        and not name.startswith("versions/")
+        and name.removeprefix("training/") not in FREE_FIELDS
+    ]
+    if different:
+        raise RunError(
+            f"{workdir} holds another run; choose another folder, or the same values:"
+            "\n  " + "\n  ".join(different[:20])
+        )
+
+
+def _fields(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, its keys joined by "/"; lists without dicts stay whole."""
+    fields = {}
+    for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
+        path = f"{prefix}{name}"
+        inner = isinstance(value, dict)
+        fields |= _fields(value, f"{path}/") if inner else {path: value}
+    return fields
+
+
+def _dataclass(kind: type, values: dict) -> Any:
+    """The inverse of `dataclasses.asdict` after JSON, for tuples and nested configs."""
+    kinds = {field.name: field.default_factory for field in dataclasses.fields(kind)}
+    return kind(
+        **{
+            name: _dataclass(kinds[name], value)
+            if isinstance(value, dict)
+            else _tuples(value)
+            for name, value in values.items()
+        }
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

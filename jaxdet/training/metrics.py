@@ -1,0 +1,84 @@
+"""What the steps report, read from the device now and then and searched for NaN."""
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdet.data.dataset import DataSet
+from jaxdet.structs import Batch
+from jaxdet.training.config import TrainingConfig
+from jaxdet.training.optimizer import learning_rate_schedule
+
+STEPS_AHEAD = 2  # on the device's queue: it never waits, and batches do not pile up
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss term is NaN or infinite; no checkpoint holds anything of that step."""
+
+
+class _Entry(NamedTuple):
+    step: int
+    image_ids: np.ndarray  # positions in the data set
+    metrics: dict[str, jax.Array]
+
+
+class RecentMetrics:
+    """The metrics since the last log, left on the device, and the time they took."""
+
+    def __init__(self, data_set: DataSet, config: TrainingConfig):
+        self._data_set = data_set
+        self._batch_size = config.batch_size
+        self._schedule = learning_rate_schedule(config)
+        self._entries: list[_Entry] = []
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def wait_for(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the wait for it counts as time the device may be idle."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - before
+        return batch
+
+    def add(self, step: int, image_ids: np.ndarray, metrics: dict) -> None:
+        """Keeps a step's metrics; waits for those of two steps ago, not for these."""
+        self._entries.append(_Entry(step, image_ids, metrics))
+        if len(self._entries) > STEPS_AHEAD:
+            jax.block_until_ready(self._entries[-1 - STEPS_AHEAD].metrics)
+
+    def read(self) -> dict[str, float]:
+        """Their means; with them "learning_rate", "images_per_second" and "data_wait".
+
+        The wait for data is a fraction of the time since this was made.
+
+        Raises:
+          NonFiniteLossError: for the first step that has a NaN or infinity.
+        """
+        metrics = jax.device_get([entry.metrics for entry in self._entries])
+        seconds = time.perf_counter() - self._since
+        for entry, values in zip(self._entries, metrics, strict=True):
+            self._require_finite(entry, values)
+        means = {
+            name: float(np.mean([values[name] for values in metrics]))
+            for name in metrics[0]
+        }
+        return means | {
+            "learning_rate": float(self._schedule(self._entries[-1].step - 1)),
+            "images_per_second": len(metrics) * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+        }
+
+    def _require_finite(self, entry: _Entry, values: dict[str, np.ndarray]) -> None:
+        wrong = [name for name in values if not np.isfinite(values[name])]
+        totals = ("loss", "gradient_norm")
+        terms = [name for name in wrong if name not in totals] or wrong
+        if terms:
+            named = ", ".join(f"{name} is {values[name]}" for name in terms)
+            ids = [self._data_set.image_ids[i] for i in entry.image_ids.tolist()]
+            raise NonFiniteLossError(
+                f"{named} at step {entry.step}, images {ids}; nothing of it was saved. "
+                "A lower learning rate, more warm-up or clip_norm may help"
+            )

@@ -1,0 +1,66 @@
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxdet.training.log import Log
+from tests.training import toy
+
+
+def events(workdir):
+    """What TensorBoard reads: (step, tag, number; None for a picture)."""
+    found = []
+    for file in sorted(workdir.glob("events.out.tfevents.*")):
+        content = file.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            for value in event.summary.value:
+                number = value.simple_value if value.HasField("simple_value") else None
+                found.append((event.step, value.tag, number))
+            content = content[12 + length + 4 :]
+    return found
+
+
+@pytest.fixture
+def log(tmp_path):
+    opened = Log(tmp_path, start=2, config=toy.config())
+    yield opened
+    opened.close()
+
+
+def test_progress_is_printed_where_there_is_no_terminal(log, tmp_path, capsys):
+    assert not log.in_terminal
+    log.line("hello")
+    log.progress(4, {"loss": 0.5, "images_per_second": 2.0})
+    lines = ["hello", "step 4/8  loss 0.5  images_per_second 2  left 0:00:08"]
+    assert capsys.readouterr().out.splitlines() == lines
+    written = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("  ", 1)[1] for line in written] == lines
+
+
+def test_numbers_and_pictures_reach_tensorboard(log, tmp_path):
+    log.progress(4, {"loss": 0.5, "images_per_second": 2.0})
+    log.evaluation(4, {"AP": 0.25, "APm": float("nan")})
+    image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    log.picture(4, "a/b c.jpg", image)
+    log.close()
+    assert events(tmp_path) == [
+        (4, "training/loss", 0.5),
+        (4, "training/images_per_second", 2.0),
+        (4, "validation/AP", 0.25),
+        (4, "pictures/a_b_c.jpg", None),
+    ]
+    saved = Image.open(tmp_path / "pictures" / "0000004_a_b_c.jpg.png")
+    np.testing.assert_array_equal(np.asarray(saved), image)
+
+
+def test_going_on_adds_to_the_diary(tmp_path):
+    for start in (0, 4):
+        log = Log(tmp_path, start=start, config=toy.config())
+        log.line(f"from {start}")
+        log.close()
+    text = (tmp_path / "log.txt").read_text()
+    assert "from 0\n" in text and text.endswith("from 4\n")

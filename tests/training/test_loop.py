@@ -1,0 +1,200 @@
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdet.data import batching
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError
+from jaxdet.training.loop import train
+from jaxdet.training.metrics import NonFiniteLossError
+from tests.training import toy
+
+CONFIG = toy.config(checkpoint_every=2)
+
+
+def interrupted(data_set, number, *, reads):
+    """The same data, but reading a further image after so many sends a signal.
+
+    A run reads four images a step, and four before its first.
+    """
+    count = itertools.count()
+
+    def read_image(position):
+        if next(count) == reads:
+            os.kill(os.getpid(), number)
+        return data_set.read_image(position)
+
+    return dataclasses.replace(data_set, read_image=read_image)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run from the first step to the last, with its folder."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    validation = toy.data_set(6, tall=2)
+    config = dataclasses.replace(CONFIG, evaluate_every=5, pictures=2)
+    state = train(
+        toy.toy(), toy.data_set(), config, workdir=workdir, validation=validation
+    )
+    return jax.device_get(state), workdir
+
+
+def continued(workdir):
+    return jax.device_get(train(toy.toy(), toy.data_set(), CONFIG, workdir=workdir))
+
+
+def starts(workdir):
+    """The step at which each run in a folder began."""
+    lines = (workdir / "log.txt").read_text().splitlines()
+    words = [line.split("; steps ") for line in lines if "; steps " in line]
+    return [int(rest.split()[0]) for _, rest in words]
+
+
+def test_a_killed_run_ends_as_the_unbroken_one(unbroken, tmp_path):
+    code = (
+        "import tests.conftest, signal, sys\n"
+        "from tests.training.test_loop import *\n"
+        "data = interrupted(toy.data_set(), signal.SIGKILL, reads=4 * 6)\n"
+        "train(toy.toy(), data, CONFIG, workdir=sys.argv[1])\n"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, cwd=root).returncode == -signal.SIGKILL
+    chex.assert_trees_all_equal(continued(tmp_path), unbroken[0])
+    first, second = starts(tmp_path)
+    assert first == 0 and second in (2, 4)  # 4 unless the kill hit its writing
+
+
+def test_a_stopped_run_saves_its_step_and_ends_as_the_unbroken_one(
+    unbroken, tmp_path, capsys
+):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    data = interrupted(toy.data_set(), signal.SIGINT, reads=4 * 6)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy.toy(), data, CONFIG, workdir=tmp_path)
+    assert "stopped; the same command goes on after step 6" in capsys.readouterr().out
+    data = interrupted(toy.data_set(), signal.SIGTERM, reads=4)
+    with pytest.raises(SystemExit) as ending:
+        train(toy.toy(), data, CONFIG, workdir=tmp_path)
+    assert ending.value.code == 128 + signal.SIGTERM
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    chex.assert_trees_all_equal(continued(tmp_path), unbroken[0])
+    assert starts(tmp_path) == [0, 6, 7]
+
+
+def test_a_finished_run_does_nothing_and_says_so(unbroken, capsys):
+    state, workdir = unbroken
+    files = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.*")}
+    files.pop(workdir / "config.json")
+    chex.assert_trees_all_equal(continued(workdir), state)
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_a_run_leaves_a_diary(unbroken):
+    _, workdir = unbroken
+    log = (workdir / "log.txt").read_text()
+    for words in (
+        "toy: 12 images, 3 steps an epoch; steps 0 to 8, 4 images each on 4 devices",
+        "learning rate 0.05 after 2 steps of warm-up",
+        "step 8/8",
+        "images_per_second",
+        "data_wait",
+        "gradient_norm",
+        "evaluation at step 5  AP ",
+        "evaluation at step 8  AP ",
+    ):
+        assert words in log
+    assert list(workdir.glob("events.out.tfevents.*"))
+    pictures = sorted(path.name for path in (workdir / "pictures").iterdir())
+    assert pictures == [f"000000{step}_{i}.png" for step in (5, 8) for i in (0, 1)]
+    assert json.loads((workdir / "config.json").read_text())["data_set"] == "toy"
+
+
+def test_a_loss_that_is_not_finite_names_term_step_and_images(tmp_path):
+    detector, data, poison = toy.toy(), toy.data_set(), 7
+    config = toy.config(log_every=8, checkpoint_every=8)
+
+    def poisoned(variables, batch, key, axis_name=None):
+        _, metrics = detector.loss(variables, batch, key, axis_name=axis_name)
+        bad = jnp.where((batch.image_ids == poison).any(), jnp.inf, 0.0)
+        metrics["box_loss"] += bad
+        return sum(metrics.values()), metrics
+
+    batches = batching.training_batches(
+        data, config.input, batch_size=4, seed=config.seed
+    )
+    step, batch = next(
+        (step, batch)
+        for step, batch in enumerate(batches, 1)
+        if poison in batch.image_ids
+    )
+    with pytest.raises(NonFiniteLossError) as error:
+        train(detector._replace(loss=poisoned), data, config, workdir=tmp_path)
+    assert f"box_loss is inf at step {step}," in str(error.value)
+    assert str(batch.image_ids.tolist()) in str(error.value)
+    assert "noise_loss" not in str(error.value)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_at_once(tmp_path):
+    def init(key, batch):
+        raise AssertionError("the detector was touched")
+
+    detector = toy.toy()._replace(init=init)
+    with pytest.raises(DataError, match=r"batch size 6 .* 4 devices"):
+        train(detector, toy.data_set(), toy.config(batch_size=6), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_must_be_those_of_the_detector_and_of_the_validation_set(tmp_path):
+    data, config = toy.data_set(), toy.config()
+    two = toy.toy()._replace(num_classes=2)
+    with pytest.raises(DataError, match=r"tells 2 classes apart, but .* has 1: "):
+        train(two, data, config, workdir=tmp_path)
+    other = dataclasses.replace(data, class_names=("another",))
+    with pytest.raises(DataError, match=r"validation set .*'another'.* be the same"):
+        train(toy.toy(), data, config, workdir=tmp_path, validation=other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_that_fails_loses_no_training(tmp_path):
+    def read_image(position):
+        raise DataError("a broken photograph")
+
+    broken = dataclasses.replace(toy.data_set(4), read_image=read_image)
+    with pytest.raises(DataError, match="a broken photograph"):
+        train(toy.toy(), toy.data_set(), CONFIG, workdir=tmp_path, validation=broken)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert str(CONFIG.steps) in names
+
+
+def test_one_compilation_for_each_canvas_and_a_falling_loss(tmp_path):
+    compiled = []
+
+    def listen(event, _seconds, fun_name="", **_):
+        # jit(_fun) is what jax calls any mapped function; here there is one.
+        if event.endswith("backend_compile_duration") and fun_name == "jit(_fun)":
+            compiled.append(event)
+
+    inputs = InputConfig(canvases=((16, 16), (16, 8)), max_objects=3, workers=0)
+    config = toy.config(steps=24, learning_rate=1.0, log_every=8, input=inputs)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(toy.toy(), toy.data_set(tall=6), config, workdir=tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == len(inputs.canvases)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    losses = [float(x.split(" loss ")[1].split()[0]) for x in lines if " loss " in x]
+    assert losses[-1] < 0.5 * losses[0]
