@@ -1,0 +1,112 @@
+"""COCO's average precision and recall, as pycocotools computes them."""
+
+import contextlib
+import io
+import math
+from typing import Literal
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from jaxdet.data.dataset import DataError
+
+# The order of COCOeval.stats: AP over IoU .50:.05:.95, at single IoUs, by area of the
+# object (small < 32^2 <= medium <= 96^2 < large), then AR by detections an image and,
+# at 100 of them, by area.
+PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+NAMES = PRECISIONS + RECALLS
+
+
+def coco_metrics(
+    ground_truth: dict,
+    detections: list[dict],
+    *,
+    iou_type: Literal["bbox", "segm"] = "bbox",
+) -> dict[str, float]:
+    """The twelve COCO numbers, and the AP of each class.
+
+    Args:
+      ground_truth: COCO json with `images`, `categories` and `annotations`, every
+        annotation with `area`; not modified.
+      detections: COCO results, `image_id`, `category_id` and `score` with a `bbox`
+        (x, y, width, height) or, for "segm", a `segmentation` in run lengths; may be
+        empty; not modified.
+      iou_type: what overlaps: boxes or masks.
+
+    Returns:
+      `NAMES` and `AP/<class name>` to fractions in [0, 1]; NaN where there is nothing
+      to find: no annotated object, none of that area, none of that class.
+
+    Raises:
+      DataError: for a detection of an image or category that is not in `ground_truth`.
+    """
+    _check_ids(ground_truth, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _index(ground_truth, ground_truth["annotations"])
+        evaluator = COCOeval(truth, _results(truth, detections, iou_type), iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    metrics = {
+        name: math.nan if value < 0 else float(value)
+        for name, value in zip(NAMES, evaluator.stats, strict=True)
+    }
+    # [IoUs, recalls, classes, areas, detections an image]: all areas, 100 detections.
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]
+    for index, category_id in enumerate(evaluator.params.catIds):
+        of_class = precision[:, :, index]
+        found = (of_class >= 0).all()
+        average = float(np.mean(of_class)) if found else math.nan
+        metrics[f"AP/{truth.cats[category_id]['name']}"] = average
+    return metrics
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """The metrics of `coco_metrics` as a small table in per cent, for terminals."""
+    lines = []
+    for names in (PRECISIONS, RECALLS):
+        lines.append(" ".join(f"{name:>6}" for name in names))
+        lines.append(" ".join(f"{_per_cent(metrics[name]):>6}" for name in names))
+    classes = [name for name in metrics if "/" in name]
+    width = max(map(len, classes), default=0)
+    lines += [f"{name:<{width}} {_per_cent(metrics[name]):>6}" for name in classes]
+    return "\n".join(lines)
+
+
+def _per_cent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _check_ids(ground_truth: dict, detections: list[dict]) -> None:
+    for kind, key in (("image_id", "images"), ("category_id", "categories")):
+        allowed = {entry["id"] for entry in ground_truth[key]}
+        for detection in detections:
+            if detection[kind] not in allowed:
+                raise DataError(
+                    f"a detection has {kind} {detection[kind]!r}, which is none of the "
+                    f"{len(allowed)} {key} of the ground truth"
+                )
+
+
+def _index(ground_truth: dict, annotations: list[dict]) -> COCO:
+    indexed = COCO()
+    # Copies, as pycocotools writes into annotations; renumbered, as it takes the object
+    # of id 0 for missed.
+    annotations = [
+        annotation | {"id": number} for number, annotation in enumerate(annotations, 1)
+    ]
+    indexed.dataset = ground_truth | {"annotations": annotations}
+    indexed.createIndex()
+    return indexed
+
+
+def _results(truth: COCO, detections: list[dict], iou_type: str) -> COCO:
+    if not detections:  # loadRes fails on none.
+        return _index(truth.dataset, [])
+    # With both kinds of shape in a result, loadRes takes its area from the box.
+    unused = "segmentation" if iou_type == "bbox" else "bbox"
+    return truth.loadRes(
+        [{k: v for k, v in found.items() if k != unused} for found in detections]
+    )

@@ -1,0 +1,132 @@
+"""Runs a detector over a data set, and scores what it finds."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from jaxdet.data import batching
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataSet
+from jaxdet.detectors.detector import Detector
+from jaxdet.evaluation import coco
+from jaxdet.structs import Batch, Detections
+from jaxdet.training.step import replicate, shard
+
+
+def evaluate(
+    detector: Detector,
+    variables: Any,
+    data_set: DataSet,
+    input_config: InputConfig,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[str, float]:
+    """The COCO metrics of a detector; see `coco.coco_metrics` and `detect_all`."""
+    detections = detect_all(
+        detector,
+        variables,
+        data_set,
+        input_config,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return coco.coco_metrics(data_set.ground_truth(), detections)
+
+
+def detect_all(
+    detector: Detector,
+    variables: Any,
+    data_set: DataSet,
+    input_config: InputConfig,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> list[dict]:
+    """Everything a detector finds in a data set, on all devices of this host.
+
+    Args:
+      detector: its `predict` is compiled once for each canvas.
+      variables: of the detector, without a device axis.
+      data_set: every image is looked at once.
+      input_config: its canvases, workers and `unreadable_images`; nothing is flipped.
+      batch_size: images at a time over all devices, rounded up to a multiple of them.
+      progress: whether to draw a bar.
+
+    Returns:
+      COCO results: `image_id` and `category_id` of the source, `bbox` (x, y, width,
+      height) in pixels of the original image and inside it, `score`.
+
+    Raises:
+      DataError: for an image that cannot be read.
+    """
+    devices = jax.local_device_count()
+    batch_size = -(-batch_size // devices) * devices
+    batches = batching.evaluation_batches(data_set, input_config, batch_size=batch_size)
+    predict = predict_on_devices(detector, variables)
+    answers = ((batch, predict(batch)) for batch in batches)
+    results = []
+    with tqdm.tqdm(total=len(data_set), unit="image", disable=not progress) as bar:
+        # In pairs, so that the devices have the next batch while these are fetched.
+        for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
+            results.extend(_coco_results(batch, fetch(answer), data_set))
+            bar.update(np.count_nonzero(batch.image_ids >= 0))
+    return results
+
+
+def predict_on_devices(
+    detector: Detector, variables: Any
+) -> Callable[[Batch], Detections]:
+    """`predict` spread over all devices of this host.
+
+    Args:
+      detector: compiled once for each shape of batch, however often this is called.
+      variables: of the detector, without a device axis; placed on the devices once.
+
+    Returns:
+      From a batch, which the devices divide, to detections still on the devices with
+      arrays `[devices, B / devices, ...]`; `fetch` brings them here.
+    """
+    devices = jax.local_devices()
+    predict = jax.pmap(detector.predict, in_axes=(None, 0), devices=devices)
+    variables = replicate(variables)
+    return lambda batch: predict(variables, shard(batch, len(devices)))
+
+
+def fetch(detections: Detections) -> Detections:
+    """From `[devices, B / devices, ...]` on devices to NumPy arrays `[B, ...]`."""
+    return jax.tree.map(np.concatenate, jax.device_get(detections))
+
+
+def to_original(boxes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Canvas pixels to pixels of the original images.
+
+    Args:
+      boxes: `[B, D, 4]` (x1, y1, x2, y2).
+      scales: `[B, 2]` canvas pixels per original pixel (height, width).
+
+    Returns:
+      `[B, D, 4]`; not clipped.
+    """
+    return boxes / scales[:, None, [1, 0, 1, 0]]
+
+
+def _coco_results(batch: Batch, found: Detections, data_set: DataSet) -> Iterator[dict]:
+    boxes = to_original(found.boxes, batch.scales)
+    for slot, position in enumerate(batch.image_ids):
+        if position < 0:
+            continue
+        height, width = data_set.sizes[position]
+        for index in np.flatnonzero(found.valid[slot]):
+            corners = np.clip(boxes[slot, index], 0, [width, height, width, height])
+            x1, y1, x2, y2 = corners.tolist()
+            yield {
+                "image_id": data_set.image_ids[position],
+                "category_id": data_set.category_ids[found.labels[slot, index]],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(found.scores[slot, index]),
+            }

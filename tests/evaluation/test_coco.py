@@ -1,0 +1,194 @@
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+from pycocotools import mask as run_lengths
+
+from jaxdet.data.dataset import DataError
+from jaxdet.evaluation import coco
+
+
+def truth(*objects, categories=("cat", "dog")):
+    """Ground truth of (image, label, x, y, width, height); ids: 10 + label, from 0."""
+    return {
+        "images": [{"id": image, "height": 500, "width": 500} for image in range(3)],
+        "categories": [{"id": 10 + k, "name": v} for k, v in enumerate(categories)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": 10 + label,
+                "bbox": [x, y, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+            }
+            for number, (image, label, x, y, width, height) in enumerate(objects)
+        ],
+    }
+
+
+def found(image, label, score, *box):
+    return {
+        "image_id": image,
+        "category_id": 10 + label,
+        "score": score,
+        "bbox": list(box),
+    }
+
+
+def reference(data_folder, name):
+    return json.loads((data_folder / "cocoeval_reference" / name).read_text())
+
+
+@pytest.mark.parametrize(
+    ("iou_type", "results"),
+    [
+        ("bbox", "instances_val2014_fakebbox100_results.json"),
+        ("segm", "instances_val2014_fakesegm100_results.json"),
+    ],
+)
+def test_the_numbers_of_the_coco_demo(data_folder, iou_type, results):
+    metrics = coco.coco_metrics(
+        reference(data_folder, "instances_val2014_100.json"),
+        reference(data_folder, results),
+        iou_type=iou_type,
+    )
+    expected = reference(data_folder, "expected_pycocotools.json")[f"{iou_type}_all"]
+    actual = [metrics[name] for name in coco.NAMES]
+    np.testing.assert_allclose(actual, expected, atol=5e-7)
+
+
+def test_the_numbers_of_the_review_of_metrics(data_folder):
+    folder = "review_sampled"
+    metrics = coco.coco_metrics(
+        reference(data_folder, f"{folder}/sampled_gts_bbox_area.json"),
+        reference(data_folder, f"{folder}/cocoapi_results.json"),
+    )
+    expected = {
+        "AP": 0.503647,
+        "AP50": 0.696973,
+        "AP75": 0.571667,
+        "APs": 0.593252,
+        "APm": 0.557991,
+        "APl": 0.489363,
+        "AR1": 0.386813,
+        "AR10": 0.593680,
+        "AR100": 0.595353,
+        "ARs": 0.654764,
+        "ARm": 0.603130,
+        "ARl": 0.553744,
+    }
+    actual = {name: metrics[name] for name in expected}
+    assert actual == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_object_found_exactly():
+    metrics = coco.coco_metrics(
+        truth((0, 1, 10, 10, 50, 50)), [found(0, 1, 0.3, 10, 10, 50, 50)]
+    )
+    perfect = {"AP", "AP50", "AP75", "APm", "AR1", "AR10", "AR100", "ARm", "AP/dog"}
+    ones = {name for name, value in metrics.items() if value == pytest.approx(1)}
+    assert ones == perfect
+    nothing_to_find = {"APs", "APl", "ARs", "ARl", "AP/cat"}
+    assert {n for n, value in metrics.items() if math.isnan(value)} == nothing_to_find
+
+
+def test_overlap_of_62_hundredths_passes_three_of_ten_thresholds():
+    metrics = coco.coco_metrics(
+        truth((0, 0, 0, 0, 100, 100)), [found(0, 0, 0.9, 0, 0, 62, 100)]
+    )
+    assert metrics["AP50"] == pytest.approx(1) and metrics["AP75"] == 0
+    assert metrics["AP"] == pytest.approx(0.3)
+    assert metrics["AR100"] == pytest.approx(0.3)
+
+
+def test_half_of_the_objects_after_a_false_alarm():
+    objects = [(0, 0, 0, 0, 50, 50), (1, 0, 0, 0, 50, 50)]
+    alarm, hit = found(2, 0, 0.9, 0, 0, 50, 50), found(0, 0, 0.8, 0, 0, 50, 50)
+    # Recall reaches 1/2 at precision 1/2: 51 of the 101 recalls 0, 0.01, ..., 1.
+    metrics = coco.coco_metrics(truth(*objects), [alarm, hit])
+    assert metrics["AP"] == pytest.approx(0.5 * 51 / 101)
+    metrics = coco.coco_metrics(truth(*objects), [alarm | {"score": 0.1}, hit])
+    assert metrics["AP"] == pytest.approx(51 / 101)
+
+
+def test_ap_is_the_mean_over_classes_that_exist():
+    objects = [(0, 0, 0, 0, 50, 50), (0, 1, 0, 0, 50, 50)]
+    metrics = coco.coco_metrics(
+        truth(*objects, categories=("cat", "dog", "emu")),
+        [found(0, 0, 0.5, 0, 0, 50, 50), found(0, 1, 0.5, 200, 200, 50, 50)],
+    )
+    actual = [metrics[name] for name in ("AP/cat", "AP/dog", "AP")]
+    assert actual == pytest.approx([1, 0, 0.5])
+    assert math.isnan(metrics["AP/emu"])
+
+
+def test_no_detections_score_zero_where_there_was_something_to_find():
+    metrics = coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [])
+    assert metrics["AP"] == metrics["APm"] == metrics["AR100"] == metrics["AP/cat"] == 0
+    assert math.isnan(metrics["APs"]) and math.isnan(metrics["AP/dog"])
+
+
+def test_without_objects_there_is_nothing_to_score():
+    for detections in ([], [found(0, 0, 0.5, 0, 0, 5, 5)]):
+        assert all(map(math.isnan, coco.coco_metrics(truth(), detections).values()))
+
+
+def test_detections_in_a_crowd_are_neither_right_nor_wrong():
+    ground_truth = truth((0, 0, 0, 0, 50, 50), (0, 0, 100, 100, 200, 200))
+    ground_truth["annotations"][1]["iscrowd"] = 1
+    in_crowd = [found(0, 0, 0.9, 110 + x, 120, 20, 20) for x in range(5)]
+    detections = [*in_crowd, found(0, 0, 0.5, 0, 0, 50, 50)]
+    assert coco.coco_metrics(ground_truth, detections)["AP"] == pytest.approx(1)
+
+
+def test_masks_are_measured_by_their_own_area():
+    mask = np.zeros((500, 500), np.uint8, order="F")
+    mask[0, :100] = mask[:100, 0] = 1  # 199 pixels in a box of 10,000
+    runs = run_lengths.encode(mask)
+    ground_truth = truth((0, 0, 0, 0, 100, 100))
+    ground_truth["annotations"][0] |= {"area": 199, "segmentation": runs}
+    detections = [
+        found(0, 0, 0.9, 0, 0, 100, 100) | {"segmentation": runs},
+        found(1, 0, 0.95, 0, 0, 100, 100) | {"segmentation": runs},
+    ]
+    metrics = coco.coco_metrics(ground_truth, detections, iou_type="segm")
+    # The false alarm is small as a mask, so it counts among the small.
+    assert metrics["APs"] == metrics["AP"] == pytest.approx(0.5)
+
+
+def test_nothing_is_printed_and_nothing_of_the_caller_changes(capsys):
+    ground_truth = truth((0, 0, 0, 0, 50, 50))
+    detections = [found(0, 0, 0.5, 0, 0, 50, 50)]
+    before = copy.deepcopy((ground_truth, detections))
+    coco.coco_metrics(ground_truth, detections)
+    assert (ground_truth, detections) == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_detections_of_unknown_images_or_categories(key):
+    detection = found(0, 0, 0.5, 0, 0, 50, 50) | {key: 77}
+    with pytest.raises(DataError, match=f"{key} 77, which is none of the"):
+        coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [detection])
+
+
+def test_the_table():
+    metrics = dict.fromkeys(coco.NAMES, 0.1234) | {
+        "AP": 1.0,
+        "APs": math.nan,
+        "AP/cat": 0.0,
+        "AP/zebra": 0.5,
+    }
+    assert coco.format_metrics(metrics) == "\n".join(
+        [
+            "    AP   AP50   AP75    APs    APm    APl",
+            " 100.0   12.3   12.3      -   12.3   12.3",
+            "   AR1   AR10  AR100    ARs    ARm    ARl",
+            "  12.3   12.3   12.3   12.3   12.3   12.3",
+            "AP/cat      0.0",
+            "AP/zebra   50.0",
+        ]
+    )

@@ -1,0 +1,178 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.data import batching
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError
+from jaxdet.detectors.detector import Detector
+from jaxdet.evaluation import evaluate
+from jaxdet.structs import Detections
+from tests.data.in_memory import in_memory_data_set
+
+CONFIG = InputConfig(canvases=((24, 48), (48, 24)), max_objects=4, workers=2)
+SIZES = [(20, 30), (31, 17), (9, 40), (50, 90), (24, 48), (40, 20), (13, 29)]
+OBJECTS = [
+    [(1, 2, 11, 12, 0), (15, 3, 30, 20, 2)],
+    [(0, 0, 17, 31, 1)],
+    [],
+    [(10, 10, 80, 45, 2), (0, 0, 9, 9, 2), (20, 30, 40, 50, 0)],
+    [(3, 4, 30, 20, 1)],
+    [(2, 2, 18, 9, 0), (2, 12, 18, 19, 0), (2, 22, 18, 39, 1)],
+    [(5, 5, 6, 6, 2)],
+]
+
+
+@pytest.fixture
+def data_set():
+    rng = np.random.default_rng(0)
+    return in_memory_data_set(
+        [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES],
+        OBJECTS,
+        image_ids=[139, 7, 40_000, 5, 12, 1_000_000_007, 64],
+        class_names=("cup", "fork", "spoon"),
+        category_ids=(90, 3, 17),
+    )
+
+
+def detector(answer):
+    """A detector without variables that gives `answer(batch) -> Detections`."""
+    return Detector(
+        init=None, loss=None, predict=lambda variables, batch: answer(batch)
+    )
+
+
+def the_truth(batch):
+    """All that is annotated; on padding images, a box that must never come out."""
+    truth = batch.truth
+    padding = batch.image_ids < 0
+    first = jnp.arange(truth.valid.shape[1]) == 0
+    return Detections(
+        boxes=jnp.where(padding[:, None, None], 9.0, truth.boxes),
+        scores=jnp.full(truth.valid.shape, 0.75),
+        labels=truth.labels,
+        valid=truth.valid | (padding[:, None] & first[None]),
+    )
+
+
+def by_image(results):
+    grouped = {}
+    for result in results:
+        row = (result["category_id"], *np.round(result["bbox"], 3).tolist())
+        grouped.setdefault(result["image_id"], []).append(row)
+    return grouped
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 32])  # rounded up to 4, 4, 8, 32
+def test_the_truth_comes_back_in_original_pixels(data_set, batch_size):
+    assert jax.local_device_count() == 4
+    results = evaluate.detect_all(
+        detector(the_truth), {}, data_set, CONFIG, batch_size=batch_size, progress=False
+    )
+    expected = {
+        image_id: [
+            (data_set.category_ids[label], x1, y1, x2 - x1, y2 - y1)
+            for x1, y1, x2, y2, label in rows
+        ]
+        for image_id, rows in zip(data_set.image_ids, OBJECTS, strict=True)
+        if rows
+    }
+    actual = by_image(results)
+    assert actual.keys() == expected.keys()
+    for image_id, rows in expected.items():
+        np.testing.assert_allclose(actual[image_id], rows, atol=2e-3)
+    json.dumps(results)  # plain numbers, not NumPy's
+
+
+def test_the_truth_scores_full_marks(data_set):
+    metrics = evaluate.evaluate(detector(the_truth), {}, data_set, CONFIG, batch_size=4)
+    assert metrics["AP"] == pytest.approx(1) and metrics["AR100"] == pytest.approx(1)
+    assert metrics["AP/spoon"] == pytest.approx(1)
+
+
+def test_wrong_labels_score_nothing(data_set):
+    def wrong(batch):
+        found = the_truth(batch)
+        return found.replace(labels=(found.labels + 1) % 3)
+
+    metrics = evaluate.evaluate(
+        detector(wrong), {}, data_set, CONFIG, batch_size=4, progress=False
+    )
+    assert metrics["AP"] < 0.05
+
+
+def test_a_detector_that_finds_nothing(data_set):
+    def nothing(batch):
+        found = the_truth(batch)
+        return found.replace(valid=jnp.zeros_like(found.valid))
+
+    metrics = evaluate.evaluate(
+        detector(nothing), {}, data_set, CONFIG, batch_size=4, progress=False
+    )
+    assert metrics["AP"] == 0 and not math.isnan(metrics["AP/cup"])
+
+
+def test_boxes_are_clipped_to_the_original_image(data_set):
+    def too_large(batch):
+        found = the_truth(batch)
+        return found.replace(
+            boxes=jnp.broadcast_to(
+                jnp.array([[[-5.0, -7.0, 99.0, 99.0]]]), found.boxes.shape
+            )
+        )
+
+    results = evaluate.detect_all(
+        detector(too_large), {}, data_set, CONFIG, batch_size=4, progress=False
+    )
+    sizes = dict(zip(data_set.image_ids, SIZES, strict=True))
+    assert len(results) == sum(map(len, OBJECTS))
+    for result in results:
+        height, width = sizes[result["image_id"]]
+        assert result["bbox"] == [0, 0, width, height]
+
+
+def test_variables_reach_the_detector_and_each_canvas_compiles_once(data_set):
+    traces = []
+
+    def predict(variables, batch):
+        traces.append(batch.images.shape)
+        found = the_truth(batch)
+        return found.replace(scores=found.scores * variables["params"]["weight"])
+
+    doubtful = Detector(None, None, predict)
+    variables = {"params": {"weight": np.float32(0.5)}}
+    for _ in range(2):  # training evaluates again and again
+        results = evaluate.detect_all(
+            doubtful, variables, data_set, CONFIG, batch_size=4, progress=False
+        )
+        assert {result["score"] for result in results} == {0.375}
+    assert sorted(traces) == [(1, 24, 48, 3), (1, 48, 24, 3)]
+
+
+def test_unreadable_images():
+    data_set = in_memory_data_set([(20, 30)], image_ids=["gone"])
+    with pytest.raises(DataError, match="'gone' cannot be read"):
+        evaluate.detect_all(
+            detector(the_truth), {}, data_set, CONFIG, batch_size=4, progress=False
+        )
+
+
+def test_to_original_by_hand():
+    boxes = np.array([[[2.0, 4.0, 6.0, 8.0]], [[2.0, 4.0, 6.0, 8.0]]])
+    scales = np.array([[2.0, 0.5], [1.0, 1.0]])  # (height, width)
+    expected = [[[4.0, 2.0, 12.0, 4.0]], [[2.0, 4.0, 6.0, 8.0]]]
+    np.testing.assert_array_equal(evaluate.to_original(boxes, scales), expected)
+
+
+def test_to_original_undoes_batching(data_set):
+    for batch in batching.evaluation_batches(data_set, CONFIG, batch_size=3):
+        boxes = evaluate.to_original(batch.truth.boxes, batch.scales)
+        for row, position in enumerate(batch.image_ids):
+            if position >= 0:
+                found = boxes[row][batch.truth.valid[row]]
+                expected = data_set.objects[position].boxes
+                np.testing.assert_allclose(found, expected, atol=1e-3)
