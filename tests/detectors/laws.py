@@ -1,0 +1,210 @@
+"""The laws every detector obeys, whatever it computes.
+
+A detector joins with one line in its own test file:
+
+    class TestLaws(laws.DetectorLaws, detector=small_retinanet): ...
+
+where `small_retinanet(dtype)` builds it for three classes and 64x64 images, fast to
+compile and with norms that learn from scratch. `nms_threshold` is the overlap above
+which it may not answer twice for one class, `steps` how long it learns one batch.
+"""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdet.ops import boxes as box_ops
+from tests.detectors import scenes
+
+
+class Compiled:
+    """A detector, its variables, and its functions compiled once for all laws."""
+
+    def __init__(self, detector):
+        self.detector = detector
+        self.variables = jax.jit(detector.init)(jax.random.key(0), scenes.batch())
+        self.loss = jax.jit(detector.loss)
+        self.predict = jax.jit(detector.predict)
+        self.gradients = jax.jit(partial(_gradients, detector))
+
+
+class DetectorLaws:
+    """Tests; see the module's docstring."""
+
+    def __init_subclass__(cls, *, detector, nms_threshold=0.5, steps=300):
+        cls.make = staticmethod(detector)
+        cls.nms_threshold = nms_threshold
+        cls.steps = steps
+
+    @pytest.fixture(scope="class")
+    def compiled(self):
+        return Compiled(self.make(jnp.float32))
+
+    @pytest.fixture(scope="class")
+    def trained(self, compiled):
+        """Variables after learning one batch by heart, and that batch."""
+        batch = scenes.batch()
+        return _overfit(compiled.detector, compiled.variables, batch, self.steps), batch
+
+    def test_padding_the_canvas_changes_nothing(self, compiled, trained):
+        variables, small = trained
+        large = scenes.batch(canvas=(96, 128))
+        np.testing.assert_array_equal(large.images[:, :64, :64], small.images)
+        # With fresh variables: a loss of almost nothing would be mostly rounding.
+        chex.assert_trees_all_close(
+            _loss(compiled, compiled.variables, small),
+            _loss(compiled, compiled.variables, large),
+            rtol=1e-4,
+        )
+        chex.assert_trees_all_close(
+            compiled.predict(variables, small),
+            compiled.predict(variables, large),
+            rtol=1e-3,
+            atol=1e-3,
+        )
+
+    def test_padding_the_object_slots_changes_nothing(self, compiled):
+        few, many = scenes.batch(slots=5), scenes.batch(slots=9)
+        chex.assert_trees_all_close(
+            _loss(compiled, compiled.variables, few),
+            _loss(compiled, compiled.variables, many),
+            rtol=1e-5,
+        )
+
+    def test_object_order_changes_nothing(self, compiled):
+        batch = scenes.batch()
+        shuffled = jax.tree.map(lambda x: x[:, ::-1], batch.truth)
+        chex.assert_trees_all_close(
+            _loss(compiled, compiled.variables, batch),
+            _loss(compiled, compiled.variables, batch.replace(truth=shuffled)),
+            rtol=1e-5,
+        )
+
+    def test_images_without_objects_teach_the_background(self, compiled):
+        batch = scenes.batch(counts=(0, 0, 0, 0))
+        (loss, _), gradients = compiled.gradients(compiled.variables, batch)
+        chex.assert_tree_all_finite((loss, gradients))
+        assert loss > 0
+        assert optax.global_norm(gradients) > 0
+
+    def test_crowds_are_no_targets(self, compiled):
+        batch = scenes.batch()
+        truth = batch.truth
+        crowds = truth.replace(crowd=truth.valid)
+        nothing = truth.replace(valid=np.zeros_like(truth.valid))
+        chex.assert_trees_all_close(
+            _loss(compiled, compiled.variables, batch.replace(truth=crowds)),
+            _loss(compiled, compiled.variables, batch.replace(truth=nothing)),
+            rtol=1e-5,
+        )
+
+    def test_four_devices_make_the_update_of_one(self, compiled):
+        batch = scenes.batch()
+        alone = compiled.gradients(compiled.variables, batch)
+        spread = jax.tree.map(lambda x: x[:, None], batch)
+        step = partial(_gradients, compiled.detector, axis_name="devices")
+        together = jax.pmap(step, "devices", in_axes=(None, 0), out_axes=(None, None))
+        (loss, metrics), gradients = together(compiled.variables, spread)
+        chex.assert_trees_all_close((loss, metrics), alone[0], rtol=1e-4)
+        largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(alone[1]))
+        chex.assert_trees_all_close(gradients, alone[1], rtol=1e-3, atol=1e-5 * largest)
+
+    def test_one_batch_can_be_overfitted(self, compiled, trained):
+        variables, batch = trained
+        detections = compiled.predict(variables, batch)
+        for i, count in enumerate(np.sum(batch.truth.valid, axis=1)):
+            # The best answers, as many as there are objects, are those objects.
+            assert np.all(detections.scores[i, :count] > 0.5)
+            overlap = box_ops.pairwise_iou(
+                batch.truth.boxes[i, :count], detections.boxes[i, :count]
+            )
+            labels = batch.truth.labels[i, :count], detections.labels[i, :count]
+            right = (overlap > 0.7) & (labels[0][:, None] == labels[1][None])
+            assert np.all(np.sum(right, axis=1) == 1)
+            if count == 0:
+                assert not np.any(detections.scores[i] > 0.5)
+
+    def test_one_compilation_however_many_objects(self, compiled):
+        def loss(*arguments):
+            return compiled.detector.loss(*arguments)
+
+        loss = jax.jit(chex.assert_max_traces(loss, n=1))
+        for seed, counts in enumerate([(3, 1, 2, 0), (0, 0, 0, 0), (4, 4, 4, 4)]):
+            batch = scenes.batch(seed, counts=counts)
+            loss(compiled.variables, batch, jax.random.key(seed))
+
+    def test_bfloat16_modules_give_float32_losses_close_by(self, compiled):
+        detector = self.make(jnp.bfloat16)
+        batch, key = scenes.batch(), jax.random.key(0)
+        half = jax.jit(detector.loss)(compiled.variables, batch, key)
+        full = compiled.loss(compiled.variables, batch, key)
+        chex.assert_type(jax.tree.leaves(half), jnp.float32)
+        chex.assert_trees_all_close(half[0], full[0], rtol=0.03)
+
+    @pytest.mark.parametrize("learned", [False, True])
+    def test_predictions_are_sane(self, compiled, trained, learned):
+        batch = scenes.batch(7, counts=(2, 4, 0, 1))
+        variables = trained[0] if learned else _noisy(compiled.variables)
+        detections = compiled.predict(variables, batch)
+        chex.assert_tree_all_finite(detections)
+        assert np.any(detections.valid)
+        for i, (height, width) in enumerate(batch.sizes):
+            found = np.asarray(detections.boxes[i][detections.valid[i]])
+            labels = np.asarray(detections.labels[i][detections.valid[i]])
+            scores = np.asarray(detections.scores[i][detections.valid[i]])
+            assert np.all(found >= 0)
+            assert np.all(found[:, 0::2] <= width) and np.all(found[:, 1::2] <= height)
+            assert np.all(np.diff(scores) <= 0) and np.all((scores > 0) & (scores <= 1))
+            overlap = np.asarray(box_ops.pairwise_iou(found, found))
+            same = (labels[:, None] == labels[None]) & ~np.eye(len(labels), dtype=bool)
+            assert np.all(overlap[same] <= self.nms_threshold + 1e-5)
+        unused = ~np.asarray(detections.valid)
+        assert not np.any(np.asarray(detections.boxes)[unused])
+        assert not np.any(np.asarray(detections.scores)[unused])
+
+
+def _loss(compiled: Compiled, variables, batch):
+    return compiled.loss(variables, batch, jax.random.key(0))
+
+
+def _gradients(detector, variables, batch, axis_name=None):
+    constants = {name: v for name, v in variables.items() if name != "params"}
+
+    def loss(params):
+        key = jax.random.key(0)
+        variables = {"params": params, **constants}
+        return detector.loss(variables, batch, key, axis_name=axis_name)
+
+    answer = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return answer if axis_name is None else jax.lax.pmean(answer, axis_name)
+
+
+def _overfit(detector, variables, batch, steps: int):
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.003, steps))
+
+    def step(state, key):
+        params, opt_state = state
+        _, gradients = _gradients(detector, {**variables, "params": params}, batch)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    state = (variables["params"], optimizer.init(variables["params"]))
+    keys = jax.random.split(jax.random.key(0), steps)
+    (params, _), _ = jax.jit(partial(jax.lax.scan, step))(state, keys)
+    return {**variables, "params": params}
+
+
+def _noisy(variables):
+    """Weights that give many confident answers, all of them nonsense."""
+    rng = np.random.default_rng(1)
+
+    def noisy(leaf):
+        noise = rng.normal(0, 0.1, leaf.shape)
+        return np.asarray(leaf) + noise.astype(np.float32)
+
+    return {**variables, "params": jax.tree.map(noisy, variables["params"])}

@@ -1,0 +1,186 @@
+"""RetinaNet: the laws, its loss worked by hand, and the references' constants."""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.detectors.detector import rebuild
+from jaxdet.detectors.retinanet import (
+    DETECTRON2,
+    TORCHVISION,
+    RetinaNetConfig,
+    loss,
+    predict,
+    retinanet,
+)
+from jaxdet.nn.resnet import ResNet
+from jaxdet.ops import anchors
+from tests.detectors import laws, scenes
+
+SMALL = RetinaNetConfig(
+    num_classes=3,
+    levels=(3, 4, 5),
+    anchor_sizes=((16.0, 22.0), (32.0, 45.0), (64.0, 90.0)),
+    channels=32,
+    head_depth=1,
+    head_norm="group",
+    detections=20,
+)
+
+
+def small_retinanet(dtype=jnp.float32, config=SMALL):
+    backbone = ResNet(depth=10, width=16, norm="group", dtype=dtype)
+    return retinanet(config, backbone)
+
+
+class TestLaws(laws.DetectorLaws, detector=small_retinanet):
+    def test_prior_sets_the_first_scores(self, compiled):
+        bias = compiled.variables["params"]["class_head"]["output"]["bias"]
+        np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.01, rtol=1e-5)
+
+
+def answers(logits, deltas):
+    """A network that always says the same, for tests of what is not learned."""
+    return lambda pixels, sizes=None: (logits, deltas)
+
+
+def one_object(config, box, label=1):
+    """A batch of one 64x64 image, and its anchors."""
+    batch = scenes.batch(counts=(1,), slots=2)
+    truth = batch.truth
+    boxes, labels = truth.boxes.copy(), truth.labels.copy()
+    boxes[0, 0], labels[0, 0] = box, label
+    batch = batch.replace(truth=truth.replace(boxes=boxes, labels=labels))
+    return batch, anchors.pyramid_anchors((64, 64), **config.anchors)
+
+
+ONE_ANCHOR = dataclasses.replace(
+    SMALL, levels=(5,), anchor_sizes=((32.0,),), anchor_ratios=(1.0,)
+)
+
+
+def test_loss_worked_by_hand():
+    # Four anchors, the quarters of the image; the object is the first quarter itself.
+    batch, boxes = one_object(ONE_ANCHOR, [0, 0, 32, 32])
+    assert boxes.shape == (4, 4)
+    network = answers(jnp.zeros((1, 4, 3)), jnp.full((1, 4, 4), 0.5))
+    total, metrics = loss(network, batch, None, config=ONE_ANCHOR)
+    # Scores of 1/2: the object's class costs .25 * (1/2)**2 * ln 2, each of the other
+    # eleven class scores .75 * (1/2)**2 * ln 2; all over one positive anchor.
+    expected = (0.25 + 11 * 0.75) * 0.25 * np.log(2)
+    np.testing.assert_allclose(metrics["class_loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["box_loss"], 4 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["positives"], 1)
+    np.testing.assert_allclose(total, expected + 2, rtol=1e-5)
+
+
+def test_ignored_anchors_cost_nothing():
+    # One object, most like the second size of the first cell: there its IoU is 1 and
+    # with the first size (28.8 / 32)**2 = .81, between low and high: ignored.
+    config = dataclasses.replace(
+        ONE_ANCHOR, anchor_sizes=((28.8, 32.0),), low_iou=0.5, high_iou=0.9
+    )
+    batch, boxes = one_object(config, [0, 0, 32, 32])
+    assert boxes.shape == (8, 4)
+    network = answers(jnp.zeros((1, 8, 3)), jnp.zeros((1, 8, 4)))
+    _, metrics = loss(network, batch, None, config=config)
+    np.testing.assert_allclose(metrics["positives"], 1)
+    # Of 24 class scores three are ignored; see above for what the others cost.
+    expected = (0.25 + 20 * 0.75) * 0.25 * np.log(2)
+    np.testing.assert_allclose(metrics["class_loss"], expected, rtol=1e-5)
+
+
+def test_normalising_by_image_is_the_mean_of_single_images(rng):
+    config = dataclasses.replace(SMALL, normalise_by="image")
+    batch = scenes.batch()
+    count = anchors.count((64, 64), levels=SMALL.levels, per_cell=6)
+    logits = jnp.asarray(rng.normal(size=(4, count, 3)), jnp.float32)
+    deltas = jnp.asarray(rng.normal(size=(4, count, 4)), jnp.float32)
+
+    @jax.jit
+    def total(logits, deltas, batch):
+        return loss(answers(logits, deltas), batch, None, config=config)[0]
+
+    whole = total(logits, deltas, batch)
+    one = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(4)]
+    singles = [total(logits[i : i + 1], deltas[i : i + 1], one[i]) for i in range(4)]
+    np.testing.assert_allclose(whole, np.mean(singles), rtol=1e-5)
+
+
+def test_predict_takes_the_best_and_clips():
+    config = dataclasses.replace(ONE_ANCHOR, detections=3)
+    logits = jnp.full((1, 4, 3), -9.0).at[0, 0, 2].set(2.0).at[0, 3, 1].set(3.0)
+    deltas = jnp.zeros((1, 4, 4)).at[0, 0, 0].set(-0.5)  # half a width to the left
+    batch = scenes.batch(counts=(1,))
+    found = jax.jit(partial(predict, answers(logits, deltas), config=config))(batch)
+    expected = jnp.array([[32.0, 32, 64, 64], [0, 0, 16, 32], [0, 0, 0, 0]])
+    chex.assert_trees_all_close(found.boxes[0], expected)
+    np.testing.assert_array_equal(found.labels[0], [1, 2, 0])
+    np.testing.assert_array_equal(found.valid[0], [True, True, False])
+    np.testing.assert_allclose(found.scores[0, :2], jax.nn.sigmoid(jnp.array([3.0, 2])))
+
+
+@pytest.mark.parametrize("config", [TORCHVISION, DETECTRON2, RetinaNetConfig()])
+def test_constants_all_references_share(config):
+    assert config.anchor_ratios == (0.5, 1.0, 2.0)
+    assert (config.low_iou, config.high_iou) == (0.4, 0.5)
+    assert (config.focal_alpha, config.focal_gamma, config.prior) == (0.25, 2.0, 0.01)
+    assert (config.score_threshold, config.candidates) == (0.05, 1000)
+    assert (config.nms_threshold, config.head_depth, config.channels) == (0.5, 4, 256)
+    assert config.box_loss == "smooth_l1" and config.box_beta == 0.0  # L1
+
+
+def test_torchvision_constants():
+    assert TORCHVISION.anchor_sizes[0] == (32.0, 40.0, 50.0)
+    assert TORCHVISION.anchor_rounded and TORCHVISION.anchor_offset == 0.0
+    assert TORCHVISION.extra_levels == "p5" and TORCHVISION.detections == 300
+    assert TORCHVISION.normalise_by == "image"
+
+
+def test_detectron2_constants():
+    assert DETECTRON2.anchor_sizes[0] == pytest.approx((32, 40.3175, 50.7968), abs=1e-3)
+    assert not DETECTRON2.anchor_rounded and DETECTRON2.anchor_offset == 0.0
+    assert DETECTRON2.extra_levels == "c5" and DETECTRON2.detections == 100
+
+
+def test_the_recipe_makes_the_same_detector_again():
+    detector = small_retinanet(jnp.bfloat16)
+    again = rebuild(detector.recipe)
+    assert again.recipe == detector.recipe
+    batch = scenes.batch()
+    shapes = [
+        jax.eval_shape(d.init, jax.random.key(0), batch) for d in (detector, again)
+    ]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"levels": (3, 4)}, "one a level"),
+        ({"levels": (5, 4, 3)}, "finest first"),
+        ({"anchor_sizes": ((1.0,), (2.0, 3.0), (4.0,))}, "same number"),
+        ({"low_iou": 0.6}, "low_iou 0.6"),
+        ({"num_classes": 0}, "num_classes 0; at least 1"),
+        ({"box_loss": "GIoU"}, "box_loss 'GIoU'; one of"),
+        ({"normalise_by": "images"}, "normalise_by 'images'"),
+        ({"extra_levels": "c6"}, "extra_levels 'c6'"),
+        ({"head_norm": "batch"}, "head_norm 'batch'"),
+        ({"anchor_ratios": ()}, "anchor_ratios"),
+        ({"anchor_ratios": (-1.0,)}, "anchor_ratios"),
+        ({"anchor_sizes": ((0.0,),) * 3}, "anchor_sizes"),
+        ({"prior": 0.0}, "prior 0.0; between 0 and 1"),
+        ({"detections": 0}, "detections 0"),
+        ({"head_depth": -1}, "head_depth -1"),
+        ({"std": (0.0, 1.0, 1.0)}, "std"),
+        ({"nms_threshold": -1.0}, "nms_threshold -1.0"),
+    ],
+)
+def test_contradictions_are_refused(change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        dataclasses.replace(SMALL, **change)
