@@ -1,0 +1,120 @@
+"""From a run folder, or a detector, to boxes in a picture's own pixels."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet import inference
+from jaxdet.data.batching import InputConfig
+from jaxdet.detectors.detector import Detector
+from jaxdet.structs import Detections
+from jaxdet.training.checkpoint import RunError, save_run
+from jaxdet.training.config import TrainingConfig
+from jaxdet.training.loop import train
+from tests.data.in_memory import in_memory_data_set
+from tests.detectors import scenes
+from tests.detectors.test_retinanet import small_retinanet
+
+CANVASES = ((64, 64), (32, 96))
+
+
+def predict(variables, batch):
+    """One sure answer, the lower right quarter of each image, and one unsure."""
+    height, width = batch.sizes[:, 0].astype(float), batch.sizes[:, 1].astype(float)
+    quarter = jnp.stack([width / 2, height / 2, width, height], axis=-1)
+    whole = jnp.stack([0 * width, 0 * height, width, height], axis=-1)
+    boxes = jnp.stack([quarter, whole, 0 * whole], axis=1)
+    ones = jnp.ones((len(boxes), 1), jnp.int32)
+    return Detections(
+        boxes=boxes,
+        scores=ones * jnp.array([[variables["sure"], 0.2, 0.0]]),
+        labels=ones * jnp.array([[1, 0, 0]]),
+        valid=(ones * jnp.array([[1, 1, 0]])) > 0,
+    )
+
+
+@pytest.fixture(scope="module")
+def detect():
+    detector = Detector(init=None, loss=None, predict=predict)
+    variables = {"sure": np.float32(0.75)}
+    names = ("cat", "dog")
+    return inference.make_detect(detector, variables, names, canvases=CANVASES)
+
+
+@pytest.mark.parametrize("size", [(100, 80), (10, 11), (200, 640), (64, 64), (1, 1)])
+def test_boxes_are_in_the_pictures_own_pixels(detect, size):
+    height, width = size
+    found = detect(np.zeros((height, width, 3), np.uint8))
+    expected = [[width / 2, height / 2, width, height], [0, 0, width, height]]
+    np.testing.assert_allclose(found.boxes, expected, rtol=1e-5)
+    assert found.names == ("dog", "cat")
+    np.testing.assert_allclose(found.scores, [0.75, 0.2])
+
+
+def test_scores_below_the_least_are_left_out():
+    detector = Detector(init=None, loss=None, predict=predict)
+    detect = inference.make_detect(
+        detector, {"sure": 0.75}, ("cat", "dog"), canvases=CANVASES, min_score=0.5
+    )
+    assert detect(np.zeros((8, 8, 3), np.uint8)).names == ("dog",)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3)),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((8, 0, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(detect, image):
+    with pytest.raises(ValueError, match=r"uint8\[H, W, 3\] is needed"):
+        detect(image)
+
+
+def test_a_run_folder_is_all_that_is_needed(tmp_path):
+    """Trains for two steps, then finds by the folder what the detector itself finds."""
+    pictures, objects = scenes.pictures(scenes.batch())
+    data_set = in_memory_data_set(pictures, objects, class_names=("a", "b", "c"))
+    config = TrainingConfig(
+        steps=2,
+        batch_size=4,
+        warmup_steps=0,
+        input=InputConfig(canvases=((64, 64),), max_objects=5, workers=0),
+    )
+    detector = small_retinanet()
+    state = train(detector, data_set, config, workdir=tmp_path)
+    detect = inference.from_run(tmp_path)
+    direct = inference.make_detect(
+        detector, state.variables, data_set.class_names, canvases=config.input.canvases
+    )
+    for image in pictures[:2]:
+        again, expected = detect(image), direct(image)
+        assert again.names == expected.names
+        np.testing.assert_array_equal(again.boxes, expected.boxes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem"),
+    [
+        ({"call": "elsewhere:detector"}, "allowed packages"),
+        ({"call": "jaxdet.detectors.retinanet:later"}, "no attribute"),
+        ({"call": "jaxdet.detectors.retinanet:retinanet"}, "missing"),
+        ({"called": "by no name"}, "call"),
+        ("no recipe", "no detector"),
+    ],
+)
+def test_recipes_that_cannot_be_followed(tmp_path, recipe, problem):
+    data_set = in_memory_data_set([np.zeros((8, 8, 3), np.uint8)])
+    detector = Detector(init=None, loss=None, predict=predict, recipe=recipe)
+    save_run(tmp_path, detector, data_set, TrainingConfig())
+    with pytest.raises(RunError, match=problem) as caught:
+        inference.from_run(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_folders_without_a_run(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        inference.from_run(tmp_path)
