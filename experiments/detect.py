@@ -1,0 +1,173 @@
+"""Named boxes on pictures: python -m experiments.detect runs/quickstart photo.jpg
+
+Draws what a trained detector finds into copies of the pictures, prints it, and writes
+it as a COCO-format json.
+"""
+
+import json
+import pathlib
+from typing import Literal
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from experiments import command_line
+from jaxdet import inference
+from jaxdet.data import image_files
+from jaxdet.data.dataset import DataError
+from jaxdet.visualize import draw, enlarged
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def main(
+    workdir: tyro.conf.Positional[pathlib.Path],
+    pictures: tyro.conf.Positional[tuple[pathlib.Path, ...]],
+    *,
+    output: pathlib.Path = pathlib.Path("detections"),
+    min_score: float = 0.3,
+    step: int | Literal["best", "latest"] = "best",
+):
+    """Detects objects in image files, and in all images of folders.
+
+    A picture that cannot be read is named and passed over. No picture is overwritten,
+    and none is looked for in the output folder, if that lies within another.
+
+    Args:
+      workdir: the run folder that training wrote.
+      pictures: image files and folders.
+      output: folder for the pictures with boxes, and `detections.json`.
+      min_score: lower scores are left out.
+      step: which checkpoint; "best" is that of highest AP.
+    """
+    files = _files(pictures, output)
+    targets = _targets(files, output)
+    trained = inference.load_trained(workdir, step=step)
+    names = trained.run.class_names
+    detect = inference.make_detect(
+        trained.detector,
+        trained.variables,
+        names,
+        canvases=trained.run.training.input.canvases,
+        min_score=min_score,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    found_in, sizes = {}, {}
+    progress = tqdm(zip(files, targets, strict=True), total=len(files))
+    for file, target in progress:
+        try:
+            image = image_files.read(file)
+        except DataError as error:
+            progress.write(f"left out: {error}")
+            continue
+        found_in[file], sizes[file] = detect(image), image.shape[:2]
+        progress.write(f"{file}: {_summary(found_in[file])}")
+        _drawn(image, found_in[file], names).save(target)
+    as_coco = _coco_json(found_in, sizes, trained.run)
+    (output / "detections.json").write_text(json.dumps(as_coco))
+    count = len(as_coco["annotations"])
+    print(f"{count} objects in {len(found_in)} of {len(files)} pictures: see {output}")
+
+
+def _files(
+    pictures: tuple[pathlib.Path, ...], output: pathlib.Path
+) -> list[pathlib.Path]:
+    """The files, and those in the folders but not in an output folder there, in order.
+
+    Raises:
+      DataError: if there is no picture, or a path does not exist.
+    """
+    files, written = [], output.resolve()
+    for path in pictures:
+        if path.is_dir():
+            inside = sorted(path.rglob("*"))
+            if not path.resolve().is_relative_to(written):
+                inside = [
+                    at for at in inside if not at.resolve().is_relative_to(written)
+                ]
+            files += [file for file in inside if file.suffix.lower() in SUFFIXES]
+        elif path.exists():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    if not files:
+        named = ", ".join(map(str, pictures)) or "nothing named"
+        raise DataError(
+            f"no pictures ({named}); allowed: {', '.join(sorted(SUFFIXES))}"
+        )
+    return list(dict.fromkeys(files))  # a file named twice is one picture
+
+
+def _summary(found: inference.Found) -> str:
+    if not found.names:
+        return "nothing found"
+    pairs = zip(found.names, found.scores, strict=True)
+    return ", ".join(f"{name} {score:.2f}" for name, score in pairs)
+
+
+def _coco_json(found_in: dict, sizes: dict, run) -> dict:
+    """Images, categories, and every detection as an annotation with a score."""
+    images, annotations = [], []
+    for image_id, (file, found) in enumerate(found_in.items(), start=1):
+        height, width = sizes[file]
+        about = {
+            "id": image_id,
+            "file_name": str(file),
+            "height": height,
+            "width": width,
+        }
+        images.append(about)
+        for box, label, score in zip(
+            found.boxes, found.labels, found.scores, strict=True
+        ):
+            x1, y1, x2, y2 = box.tolist()
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": run.category_ids[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+                "score": float(score),
+            }
+            annotations.append(annotation)
+    pairs = zip(run.category_ids, run.class_names, strict=True)
+    categories = [{"id": number, "name": name} for number, name in pairs]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _drawn(image: np.ndarray, found: inference.Found, class_names) -> Image.Image:
+    picture, factor = enlarged(image)
+    boxes = found.boxes * factor
+    return Image.fromarray(
+        draw(picture, boxes, found.labels, found.scores, class_names=class_names)
+    )
+
+
+def _targets(files: list[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
+    """A name for each in the output folder, numbered where it is taken already.
+
+    Raises:
+      DataError: if one of them is a picture among `files`.
+    """
+    taken, targets = set(), []
+    pictures = {file.resolve() for file in files}
+    for file in files:
+        name, number = file.stem, 1
+        while name.casefold() in taken:  # some file systems ignore case
+            number += 1
+            name = f"{file.stem}_{number}"
+        taken.add(name.casefold())
+        targets.append(output / f"{name}.png")
+        if targets[-1].resolve() in pictures:
+            raise DataError(
+                f"the drawing of {file} would overwrite the picture {targets[-1]}; "
+                "name another folder as --output"
+            )
+    return targets
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,34 @@
+"""From pixels to average precision: what is trained for a minute has learned."""
+
+import dataclasses
+
+import pytest
+
+from experiments.quickstart import BACKBONE, DETECTOR, TRAINING
+from jaxdet.data import digits
+from jaxdet.detectors.retinanet import retinanet
+from jaxdet.evaluation.evaluate import evaluate
+from jaxdet.training.loop import train
+
+
+@pytest.mark.slow
+def test_retinanet_learns_large_digits(tmp_path):
+    easy = {
+        "data_dir": tmp_path,
+        "train_images": 2000,
+        "validation_images": 100,
+        "side": 64,
+        "digit_sides": (28, 32),
+        "max_digits": 2,
+    }
+    training = dataclasses.replace(
+        TRAINING,
+        steps=700,
+        input=dataclasses.replace(TRAINING.input, canvases=((64, 64),)),
+    )
+    detector = retinanet(DETECTOR, BACKBONE)
+    data_set = digits.load("train", **easy)
+    state = train(detector, data_set, training, workdir=tmp_path / "run")
+    held_out = digits.load("validation", **easy)
+    metrics = evaluate(detector, state.variables, held_out, training.input)
+    assert metrics["AP50"] > 0.6
