@@ -23,7 +23,7 @@ def test_retinanet_learns_large_digits(tmp_path):
     }
     training = dataclasses.replace(
         TRAINING,
-        steps=700,
+        steps=1600,
         input=dataclasses.replace(TRAINING.input, canvases=((64, 64),)),
     )
     detector = retinanet(DETECTOR, BACKBONE)
