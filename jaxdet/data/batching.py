@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.structs import Batch, GroundTruth
+from jaxdet.structs import Batch, GroundTruth, Regions
 
 # OpenCV and grain are imported where they are used: every training configuration holds
 # an `InputConfig`, and training on batches from elsewhere needs neither.
@@ -37,6 +37,10 @@ class InputConfig:
     """(height, width) of each; an image goes to the one of nearest aspect ratio."""
     max_objects: int = 100
     """Object slots an image."""
+    max_regions: int = 0
+    """Slots an image for region proposals, the best of them; 0: batches carry none."""
+    mask_size: int = 0
+    """Cells a side of training objects' masks, cut to their boxes; 0: no masks."""
     too_many_objects: Literal["error", "drop"] = "error"
     """Of an image with more: stop, or leave out the smallest and warn."""
     unreadable_images: Literal["error", "skip"] = "error"
@@ -58,7 +62,13 @@ class InputConfig:
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {allowed}")
         self._require("flip", 0 <= self.flip <= 1, "in [0, 1]")
-        for name, least in (("max_objects", 1), ("workers", 0), ("prefetch", 1)):
+        for name, least in (
+            ("max_objects", 1),
+            ("max_regions", 0),
+            ("mask_size", 0),
+            ("workers", 0),
+            ("prefetch", 1),
+        ):
             self._require(name, getattr(self, name) >= least, f"at least {least}")
 
     def _require(self, name: str, right: bool, allowed: str) -> None:
@@ -98,6 +108,13 @@ def check(
             f"data set {data_set.name!r}: image {data_set.image_ids[fullest]!r} has "
             f"{counts[fullest]} objects, more than max_objects={config.max_objects}; "
             f'set max_objects={counts[fullest]} or too_many_objects="drop"'
+        )
+    _check_proposals(data_set, config)
+    if config.mask_size and data_set.read_masks is None:
+        raise DataError(
+            f"data set {data_set.name!r} has no masks, but mask_size is "
+            f"{config.mask_size}; load it with them (jaxdet.data.coco.load, "
+            "masks=True) or set mask_size=0"
         )
 
 
@@ -156,7 +173,8 @@ def training_batches(
       processes: how many hosts share a batch.
 
     Returns:
-      Batches of NumPy arrays with truth; crowd objects are among the valid ones.
+      Batches of NumPy arrays with truth, and with masks and regions where `config`
+      asks for them; crowd objects are among the valid ones.
 
     Raises:
       DataError: at once for what `check` finds; later for an image that cannot be read
@@ -180,7 +198,9 @@ def training_batches(
         epoch, row = divmod(step, steps)
         positions, canvases = plan(epoch)
         canvas = canvases[row]
-        batch = _padding_batch(share, config.canvases[canvas], config)
+        batch = _padding_batch(
+            share, config.canvases[canvas], config, masks=config.mask_size > 0
+        )
         for slot in range(share):
             slot_of_all = process * share + slot
             rng = np.random.default_rng([seed, step, slot_of_all])
@@ -201,14 +221,17 @@ def evaluation_batches(
     The last batch of each canvas is filled up with padding images: black, as large as
     the canvas, of scale 1, without objects, and of id -1. An unreadable image that
     `config` says to skip becomes one of them too. Of too many objects the largest are
-    kept, always: metrics take theirs from `DataSet.ground_truth`, not from here.
+    kept, always: metrics take theirs from `DataSet.ground_truth`, not from here; and
+    there are no masks, which would cost time for nothing.
 
     Returns:
-      Batches of NumPy arrays with truth.
+      Batches of NumPy arrays with truth, and with regions if `config` asks for them.
 
     Raises:
-      DataError: as `training_batches` does for images.
+      DataError: as `training_batches` does for images; at once if regions are asked for
+        and the data set has no proposals.
     """
+    _check_proposals(data_set, config)
     batches = [
         (canvas, members[first : first + batch_size])
         for canvas, members in zip(
@@ -220,7 +243,7 @@ def evaluation_batches(
 
     def evaluation_batch(step: int) -> Batch:
         canvas, positions = batches[step]
-        batch = _padding_batch(batch_size, canvas, config)
+        batch = _padding_batch(batch_size, canvas, config, masks=False)
         for slot, position in enumerate(positions):
             image = read(position)
             if image is not None:
@@ -249,8 +272,12 @@ def _prepared_ahead(
         batches.close()
 
 
-def _padding_batch(count: int, canvas: tuple[int, int], config: InputConfig) -> Batch:
+def _padding_batch(
+    count: int, canvas: tuple[int, int], config: InputConfig, *, masks: bool
+) -> Batch:
     slots = (count, config.max_objects)
+    cells = (*slots, config.mask_size, config.mask_size)
+    region_slots = (count, config.max_regions)
     return Batch(
         images=np.zeros((count, *canvas, 3), np.uint8),
         sizes=np.tile(np.array(canvas, np.int32), (count, 1)),
@@ -261,7 +288,15 @@ def _padding_batch(count: int, canvas: tuple[int, int], config: InputConfig) -> 
             labels=np.zeros(slots, np.int32),
             valid=np.zeros(slots, bool),
             crowd=np.zeros(slots, bool),
+            masks=np.zeros(cells, np.float32) if masks else None,
         ),
+        regions=Regions(
+            boxes=np.zeros((*region_slots, 4), np.float32),
+            scores=np.zeros(region_slots, np.float32),
+            valid=np.zeros(region_slots, bool),
+        )
+        if config.max_regions
+        else None,
     )
 
 
@@ -323,14 +358,22 @@ def _put(
     *,
     flip: bool,
 ) -> None:
-    """Draws one image and its objects into a slot of `batch` that was padding."""
+    """Puts one image and all that is known of it into a slot that was padding."""
     from jaxdet.data import transforms
 
-    _, slots, _ = batch.truth.boxes.shape
+    truth, regions = batch.truth, batch.regions
     canvas = batch.images.shape[1:3]
     objects = data_set.objects[position]
-    kept = _largest(objects.boxes, slots)
+    kept = _largest(objects.boxes, truth.valid.shape[1])
     example = transforms.Example(image, *(values[kept] for values in objects))
+    if truth.masks is not None:
+        masks = data_set.read_masks(position, truth.masks.shape[-1])
+        example = example._replace(masks=masks[kept])
+    if regions is not None:
+        best, scores = (
+            values[: regions.valid.shape[1]] for values in data_set.proposals[position]
+        )
+        example = example._replace(regions=best)
     if flip:
         example = transforms.flip_horizontally(example)
     example, scale = transforms.resize_to_canvas(
@@ -339,10 +382,16 @@ def _put(
     batch.sizes[slot] = transforms.fitted_size(image.shape[:2], canvas)
     batch.scales[slot] = scale
     batch.image_ids[slot] = position
-    batch.truth.boxes[slot, : len(kept)] = example.boxes
-    batch.truth.labels[slot, : len(kept)] = example.labels
-    batch.truth.crowd[slot, : len(kept)] = example.crowd
-    batch.truth.valid[slot, : len(kept)] = True
+    truth.boxes[slot, : len(kept)] = example.boxes
+    truth.labels[slot, : len(kept)] = example.labels
+    truth.crowd[slot, : len(kept)] = example.crowd
+    truth.valid[slot, : len(kept)] = True
+    if truth.masks is not None:
+        truth.masks[slot, : len(kept)] = example.masks
+    if regions is not None:
+        regions.boxes[slot, : len(best)] = example.regions
+        regions.scores[slot, : len(best)] = scores
+        regions.valid[slot, : len(best)] = True
 
 
 def _largest(boxes: np.ndarray, count: int) -> np.ndarray:
@@ -357,6 +406,16 @@ def _members_by_canvas(data_set: DataSet, config: InputConfig) -> list[np.ndarra
 
     nearest = transforms.nearest_canvas(data_set.sizes, config.canvases)
     return [np.flatnonzero(nearest == i) for i in range(len(config.canvases))]
+
+
+def _check_proposals(data_set: DataSet, config: InputConfig) -> None:
+    if config.max_regions and data_set.proposals is None:
+        raise DataError(
+            f"data set {data_set.name!r} has no region proposals, but max_regions is "
+            f"{config.max_regions}; make them (jaxdet.data.proposals."
+            "with_selective_search), read them (jaxdet.data.proposals.load) or set "
+            "max_regions=0"
+        )
 
 
 def _object_counts(data_set: DataSet) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import reprlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxdet.data import image_files
 from jaxdet.data.dataset import DataError, DataSet, Objects
+from jaxdet.data.masks import compact, crop
 
 OVERHANG = 2.0
 """Pixels by which a box may reach out of its image; more is a mistake, no rounding."""
@@ -27,6 +29,7 @@ def load(
     images: str | os.PathLike,
     *,
     bad_boxes: Literal["error", "skip"] = "error",
+    masks: bool = False,
 ) -> DataSet:
     """Reads a json in COCO's format; checks all of it, and that every image is there.
 
@@ -40,7 +43,10 @@ def load(
       images: the folder in which its `file_name`s, which may hold subfolders, lie.
       bad_boxes: what becomes of a box that is not four finite numbers, or reaches more
         than `OVERHANG` pixels out of its image: an error, or dropped, from
-        `ground_truth()` too, and logged.
+        `ground_truth()` too, and logged. With `masks`, of a bad segmentation too.
+      masks: whether to keep the segmentations, for `read_masks`. They are drawn when
+        they are asked for; the outlines stay in memory, as float32 and run lengths
+        (COCO's train2017: a few hundred megabytes).
 
     Returns:
       A data set whose `ground_truth()` holds the annotations as they are in the json;
@@ -59,8 +65,8 @@ def load(
     paths = _image_paths(content["images"], pathlib.Path(images), file)
     sizes = _image_sizes(content["images"], paths, file)
     _unique_ids(content["annotations"], "annotations", (int, str), file)
-    objects, bad = _read_objects(
-        content["annotations"], image_ids, sizes, labels, file, bad_boxes
+    objects, segmentations, bad = _read_objects(
+        content["annotations"], image_ids, sizes, labels, file, bad_boxes, masks
     )
     return DataSet(
         name=file.stem,
@@ -71,6 +77,9 @@ def load(
         objects=objects,
         read_image=functools.partial(_read_image, paths, sizes, file),
         ground_truth=functools.partial(_ground_truth, file, bad),
+        read_masks=functools.partial(_read_masks, objects, segmentations)
+        if masks
+        else None,
     )
 
 
@@ -257,11 +266,16 @@ def _read_objects(
     labels: dict[int, int],
     file: pathlib.Path,
     bad_boxes: str,
-) -> tuple[tuple[Objects, ...], frozenset]:
-    """The objects of every image, and the ids of annotations whose boxes are bad."""
+    masks: bool,
+) -> tuple[tuple[Objects, ...], list[list], frozenset]:
+    """The objects of every image, their segmentations, and the ids of bad ones.
+
+    Without `masks`, segmentations are not looked at, and None.
+    """
     known = {image_id: position for position, image_id in enumerate(image_ids)}
     sizes_as_lists = sizes.tolist()  # NumPy is slow one element at a time
     rows = []  # of (position, label, crowd, x, y, width, height)
+    outlines = []  # one a row
     bad = set()
     for annotation in annotations:
         position = _look_up(annotation, "image_id", known, file)
@@ -272,23 +286,42 @@ def _read_objects(
                 f"{file}: annotation {annotation['id']!r} has iscrowd {crowd!r}; "
                 "allowed: 0, 1"
             )
+        size = tuple(sizes_as_lists[position])
         box = annotation.get("bbox")
-        problem = _box_problem(box, *sizes_as_lists[position])
+        problem = _box_problem(box, *size)
+        problem = problem and f"the bbox {box!r}; {problem}"
+        outline = None
+        if masks and not problem:
+            outline, problem = _read_outline(annotation.get("segmentation"), size)
         if not problem:
             rows.append((position, label, crowd, *box))
+            outlines.append(outline)
         elif bad_boxes == "skip":
             bad.add(annotation["id"])
         else:
             raise DataError(
-                f"{file}: annotation {annotation['id']!r} has the bbox {box!r}; "
-                f'{problem} (bad_boxes="skip" drops it)'
+                f"{file}: annotation {annotation['id']!r} has {problem} "
+                '(bad_boxes="skip" drops it)'
             )
     if bad:
-        logger.warning("%s: dropped %d objects with bad boxes", file, len(bad))
-    objects, dropped = _clip_and_group(np.array(rows).reshape(-1, 7), sizes)
+        what = "boxes or segmentations" if masks else "boxes"
+        logger.warning("%s: dropped %d objects with bad %s", file, len(bad), what)
+    objects, kept = _clip_and_group(np.array(rows).reshape(-1, 7), sizes)
+    dropped = len(rows) - sum(map(len, kept))
     if dropped:
         logger.warning("%s: dropped %d objects without area", file, dropped)
-    return objects, frozenset(bad)
+    segmentations = [[outlines[row] for row in own] for own in kept]
+    return objects, segmentations, frozenset(bad)
+
+
+def _read_outline(segmentation: Any, size: tuple[int, int]) -> tuple[Any, str | None]:
+    """The segmentation in its compact form, or what is wrong with it."""
+    if segmentation is None:
+        return None, "no segmentation; allowed: one in every annotation, or masks=False"
+    try:
+        return compact(segmentation, size), None
+    except ValueError as error:
+        return None, f"the segmentation {reprlib.repr(segmentation)}; {error}"
 
 
 def _look_up(annotation: dict, key: str, known: dict, file: pathlib.Path) -> int:
@@ -319,8 +352,8 @@ def _box_problem(box: Any, height: int, width: int) -> str | None:
 
 def _clip_and_group(
     rows: np.ndarray, sizes: np.ndarray
-) -> tuple[tuple[Objects, ...], int]:
-    """The objects of every image, and how many were dropped for want of area.
+) -> tuple[tuple[Objects, ...], list[np.ndarray]]:
+    """The objects of every image that have area, and which rows they were.
 
     Args:
       rows: `[M, 7]` (position of the image, label, crowd, x, y, width, height).
@@ -336,7 +369,7 @@ def _clip_and_group(
     order = order[has_area[order]]
     ends = np.cumsum(np.bincount(positions[order], minlength=len(sizes)))[:-1]
     groups = [np.split(array[order], ends) for array in (boxes, labels, crowd)]
-    return tuple(map(Objects, *groups)), len(rows) - len(order)
+    return tuple(map(Objects, *groups)), np.split(order, ends)
 
 
 def _read_image(
@@ -350,6 +383,16 @@ def _read_image(
             f"orientation applied; allowed: {expected}, as in {file}"
         )
     return pixels
+
+
+def _read_masks(
+    objects: Sequence[Objects], segmentations: Sequence[list], position: int, cells: int
+) -> np.ndarray:
+    grids = np.zeros((len(objects[position].boxes), cells, cells), np.float32)
+    boxes = objects[position].boxes
+    for grid, box, outline in zip(grids, boxes, segmentations[position], strict=True):
+        grid[:] = crop(outline, box, cells)
+    return grids
 
 
 def _ground_truth(file: pathlib.Path, bad: frozenset) -> dict:

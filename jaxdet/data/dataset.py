@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+CACHE_VARIABLE = "JAXDET_CACHE"  # names the folder of what is made once and kept
+
 
 class DataError(ValueError):
     """Something is wrong with the data: which file or id, and what is allowed."""
@@ -17,6 +19,13 @@ class Objects(NamedTuple):
     boxes: np.ndarray  # [N, 4] float32 (x1, y1, x2, y2), inside the image, with area
     labels: np.ndarray  # [N] int32 in [0, K)
     crowd: np.ndarray  # [N] bool: crowd or difficult; no training target
+
+
+class Proposals(NamedTuple):
+    """Regions of one image that may hold an object, best first; pixels as on disk."""
+
+    boxes: np.ndarray  # [P, 4] float32 (x1, y1, x2, y2), inside the image, with area
+    scores: np.ndarray  # [P] float32, descending
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +40,9 @@ class DataSet:
     objects: Sequence[Objects]  # one an image
     read_image: Callable[[int], np.ndarray]  # position -> [H, W, 3] uint8 RGB
     ground_truth: Callable[[], dict]  # all annotations as COCO json, for evaluation
+    # (position, M) -> [N, M, M] float32 in [0, 1], `objects`' masks cut to their boxes
+    read_masks: Callable[[int, int], np.ndarray] | None = None
+    proposals: Sequence[Proposals] | None = None  # one an image
 
     def __len__(self) -> int:
         return len(self.image_ids)

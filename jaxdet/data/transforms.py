@@ -1,6 +1,6 @@
 """Image and truth, changed together: pure functions on one example, without jax."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -8,12 +8,14 @@ import numpy as np
 
 
 class Example(NamedTuple):
-    """One image and its objects; boxes are in pixels of that image."""
+    """One image, its objects and regions; boxes are in pixels of that image."""
 
     image: np.ndarray  # [H, W, 3] uint8 RGB
     boxes: np.ndarray  # [N, 4] float32 (x1, y1, x2, y2)
     labels: np.ndarray  # [N] int32 in [0, K)
     crowd: np.ndarray  # [N] bool
+    masks: np.ndarray | None = None  # [N, M, M] float32, cut to the boxes
+    regions: np.ndarray | None = None  # [P, 4] float32, as boxes
 
 
 def nearest_canvas(
@@ -65,13 +67,25 @@ def resize_to_canvas(
     method = cv2.INTER_AREA if scale.min() < 0.5 else cv2.INTER_LINEAR
     corner = image[:height, :width]
     cv2.resize(example.image, (width, height), dst=corner, interpolation=method)
-    boxes = (example.boxes * scale[[1, 0, 1, 0]]).astype(np.float32)
-    return example._replace(image=image, boxes=boxes), scale.astype(np.float32)
+    factors = scale[[1, 0, 1, 0]]
+    moved = _move_boxes(example, lambda boxes: (boxes * factors).astype(np.float32))
+    return moved._replace(image=image), scale.astype(np.float32)
 
 
 def flip_horizontally(example: Example) -> Example:
     """Mirrors left and right: x becomes W - x, as coordinates are continuous."""
     width = np.float32(example.image.shape[1])
-    x1, y1, x2, y2 = example.boxes.T
-    boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
-    return example._replace(image=cv2.flip(example.image, 1), boxes=boxes)
+
+    def mirror(boxes: np.ndarray) -> np.ndarray:
+        x1, y1, x2, y2 = boxes.T
+        return np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+    masks = None if example.masks is None else example.masks[:, :, ::-1]
+    image = cv2.flip(example.image, 1)
+    return _move_boxes(example, mirror)._replace(image=image, masks=masks)
+
+
+def _move_boxes(example: Example, move: Callable[[np.ndarray], np.ndarray]) -> Example:
+    """The example with its objects and regions elsewhere."""
+    regions = None if example.regions is None else move(example.regions)
+    return example._replace(boxes=move(example.boxes), regions=regions)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import logging
 import re
@@ -10,7 +11,7 @@ import pytest
 
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
-from jaxdet.data.dataset import DataError
+from jaxdet.data.dataset import DataError, Proposals
 from tests.data.in_memory import in_memory_data_set
 
 CONFIG = InputConfig(
@@ -39,6 +40,7 @@ def take(batches, count):
 class TestInputConfig:
     def test_the_ends_of_the_ranges_are_allowed(self):
         InputConfig(canvases=((1, 1),), max_objects=1, flip=0.0, workers=0, prefetch=1)
+        InputConfig(max_regions=0, mask_size=0)
         InputConfig(flip=1.0, too_many_objects="drop", unreadable_images="skip")
 
     @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ class TestInputConfig:
             ("canvases", ((32, -32),), "one or more"),
             ("canvases", ((32, 32, 3),), "one or more"),
             ("max_objects", 0, "at least 1"),
+            ("max_regions", -1, "at least 0"),
+            ("mask_size", -1, "at least 0"),
             ("too_many_objects", "skip", "one of ('error', 'drop')"),
             ("unreadable_images", "drop", "one of ('error', 'skip')"),
             ("flip", -0.1, "in [0, 1]"),
@@ -342,6 +346,110 @@ class TestEvaluation:
     def test_an_empty_data_set_gives_no_batches(self):
         empty = in_memory_data_set([])
         assert list(batching.evaluation_batches(empty, CONFIG, batch_size=2)) == []
+
+
+@pytest.fixture
+def proposed():
+    """Two wide images, twice as large as 16 x 32; three proposals and none."""
+    boxes = np.array([[0, 0, 64, 32], [4, 2, 20, 12], [60, 30, 64, 32]], np.float32)
+    proposals = [
+        Proposals(boxes, np.array([0.9, 0.5, 0.1], np.float32)),
+        Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)),
+    ]
+    data_set = in_memory_data_set(
+        images_of([(32, 64)] * 2), [[(4, 2, 20, 12, 1)], [(0, 0, 8, 8, 0)]]
+    )
+    return dataclasses.replace(data_set, proposals=proposals)
+
+
+class TestRegions:
+    CONFIG = dataclasses.replace(CONFIG, max_regions=2, flip=0.0)
+
+    def test_the_best_are_scaled_and_padded(self, proposed):
+        (batch,) = batching.evaluation_batches(proposed, self.CONFIG, batch_size=3)
+        regions = batch.regions
+        expected = [[[0, 0, 32, 16], [2, 1, 10, 6]], np.zeros((2, 4)), np.zeros((2, 4))]
+        np.testing.assert_array_equal(regions.boxes, expected)
+        expected = np.array([[0.9, 0.5], [0, 0], [0, 0]], np.float32)
+        np.testing.assert_array_equal(regions.scores, expected)
+        np.testing.assert_array_equal(regions.valid, expected > 0)
+        assert regions.boxes.dtype == regions.scores.dtype == np.float32
+        assert regions.valid.dtype == bool
+
+    def test_fewer_than_slots(self, proposed):
+        config = dataclasses.replace(self.CONFIG, max_regions=5)
+        (batch,) = batching.evaluation_batches(proposed, config, batch_size=2)
+        np.testing.assert_array_equal(batch.regions.valid.sum(axis=1), [3, 0])
+        np.testing.assert_array_equal(batch.regions.boxes[0, 2], [30, 15, 32, 16])
+
+    def test_they_are_flipped_with_their_image(self, proposed):
+        config = dataclasses.replace(self.CONFIG, flip=1.0)
+        run = batching.training_batches(proposed, config, batch_size=2, seed=0, stop=1)
+        (batch,) = run
+        row = list(batch.image_ids).index(0)
+        expected = [[0, 0, 32, 16], [22, 1, 30, 6]]
+        np.testing.assert_array_equal(batch.regions.boxes[row], expected)
+        np.testing.assert_array_equal(batch.truth.boxes[row, 0], expected[1])
+
+    def test_nobody_asked(self, proposed):
+        (batch,) = batching.evaluation_batches(proposed, CONFIG, batch_size=2)
+        assert batch.regions is None
+
+    def test_a_data_set_without_proposals(self, mixed):
+        for call in (
+            batching.check,
+            functools.partial(batching.training_batches, seed=0),
+            batching.evaluation_batches,
+        ):
+            with pytest.raises(
+                DataError,
+                match=r"'in memory' has no region proposals.* 2; .*\.proposals",
+            ):
+                call(mixed, self.CONFIG, batch_size=1)
+
+
+class TestMasks:
+    CONFIG = dataclasses.replace(CONFIG, mask_size=2)
+
+    @pytest.fixture
+    def masked(self):
+        """An image whose objects are, in this order, dark on the left and all light."""
+        data_set = in_memory_data_set(
+            images_of([(16, 32)]), [[(2, 4, 10, 8, 1), (0, 0, 30, 16, 0)]]
+        )
+
+        def read_masks(position, cells):
+            assert (position, cells) == (0, 2)
+            return np.array([[[0, 1], [0, 1]], [[1, 1], [1, 1]]], np.float32)
+
+        return dataclasses.replace(data_set, read_masks=read_masks)
+
+    def test_masks_go_with_their_objects(self, masked):
+        for flip, first in ((0.0, [[0, 1], [0, 1]]), (1.0, [[1, 0], [1, 0]])):
+            config = dataclasses.replace(self.CONFIG, flip=flip)
+            (batch,) = batching.training_batches(
+                masked, config, batch_size=1, seed=0, stop=1
+            )
+            expected = [[first, [[1, 1], [1, 1]], [[0, 0], [0, 0]]]]
+            np.testing.assert_array_equal(batch.truth.masks, expected)
+            assert batch.truth.masks.dtype == np.float32
+
+    def test_masks_of_dropped_objects_are_dropped(self, masked):
+        config = dataclasses.replace(
+            self.CONFIG, max_objects=1, too_many_objects="drop"
+        )
+        (batch,) = batching.training_batches(
+            masked, config, batch_size=1, seed=0, stop=1
+        )
+        np.testing.assert_array_equal(batch.truth.masks, np.ones((1, 1, 2, 2)))
+
+    def test_evaluation_has_none(self, masked):
+        (batch,) = batching.evaluation_batches(masked, self.CONFIG, batch_size=1)
+        assert batch.truth.masks is None
+
+    def test_a_data_set_without_masks(self, mixed):
+        with pytest.raises(DataError, match=r"'in memory' has no masks.* is 2; load"):
+            batching.check(mixed, self.CONFIG, batch_size=1)
 
 
 class TestCheck:

@@ -435,3 +435,62 @@ def test_importing_coco_imports_neither_jax_nor_tfds():
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+LEFT = {"size": [40, 60], "counts": [0, 40 * 20, 40 * 40]}  # 20 columns of 60
+
+
+class TestMasks:
+    @pytest.fixture
+    def outlined(self, content):
+        """Of the second image: a thing without area, a square and a crowd."""
+        boxes = [[5, 5, 0, 7], [10, 10, 20, 20], [0, 0, 40, 40]]
+        outlines = [[[5, 5, 5, 12, 5, 8]], [SQUARE], LEFT]
+        content["annotations"] = [
+            {"id": 5, "image_id": 3, "category_id": 2, "bbox": box, "iscrowd": crowd}
+            | {"id": 5 + crowd + 2 * i, "segmentation": outline}
+            for i, (box, outline, crowd) in enumerate(
+                zip(boxes, outlines, (0, 0, 1), strict=True)
+            )
+        ]
+        return content
+
+    def test_masks_stand_beside_their_objects(self, load, outlined):
+        data = load(outlined, masks=True)
+        assert len(data.objects[1].boxes) == 2
+        grids = data.read_masks(1, 4)
+        left = np.tile([1, 1, 0, 0], (4, 1))
+        np.testing.assert_array_equal(grids, [np.ones((4, 4)), left])
+        assert grids.dtype == np.float32
+        assert data.read_masks(0, 4).shape == (0, 4, 4)
+        assert data.ground_truth()["annotations"][1]["segmentation"] == [SQUARE]
+
+    def test_they_are_read_on_demand_only(self, load, outlined):
+        outlined["annotations"][1]["segmentation"] = "broken"
+        assert load(outlined).read_masks is None
+
+    @pytest.mark.parametrize(
+        ("segmentation", "problem"),
+        [
+            (None, "no segmentation; allowed: one in every annotation, or masks=False"),
+            ([], r"the segmentation \[\]; allowed: one or more polygons"),
+            ([[1, 2, 3, 4]], "allowed: polygons .* of 3 or more points"),
+            ({"size": [60, 40], "counts": [2400]}, r"image, \[40, 60\]"),
+            ({"size": [40, 60], "counts": "04"}, r"sum up to 40 \* 60"),
+        ],
+    )
+    def test_bad_ones_are_errors_or_skipped(
+        self, load, outlined, caplog, segmentation, problem
+    ):
+        outlined["annotations"][1]["segmentation"] = segmentation
+        with pytest.raises(DataError, match=rf"annotation 7 has .*{problem}.*drops it"):
+            load(outlined, masks=True)
+        data = load(outlined, masks=True, bad_boxes="skip")
+        assert data.read_masks(1, 4).shape == (1, 4, 4)
+        assert [entry["id"] for entry in data.ground_truth()["annotations"]] == [5, 10]
+        assert "dropped 1 objects with bad boxes or segmentations" in caplog.text
+
+    def test_a_json_of_boxes_only(self, load, content):
+        with pytest.raises(DataError, match="annotation 5 has no segmentation"):
+            load(content, masks=True)

@@ -138,3 +138,16 @@ def test_images_without_objects_and_inputs_untouched(rng):
         transforms.flip_horizontally(given), (16, 16)
     )
     assert resized.boxes.shape == (0, 4) and resized.boxes.dtype == np.float32
+
+
+def test_regions_move_with_the_image_and_masks_are_mirrored():
+    given = example(np.zeros((2, 10, 3), np.uint8), [[0, 0, 3, 1]])._replace(
+        masks=np.array([[[1, 0], [0.5, 0]]], np.float32),
+        regions=np.array([[8, 1, 10, 2], [0, 0, 10, 2]], np.float32),
+    )
+    flipped = transforms.flip_horizontally(given)
+    np.testing.assert_array_equal(flipped.regions, [[0, 1, 2, 2], [0, 0, 10, 2]])
+    np.testing.assert_array_equal(flipped.masks, [[[0, 1], [0, 0.5]]])
+    resized, _ = transforms.resize_to_canvas(given, (6, 30))
+    np.testing.assert_array_equal(resized.regions, [[24, 3, 30, 6], [0, 0, 30, 6]])
+    assert resized.masks is given.masks and resized.regions.dtype == np.float32

@@ -1,0 +1,166 @@
+"""Masks on the host: COCO's segmentations to grids in boxes, and grids to pixels."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+_SUPERSAMPLING = 4  # points a side in each cell that a polygon may or may not cover
+
+
+def compact(
+    segmentation: Any, size: tuple[int, int]
+) -> tuple[np.ndarray, ...] | dict[str, Any]:
+    """Checks a segmentation of COCO's json and makes it small.
+
+    Args:
+      segmentation: polygons `[[x1, y1, x2, y2, ..], ..]`, or run lengths
+        `{"size": [height, width], "counts": ..}`, compressed or not.
+      size: (height, width) of the image.
+
+    Returns:
+      Polygons as `[2 points]` float32 arrays, or compressed run lengths.
+
+    Raises:
+      ValueError: it is neither; says what is allowed.
+    """
+    if isinstance(segmentation, dict):
+        return _compact_run_lengths(segmentation, size)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError("allowed: one or more polygons, or run lengths")
+    polygons = []
+    for polygon in segmentation:
+        try:
+            points = np.array(polygon, np.float32)
+        except (ValueError, TypeError, OverflowError):
+            points = np.zeros(0)
+        if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+            raise ValueError(
+                "allowed: polygons [x1, y1, x2, y2, ..] of 3 or more points"
+            )
+        if not (np.abs(points) < 1e6).all():
+            raise ValueError("allowed: polygons of finite coordinates")
+        polygons.append(points)
+    return tuple(polygons)
+
+
+def crop(
+    segmentation: tuple[np.ndarray, ...] | dict[str, Any], box: np.ndarray, cells: int
+) -> np.ndarray:
+    """How much of each cell of a grid in `box` the object covers.
+
+    Args:
+      segmentation: from `compact`.
+      box: `[4]` (x1, y1, x2, y2) in pixels of the image, with area.
+      cells: M, a side of the grid.
+
+    Returns:
+      `[M, M]` float32 in [0, 1]; of polygons in steps of 1/16.
+    """
+    x1, y1, x2, y2 = np.asarray(box, np.float64)
+    if isinstance(segmentation, dict):
+        pixels = coco_mask.decode(segmentation).astype(np.float32)
+        rows = _shares(y1, y2, cells, pixels.shape[0])
+        columns = _shares(x1, x2, cells, pixels.shape[1])
+        return (rows @ pixels @ columns.T).clip(0, 1)
+    side = _SUPERSAMPLING * cells
+    scale = side / np.array([x2 - x1, y2 - y1])
+    polygons = [
+        ((points.reshape(-1, 2) - [x1, y1]) * scale).ravel() for points in segmentation
+    ]
+    runs = coco_mask.merge(coco_mask.frPyObjects(polygons, side, side))
+    fine = coco_mask.decode(runs).reshape(cells, _SUPERSAMPLING, cells, _SUPERSAMPLING)
+    return fine.mean(axis=(1, 3), dtype=np.float32)
+
+
+def paste(
+    probabilities: np.ndarray, box: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """The pixels of a mask that a network gave for a box.
+
+    What `jaxdet.ops.masks.paste_masks` gives, at least 0.5; but only the pixels of the
+    box are computed.
+
+    Args:
+      probabilities: `[M, M]` float32.
+      box: `[4]` (x1, y1, x2, y2) in pixels of the image; without area, nothing is
+        drawn.
+      size: (height, width) of the image.
+
+    Returns:
+      `[height, width]` uint8, 0 or 1.
+    """
+    pixels = np.zeros(size, np.uint8)
+    box = np.asarray(box, np.float32)
+    if not (box[2:] > box[:2]).all():
+        return pixels
+    cells = len(probabilities)
+    half = (box[2:] - box[:2]) * np.float32(0.5) * np.float32((cells + 2) / cells)
+    centre = (box[2:] + box[:2]) * np.float32(0.5)
+    first, last = (
+        np.trunc(corner).astype(int) for corner in (centre - half, centre + half)
+    )
+    sides = np.maximum(last - first + 1, 1)
+    padded = np.pad(probabilities.astype(np.float32), 1)
+    resized = cv2.resize(padded, sides.tolist(), interpolation=cv2.INTER_LINEAR)
+    x1, y1 = np.maximum(first, 0)
+    x2, y2 = np.minimum(first + sides, size[::-1])
+    x, y = first
+    if x2 > x1 and y2 > y1:
+        pixels[y1:y2, x1:x2] = resized[y1 - y : y2 - y, x1 - x : x2 - x] >= 0.5
+    return pixels
+
+
+def encode(pixels: np.ndarray) -> dict[str, Any]:
+    """`[H, W]` of 0 and 1 to COCO's compressed run lengths, ready for json."""
+    runs = coco_mask.encode(np.asfortranarray(pixels, np.uint8))
+    return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+
+
+def _compact_run_lengths(segmentation: dict, size: tuple[int, int]) -> dict[str, Any]:
+    height, width = size
+    found, counts = segmentation.get("size"), segmentation.get("counts")
+    if found != [height, width]:
+        raise ValueError(
+            f"allowed: run lengths whose size is that of the image, {[height, width]}"
+        )
+    if isinstance(counts, str):
+        counts = _read_counts(counts)
+    right = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    if not right or sum(counts) != height * width:
+        # pycocotools would read on in whatever memory comes next.
+        raise ValueError(
+            "allowed: counts, as whole numbers or as COCO's text, that sum up to "
+            f"{height} * {width}"
+        )
+    runs = {"size": [height, width], "counts": counts}
+    return coco_mask.frPyObjects(runs, height, width)
+
+
+def _read_counts(text: str) -> list[int]:
+    """COCO's compression undone.
+
+    A count is written in groups of five bits, lowest first, 32 added where more follow,
+    its sign that of the last; from the fourth on it is the difference to that two
+    before.
+    """
+    counts, value, shift = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return counts
+
+
+def _shares(start: float, stop: float, cells: int, length: int) -> np.ndarray:
+    """`[cells, length]`, how much of each cell from start to stop lies in a pixel."""
+    edges = np.linspace(start, stop, cells + 1)
+    pixels = np.arange(length)
+    low = np.maximum(edges[:-1, None], pixels)
+    high = np.minimum(edges[1:, None], pixels + 1)
+    return ((high - low).clip(0) * cells / (stop - start)).astype(np.float32)
