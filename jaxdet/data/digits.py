@@ -2,7 +2,8 @@
 
 Scikit-learn's 1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998) are
 drawn, larger, turned, slanted and in any colour, onto crops of the photographs that
-come with scikit-learn and scikit-image. The result is kept as a TFDS data set.
+come with scikit-learn and scikit-image. Boxes are tight around the ink, and the ink is
+the mask. The result is kept as a TFDS data set.
 """
 
 import dataclasses
@@ -17,10 +18,8 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.dataset import CACHE_VARIABLE, DataError, DataSet
 from jaxdet.data.tfds import load_directory
-
-CACHE_VARIABLE = "JAXDET_CACHE"
 
 _SPLITS = ("train", "validation")
 _VALIDATION_DIGITS = slice(None, None, 5)  # every fifth of the 1,797; train, the rest
@@ -31,7 +30,8 @@ _EMPTY = 0.05  # of the images have no digit
 _MAX_TURN = np.radians(12)
 _MAX_SHEAR = 0.2
 _OPACITY = (0.85, 1.0)
-_VISIBLE = 0.25  # of full ink: where a digit's box begins
+_VISIBLE = 0.25  # of full ink: where a digit's box and mask begin
+_MASK_SIDE = 28  # cells, as in the masks of Mask R-CNN
 _MIN_CONTRAST = 80.0  # of 255, between the ink and nearly all of the photograph below
 _LUMINANCE = (0.299, 0.587, 0.114)  # how bright the eye finds red, green, blue (BT.601)
 _MAX_COVERED = 0.15  # of the smaller of two boxes
@@ -128,8 +128,8 @@ class Scenes:
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Draws and stores both splits; `load` is the way to it."""
 
-    # To be raised with every change of what is drawn, so that nobody reads the old.
-    VERSION = tfds.core.Version("1.0.0")
+    # To be raised with every change of what is stored, so that nobody reads the old.
+    VERSION = tfds.core.Version("1.1.0")
     # Nothing is downloaded; to find that out, TFDS needs importlib_resources, which
     # does not come with it.
     url_infos = None
@@ -143,6 +143,9 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         digit = {
             "bbox": tfds.features.BBoxFeature(),
             "label": tfds.features.ClassLabel(names=list("0123456789")),
+            "mask": tfds.features.Tensor(
+                shape=(_MASK_SIDE, _MASK_SIDE), dtype=np.uint8, encoding="bytes"
+            ),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -172,7 +175,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         photographs = _photographs(split)
         for index in range(count):
             rng = np.random.default_rng([scenes.seed, _SPLITS.index(split), index])
-            pixels, boxes, chosen = _draw_scene(rng, scenes, glyphs, photographs)
+            pixels, boxes, masks, chosen = _draw_scene(rng, scenes, glyphs, photographs)
             yield (
                 index,
                 {
@@ -183,8 +186,9 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                                 *(box[[1, 0, 3, 2]] / scenes.side).tolist()
                             ),
                             "label": int(labels[glyph]),
+                            "mask": mask,
                         }
-                        for box, glyph in zip(boxes, chosen, strict=True)
+                        for box, mask, glyph in zip(boxes, masks, chosen, strict=True)
                     ],
                 },
             )
@@ -236,11 +240,11 @@ def _draw_scene(
     scenes: Scenes,
     glyphs: np.ndarray,
     photographs: tuple[np.ndarray, ...],
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Pixels `[side, side, 3]` uint8, boxes `[N, 4]`, and the glyph of each box."""
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[int]]:
+    """Pixels `[side, side, 3]` uint8, boxes `[N, 4]`, each one's mask and glyph."""
     canvas = _crop_photograph(rng, photographs, scenes.side).astype(np.float32)
     wanted = 0 if rng.random() < _EMPTY else rng.integers(1, scenes.max_digits + 1)
-    boxes, chosen = np.zeros((0, 4)), []
+    boxes, masks, chosen = np.zeros((0, 4)), [], []
     for _ in range(wanted):
         glyph = int(rng.integers(len(glyphs)))
         ink = _write(rng, glyphs[glyph], scenes.digit_sides)
@@ -251,8 +255,9 @@ def _draw_scene(
         height, width = ink.shape
         _blend(rng, canvas[y : y + height, x : x + width], ink)
         boxes = np.append(boxes, [[x, y, x + width, y + height]], axis=0)
+        masks.append(_mask(ink))
         chosen.append(glyph)
-    return canvas.round().astype(np.uint8), boxes, chosen
+    return canvas.round().astype(np.uint8), boxes, masks, chosen
 
 
 def _crop_photograph(
@@ -291,6 +296,15 @@ def _write(
     rows = np.flatnonzero((ink > _VISIBLE).any(axis=1))
     columns = np.flatnonzero((ink > _VISIBLE).any(axis=0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _mask(ink: np.ndarray) -> np.ndarray:
+    """`[28, 28]` uint8: how much of each cell shows ink, 255 for all of it."""
+    shares = 255 * (ink > _VISIBLE).astype(np.float32)
+    # One axis, then the other: where one grows and one shrinks, OpenCV takes no shares.
+    for sides in ((_MASK_SIDE, len(ink)), (_MASK_SIDE, _MASK_SIDE)):
+        shares = cv2.resize(shares, sides, interpolation=cv2.INTER_AREA)
+    return shares.round().astype(np.uint8)
 
 
 def _find_place(

@@ -2,11 +2,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import sklearn.datasets
 
-from jaxdet.data import digits
-from jaxdet.data.dataset import DataError
+from jaxdet.data import digits, masks
+from jaxdet.data.dataset import CACHE_VARIABLE, DataError
+from jaxdet.evaluation.coco import box_and_mask_metrics
 
 SMALL = {"train_images": 40, "validation_images": 10}
 
@@ -59,7 +61,7 @@ def test_boxes_are_tight_around_what_was_drawn():
     photograph = np.full((200, 200, 3), 128, np.uint8)
     drawn = 0
     for seed in range(30):
-        pixels, boxes, chosen = digits._draw_scene(
+        pixels, boxes, _, chosen = digits._draw_scene(
             np.random.default_rng(seed), scenes, glyphs, (photograph,)
         )
         assert len(boxes) == len(chosen) <= 1
@@ -77,18 +79,66 @@ def test_boxes_are_tight_around_what_was_drawn():
     assert drawn > 20
 
 
-def test_boxes_and_labels_are_stored_as_they_were_drawn(train):
+def test_boxes_labels_and_masks_are_stored_as_they_were_drawn(train):
     scenes = digits.Scenes(40, 10, 128, (18, 52), 10, 0)
     glyphs, labels = digits._digits("train")
     for index in (0, 7, 39):
         rng = np.random.default_rng([0, 0, index])
-        pixels, boxes, chosen = digits._draw_scene(
+        pixels, boxes, grids, chosen = digits._draw_scene(
             rng, scenes, glyphs, digits._photographs("train")
         )
         np.testing.assert_array_equal(train.objects[index].boxes, boxes)
         np.testing.assert_array_equal(train.objects[index].labels, labels[chosen])
+        grids = np.array(grids, np.float32).reshape(-1, 28, 28) / 255
+        np.testing.assert_array_equal(train.read_masks(index, 28), grids)
         difference = train.read_image(index).astype(int) - pixels
         assert np.abs(difference).mean() < 4  # JPEG
+
+
+def test_a_mask_is_the_ink_cut_to_its_box(rng):
+    glyphs, _ = digits._digits("train")
+    for glyph in glyphs[:20]:
+        ink = digits._write(rng, glyph, (18, 52))
+        height, width = ink.shape
+        mask = digits._mask(ink)
+        # Each pixel 28 x 28 times as fine, then each cell's mean.
+        fine = np.repeat(np.repeat(ink > 0.25, 28, axis=0), 28, axis=1)
+        shares = fine.reshape(28, height, 28, width).mean(axis=(1, 3))
+        np.testing.assert_allclose(mask, 255 * shares, atol=0.51)
+        assert mask.shape == (28, 28) and mask.dtype == np.uint8
+
+
+def test_masks_in_the_ground_truth_show_the_ink():
+    """On a flat photograph, where of two digits that overlap one hides some ink."""
+    scenes = digits.Scenes(1, 1, 128, (18, 52), 4, 0)
+    glyphs, _ = digits._digits("train")
+    photograph = np.full((200, 200, 3), 128, np.uint8)
+    overlaps = []
+    for seed in range(30):
+        pixels, boxes, grids, _ = digits._draw_scene(
+            np.random.default_rng(seed), scenes, glyphs, (photograph,)
+        )
+        changed = np.abs(pixels.astype(int) - 128).max(axis=-1)
+        for box, grid in zip(boxes, grids, strict=True):
+            x1, y1, x2, y2 = box.astype(int)
+            inside = changed[y1:y2, x1:x2]
+            ink = inside > 0.25 * inside.max()
+            mask = masks.paste(grid / 255, box, (128, 128))[y1:y2, x1:x2].astype(bool)
+            overlaps.append((mask & ink).sum() / (mask | ink).sum())
+    assert len(overlaps) > 50
+    assert min(overlaps) > 0.6 and np.median(overlaps) > 0.9
+
+
+def test_masks_can_be_evaluated(validation):
+    truth = validation.ground_truth()
+    annotations = truth["annotations"]
+    for annotation in annotations:
+        _, _, width, height = annotation["bbox"]
+        assert annotation["area"] == width * height
+        ink = pycocotools.mask.area(annotation["segmentation"])
+        assert 0.2 < ink / annotation["area"] < 1
+    results = [annotation | {"score": 1.0} for annotation in annotations]
+    assert box_and_mask_metrics(truth, results)["mask/AP"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("least, greatest", [(14, 14), (40, 60)])
@@ -188,7 +238,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     digits.load("validation", train_images=1, validation_images=1)
     assert [path.name[:6] for path in (tmp_path / "cache").iterdir()] == ["digits"]
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import PIL.Image
+import pycocotools.mask
 import pytest
 import tensorflow_datasets
 
@@ -154,6 +155,109 @@ def test_the_layout_of_voc(prepare):
     np.testing.assert_array_equal(data.objects[1].labels, [2, 1])
     np.testing.assert_array_equal(data.objects[1].crowd, [False, True])
     assert [a["area"] for a in data.ground_truth()["annotations"]] == [8.0] * 4
+    assert data.read_masks is None
+
+
+def test_voc_counts_pixels_from_one(tmp_path):
+    class Voc(TinySet, skip_registration=True):
+        name = "voc"
+
+    # The devkit's xmin 1, ymin 3, xmax 4, ymax 8: four columns, six rows.
+    box = FEATURES.BBox(ymin=3 / 8, xmin=1 / 8, ymax=1.0, xmax=4 / 8)
+    example = voc_example(encoded(8, 8), ("bird", box, "rear", True, False))
+    builder = Voc(VOC, [example], data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    (objects,) = tfds.from_builder(builder, "train").objects
+    np.testing.assert_array_equal(objects.boxes, [[0, 2, 4, 8]])
+
+
+def masked(dtype=np.uint8, shape=(2, 2), **options):
+    inner = {
+        "bbox": FEATURES.BBoxFeature(),
+        "label": FEATURES.ClassLabel(num_classes=3),
+        "mask": FEATURES.Tensor(shape=shape, dtype=dtype, **options),
+    }
+    return {"image": FEATURES.Image(), "objects": FEATURES.Sequence(inner)}
+
+
+def masked_example(image, *objects):
+    keys = ("bbox", "label", "mask")
+    return {
+        "image": image,
+        "objects": [dict(zip(keys, values, strict=True)) for values in objects],
+    }
+
+
+class TestMasks:
+    LEFT = np.array([[255, 0], [255, 0]], np.uint8)
+    TOP = np.array([[255, 255], [51, 51]], np.uint8)
+
+    @pytest.fixture(params=[{}, {"encoding": "bytes"}, {"encoding": "zlib"}], ids=str)
+    def data(self, prepare, request):
+        """An image without objects, and one with two and one of no area between."""
+        objects = [
+            (FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.75, xmax=1.0), 0, self.LEFT),
+            (FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.25, xmax=1.0), 2, self.LEFT),
+            (FEATURES.BBox(ymin=0.5, xmin=0.0, ymax=1.0, xmax=0.25), 1, self.TOP),
+        ]
+        examples = [
+            masked_example(encoded(16, 32)),
+            masked_example(encoded(16, 32), *objects),
+        ]
+        folder = prepare(masked(**request.param), examples)
+        return tfds.load_directory(folder, "train")
+
+    def test_they_stand_beside_their_objects(self, data):
+        np.testing.assert_array_equal(data.objects[1].labels, [0, 1])
+        masks = data.read_masks(1, 2)
+        left, top = [[1, 0], [1, 0]], [[1, 1], [0.2, 0.2]]
+        np.testing.assert_array_equal(masks, np.array([left, top], np.float32))
+        assert masks.dtype == np.float32
+        none = data.read_masks(0, 2)
+        assert none.shape == (0, 2, 2) and none.dtype == np.float32
+
+    def test_other_grids_take_shares_of_the_cells_they_cover(self, data):
+        for left, top in (
+            ([0.5], [0.6]),
+            ([1, 0.5, 0], [1, 0.6, 0.2]),
+            ([1, 1, 0, 0], [1, 1, 0.2, 0.2]),
+        ):
+            cells = len(left)
+            expected = [np.tile(left, (cells, 1)), np.tile(top, (cells, 1)).T]
+            masks = data.read_masks(1, cells)
+            np.testing.assert_allclose(masks, expected, rtol=1e-6)
+
+    def test_the_ground_truth_has_them_in_the_image(self, data):
+        left, top = data.ground_truth()["annotations"]
+        # The left half of (16, 4, 32, 12), the upper one of (0, 8, 8, 16).
+        for annotation, (x, y, width, height) in (
+            (left, (16, 4, 8, 8)),
+            (top, (0, 8, 8, 4)),
+        ):
+            pixels = pycocotools.mask.decode(annotation["segmentation"])
+            expected = np.zeros((16, 32), bool)
+            expected[y : y + height, x : x + width] = True
+            assert pixels.shape == (16, 32)
+            ys, xs = np.nonzero(pixels != expected)
+            # Pasting may be a pixel off along the border.
+            assert ((ys >= y - 1) & (ys <= y + height)).all()
+            assert ((xs >= x - 1) & (xs <= x + width)).all()
+            assert pixels[y + 1 : y + height - 1, x + 1 : x + width - 1].all()
+        assert (left["area"], top["area"]) == (128.0, 64.0)
+        assert (left["category_id"], top["category_id"]) == (0, 1)
+        json.dumps(data.ground_truth())
+
+    @pytest.mark.parametrize(
+        ("dtype", "shape"),
+        [(np.uint8, (2, 3)), (np.uint8, (4,)), (np.float32, (2, 2))],
+    )
+    def test_a_mask_of_another_kind_is_left_alone(self, prepare, dtype, shape):
+        box = FEATURES.BBox(0.0, 0.0, 1.0, 1.0)
+        example = masked_example(encoded(8, 8), (box, 0, np.zeros(shape, dtype)))
+        folder = prepare(masked(dtype, shape), [example])
+        data = tfds.load_directory(folder, "train")
+        assert data.read_masks is None
+        assert "segmentation" not in data.ground_truth()["annotations"][0]
 
 
 def test_sizes_are_those_a_person_sees(prepare):
