@@ -1,9 +1,11 @@
 """Pixels on the device."""
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def normalise(
@@ -32,3 +34,74 @@ def normalise(
     )
     pixels = (images.astype(jnp.float32) / 255 - mean) / std
     return jnp.where(inside[..., None], pixels, 0.0)
+
+
+def crop_and_warp(
+    image: jax.Array, boxes: jax.Array, *, size: int, context: int = 0
+) -> jax.Array:
+    """Regions of an image, each warped to a square (Girshick et al. 2014, 2.1, A).
+
+    Bilinear between the pixels' centres and without antialiasing, whatever the box's
+    size; all around the image there are pixels of 0, so padding the canvas of a
+    normalised image changes nothing. The boxes get no gradient.
+
+    Args:
+      image: `[H, W, C]`, normalised, padding 0.
+      boxes: `[R, 4]` pixels, anywhere. A box of no area gives crops of one colour.
+      size: side of a crop, in its own pixels.
+      context: of these, how many on each side show what surrounds the box, which fills
+        the middle `size - 2 * context`; the paper's 227 have 16.
+
+    Returns:
+      `[R, size, size, C]`.
+
+    Raises:
+      ValueError: if the context leaves nothing for the box.
+    """
+    inner = size - 2 * context
+    if context < 0 or inner <= 0:
+        raise ValueError(f"context {context} on each side of a crop of {size} pixels")
+    x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0)
+    offsets = (jnp.arange(size) + 0.5 - context) / inner  # 0 and 1: the box's sides
+
+    def corners(start, end, extent):
+        """Of each row or column of each crop: two of the image, and their weights."""
+        position = start[:, None] + offsets[None] * (end - start)[:, None] - 0.5
+        low = jnp.floor(position)
+        high_weight = position - low
+        for index, weight in ((low, 1 - high_weight), (low + 1, high_weight)):
+            inside = (index >= 0) & (index < extent)
+            index = jnp.clip(index, 0, extent - 1).astype(jnp.int32)
+            yield index, jnp.where(inside, weight, 0.0)
+
+    height, width, channels = image.shape
+    crops = jnp.zeros((len(boxes), size, size, channels))
+    columns = list(corners(x1, x2, width))
+    for row, row_weight in corners(y1, y2, height):
+        for column, column_weight in columns:
+            weight = row_weight[:, :, None] * column_weight[:, None]
+            crops += weight[..., None] * image[row[:, :, None], column[:, None]]
+    return crops.astype(image.dtype)
+
+
+def rescale(image: jax.Array, scale: float) -> jax.Array:
+    """An image made larger or smaller, bilinearly, without antialiasing.
+
+    Args:
+      image: `[H, W, C]` floats; outside there is 0, so that it does not matter where a
+        canvas of zeros ends.
+      scale: new pixels per old pixel, static; it is kept exactly.
+
+    Returns:
+      `[ceil(H * scale), ceil(W * scale), C]`.
+    """
+    height, width, _ = image.shape
+    rows, columns = _blends(height, scale), _blends(width, scale)
+    return jnp.einsum("yh,xw,hwc->yxc", rows, columns, image)
+
+
+def _blends(extent: int, scale: float) -> np.ndarray:
+    """The weights of the old pixels in each new one, `[new, old]`."""
+    centres = (np.arange(math.ceil(extent * scale)) + 0.5) / scale
+    distances = np.abs(centres[:, None] - (np.arange(extent) + 0.5))
+    return np.maximum(1 - distances, 0).astype(np.float32)

@@ -1,0 +1,393 @@
+"""RoI Align: the features of a box, sampled between cells, never rounded to them.
+
+Cells have their values at their centres: that of row i, column j of a map of stride s
+sits at `((j + 0.5) s, (i + 0.5) s)` pixels. Between four centres the map is bilinear;
+up to half a cell beyond the map it repeats its edge, and further out it is 0.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxdet.ops.boxes import area
+
+# Samples of a bin along one axis where their number follows from the box. A bin of more
+# cells is sampled this often all the same, more coarsely than its cells.
+MOST_SAMPLES = 16
+
+
+def bilinear_sample(features: jax.Array, points: jax.Array) -> jax.Array:
+    """The values of a map between its cells (Jaderberg et al. 2015, 3.3).
+
+    Args:
+      features: `[H, W, C]`.
+      points: `[..., 2]` continuous (x, y) in cells: row i, column j has its value at
+        `(j + 0.5, i + 0.5)`. Where x is less than -0.5 or greater than `W + 0.5`, or y
+        less than -0.5 or greater than `H + 0.5`, the sample is 0; other points move to
+        the nearest within the outermost centres first, as in torchvision.
+
+    Returns:
+      `[..., C]` of the features' dtype, differentiable in both arguments.
+    """
+    height, width, channels = features.shape
+    x, y = points[..., 0], points[..., 1]
+    total = jnp.zeros((*x.shape, channels))
+    for row in _corners(y - 0.5, height):
+        for column in _corners(x - 0.5, width):
+            values = jnp.asarray(features)[row.index, column.index]
+            total += (row.weight * column.weight)[..., None] * values
+    return total.astype(features.dtype)
+
+
+def roi_align(
+    features: jax.Array,
+    boxes: jax.Array,
+    *,
+    stride: float,
+    size: int = 7,
+    samples: int = 2,
+    aligned: bool = True,
+    image_size: jax.Array | None = None,
+) -> jax.Array:
+    """Means of bilinear samples in a grid of bins on each box (He et al. 2017, 3).
+
+    The boxes get no gradient. That of the features is summed by a scatter-add, whose
+    order on GPUs is left to chance; with XLA's flag `--xla_gpu_deterministic_ops` it is
+    fixed, and equal runs give equal bits.
+
+    Args:
+      features: `[H, W, C]`.
+      boxes: `[R, 4]` pixels, anywhere. A box of no area is sampled at its point, or
+        all 0 where `samples` is 0; padding is thus finite, and to be masked by callers.
+      stride: pixels per cell.
+      size: bins along each side.
+      samples: along each side of a bin; 0: `ceil(side / size)` for each box and axis,
+        the side in cells, at most `MOST_SAMPLES`. One large box then makes all of them
+        take its time: the loop runs as often as the box with the most cells needs.
+      aligned: False is torchvision's older convention: samples lie half a cell further
+        right and down, and no side is shorter than a cell.
+      image_size: `[2]` true (height, width) in pixels: the map is taken to end after
+        `ceil(image_size / stride)` cells, whatever lies beyond; None: it ends where it
+        ends.
+
+    Returns:
+      `[R, size, size, C]` of the features' dtype, summed in float32.
+    """
+    *shape, channels = features.shape
+    height, width = _extents([shape], [stride], image_size)[0]
+    layout = _Layout(height, width, start=jnp.int32(0), step=jnp.int32(shape[1]))
+    layout = jax.tree.map(lambda x: jnp.broadcast_to(x, len(boxes)), layout)
+    cells = _cells(boxes / stride, layout, _Grid(size, samples, aligned))
+    return _weighted_sum(features.reshape(-1, channels), cells)
+
+
+def pyramid_roi_align(
+    pyramid: dict[int, jax.Array],
+    boxes: jax.Array,
+    *,
+    size: int = 7,
+    samples: int = 2,
+    aligned: bool = True,
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+    image_size: jax.Array | None = None,
+) -> jax.Array:
+    """`roi_align` of each box on the level that fits its size (Lin et al. 2017, 4.2).
+
+    Each box reads its own level alone: the maps are laid end to end and read by index.
+
+    Args:
+      pyramid: `{level: [H, W, C]}`, level l of stride `2**l`.
+      boxes: `[R, 4]` pixels, as in `roi_align`.
+      size: as in `roi_align`.
+      samples: as in `roi_align`.
+      aligned: as in `roi_align`.
+      canonical_size: as in `level_of`.
+      canonical_level: as in `level_of`.
+      image_size: as in `roi_align`, for all levels.
+
+    Returns:
+      `[R, size, size, C]`.
+
+    Raises:
+      ValueError: if levels are missing between the finest and the coarsest.
+    """
+    levels = sorted(pyramid)
+    chosen = level_of(
+        boxes,
+        levels,
+        canonical_size=canonical_size,
+        canonical_level=canonical_level,
+    )
+    maps = [pyramid[level] for level in levels]
+    flat = [features.reshape(-1, features.shape[-1]) for features in maps]
+    starts = [sum(map(len, flat[:i])) for i in range(len(flat))]
+    extents = _extents(
+        [features.shape[:2] for features in maps],
+        [2**level for level in levels],
+        image_size,
+    )
+    layout = _Layout(
+        height=extents[:, 0],
+        width=extents[:, 1],
+        start=jnp.array(starts, jnp.int32),
+        step=jnp.array([features.shape[1] for features in maps], jnp.int32),
+    )
+    layout = jax.tree.map(lambda x: x[chosen - levels[0]], layout)
+    boxes = boxes / jnp.exp2(chosen.astype(jnp.float32))[:, None]
+    cells = _cells(boxes, layout, _Grid(size, samples, aligned))
+    return _weighted_sum(jnp.concatenate(flat), cells)
+
+
+def level_of(
+    boxes: jax.Array,
+    levels: Sequence[int],
+    *,
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+) -> jax.Array:
+    """The pyramid level that fits each box (Lin et al. 2017, equation 1).
+
+    Args:
+      boxes: `[R, 4]`; of no area: the finest level.
+      levels: of the pyramid, without gaps, in any order.
+      canonical_size: square root of the area of a box on `canonical_level`, in pixels.
+        Twice the size is one level up; 1e-6 of a level is added against rounding.
+      canonical_level: may lie outside the pyramid.
+
+    Returns:
+      `[R]` int32, clipped to the pyramid's levels.
+
+    Raises:
+      ValueError: if levels are missing between the finest and the coarsest.
+    """
+    finest, coarsest = min(levels), max(levels)
+    if sorted(levels) != list(range(finest, coarsest + 1)):
+        raise ValueError(f"levels {sorted(levels)}: all from finest to coarsest needed")
+    size = jnp.sqrt(jnp.maximum(area(boxes), jnp.finfo(jnp.float32).tiny))
+    level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
+    return jnp.clip(level, finest, coarsest).astype(jnp.int32)
+
+
+@jax.custom_batching.custom_vmap
+def largest(counts: jax.Array) -> jax.Array:
+    """The greatest entry of an int array, or 0; under `vmap` of all images together.
+
+    As the bound of a loop it keeps the loop one loop: with a bound for each image, XLA
+    would copy all that the loop carries, to hold still the images that are through.
+    """
+    return jnp.max(counts, initial=0)
+
+
+@largest.def_vmap
+def _largest_of_images(axis_size, in_batched, counts):
+    del axis_size, in_batched
+    return largest(counts), False
+
+
+class _Grid(NamedTuple):
+    size: int  # bins along each side
+    samples: int  # along each side of a bin; 0: they follow from the box
+    aligned: bool
+
+
+class _Layout(NamedTuple):
+    """Where the map of each box lies in the flattened maps, `[R]` int32 each."""
+
+    height: jax.Array  # rows that count
+    width: jax.Array  # columns that count
+    start: jax.Array  # index of the first cell
+    step: jax.Array  # cells from one row to the next
+
+
+def _extents(
+    shapes: Sequence[Sequence[int]],
+    strides: Sequence[float],
+    image_size: jax.Array | None,
+) -> jax.Array:
+    """Rows and columns of maps that belong to the image, `[L, 2]` int32.
+
+    At least one: an empty image has no box that anyone looks at, but is to stay finite.
+    """
+    shapes = jnp.array(shapes, jnp.int32)
+    if image_size is None:
+        return shapes
+    chex.assert_shape(image_size, (2,))
+    cells = -(-image_size[None] // jnp.array(strides)[:, None])
+    return jnp.clip(cells.astype(jnp.int32), 1, shapes)
+
+
+class _Axis(NamedTuple):
+    """The cells that each bin reads along one axis; T slots, some of weight 0."""
+
+    index: jax.Array  # [R, size, T] int32, in cells of the flattened map
+    weight: jax.Array  # [R, size, T] float32
+    used: jax.Array  # int32, slots from here on have weight 0
+
+
+class _Cells(NamedTuple):
+    """Bins sum over their rows times their columns: the weights are separable."""
+
+    rows: _Axis  # index: of the row's first cell
+    columns: _Axis  # index: to be added to that
+
+
+def _cells(boxes: jax.Array, layout: _Layout, grid: _Grid) -> _Cells:
+    """Where bins read, and with which weight.
+
+    Args:
+      boxes: `[R, 4]` in cells of the box's own map.
+      layout: of that map.
+      grid: of bins and samples.
+    """
+    chex.assert_shape(boxes, (None, 4))
+    x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0)
+    axis = jax.vmap(partial(_axis, grid=grid))
+    rows, columns = (
+        _Axis(index, weight, largest(used))
+        for index, weight, used in (
+            axis(y1, y2, layout.height),
+            axis(x1, x2, layout.width),
+        )
+    )
+    index = layout.start[:, None, None] + rows.index * layout.step[:, None, None]
+    return _Cells(rows._replace(index=index), columns)
+
+
+def _axis(
+    start: jax.Array, end: jax.Array, extent: jax.Array, *, grid: _Grid
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One box on one axis: index `[size, T]`, weight `[size, T]` and slots used."""
+    side = end - start
+    if grid.aligned:
+        start = start - 0.5
+    else:
+        side = jnp.maximum(side, 1.0)
+    if grid.samples == 0:
+        count = jnp.clip(jnp.ceil(side / grid.size), 0, MOST_SAMPLES).astype(jnp.int32)
+    else:
+        count = jnp.int32(grid.samples)
+    sample = jnp.arange(grid.samples or MOST_SAMPLES)[None]
+    within_bin = (sample + 0.5) / jnp.maximum(count, 1)
+    bins = jnp.arange(grid.size)[:, None] + within_bin
+    low, high = _corners(start + bins * (side / grid.size), extent)
+    share = jnp.where(sample < count, 1 / jnp.maximum(count, 1), 0.0)
+    low, high = (_Corner(x.index, x.weight * share) for x in (low, high))
+    if grid.samples == 0:
+        return _merged(low, high, count)
+    index, weight = jax.tree.map(lambda *x: jnp.concatenate(x, -1), low, high)
+    return index, weight, 2 * count
+
+
+class _Corner(NamedTuple):
+    index: jax.Array  # int32, of a cell on one axis
+    weight: jax.Array  # float32
+
+
+def _corners(position: jax.Array, extent: jax.Array | int) -> tuple[_Corner, _Corner]:
+    """The cells before and after positions on one axis.
+
+    Args:
+      position: `[...]` float32, the centre of cell i being at i.
+      extent: number of cells.
+    """
+    inside = (position >= -1) & (position <= extent)
+    position = jnp.clip(position, 0, extent - 1)
+    low = jnp.floor(position).astype(jnp.int32)
+    high = jnp.minimum(low + 1, extent - 1)
+    weight = position - low
+    return (
+        _Corner(low, jnp.where(inside, 1 - weight, 0.0)),
+        _Corner(high, jnp.where(inside, weight, 0.0)),
+    )
+
+
+def _merged(
+    low: _Corner, high: _Corner, count: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adds up the weights of equal cells, `[size, samples]` each.
+
+    Samples at most a cell apart share their cells: n of them touch `n + 1`, not `2 n`.
+    A cell's slot is the number of distinct cells before it; low ones come in order.
+    """
+    most = low.index.shape[-1]
+    slots = jnp.arange(2 * most)[None, None]
+    # A step of more than a cell passes the high cell of the sample before, too.
+    steps = jnp.minimum(jnp.diff(low.index, axis=-1), 2)
+    slot = jnp.cumsum(jnp.pad(steps, [(0, 0), (1, 0)]), axis=-1)
+    index, weight = jnp.int32(0), jnp.float32(0)
+    for corner, place in ((low, slot), (high, slot + 1)):
+        here = place[..., None] == slots  # [size, samples, T]
+        index = jnp.maximum(index, jnp.max(corner.index[..., None] * here, axis=1))
+        weight += jnp.sum(corner.weight[..., None] * here, axis=1)
+    ends = jnp.where(jnp.arange(most)[None] < count, slot + 2, 0)
+    return index, weight, jnp.max(ends)
+
+
+@jax.custom_vjp
+def _weighted_sum(flat: jax.Array, cells: _Cells) -> jax.Array:
+    """Sums the cells of each bin by their weights.
+
+    One of a bin's cells at a time, for all bins of all boxes: vectors of C are gathered
+    and added without a copy of what all bins read, which would be the most memory of a
+    two-stage detector. The gradient is written out for the same reason.
+
+    Args:
+      flat: `[cells, C]`.
+      cells: what each bin reads.
+
+    Returns:
+      `[R, size, size, C]`.
+    """
+    count, size, _ = cells.rows.index.shape
+
+    def add(term, total):
+        index, weight = _read(cells, term)
+        values = jnp.take(flat, index, axis=0, mode="clip").astype(jnp.float32)
+        return total + weight[..., None] * values
+
+    total = jnp.zeros((count, size, size, flat.shape[-1]))
+    return _for_each_cell(cells, add, total).astype(flat.dtype)
+
+
+def _weighted_sum_forward(flat, cells):
+    # An empty slice remembers shape and dtype, and keeps no features alive.
+    return _weighted_sum(flat, cells), (flat[:, :0], cells)
+
+
+def _weighted_sum_backward(saved, gradient):
+    like, cells = saved
+    gradient = gradient.astype(jnp.float32)
+
+    def add(term, total):
+        index, weight = _read(cells, term)
+        update = weight[..., None] * gradient
+        return total.at[index].add(update, mode="promise_in_bounds")
+
+    total = jnp.zeros((len(like), gradient.shape[-1]))
+    return _for_each_cell(cells, add, total).astype(like.dtype), None
+
+
+_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
+
+
+def _for_each_cell(cells: _Cells, body, initial: jax.Array) -> jax.Array:
+    """`fori_loop` over the slots of rows times those of columns that anything uses."""
+    rows, columns = cells.rows.used, cells.columns.used
+
+    def body_of_cell(term, carry):
+        return body((term // columns, term % columns), carry)
+
+    return jax.lax.fori_loop(0, rows * columns, body_of_cell, initial)
+
+
+def _read(cells: _Cells, term: tuple) -> tuple[jax.Array, jax.Array]:
+    """Index and weight of one of the cells of each bin, `[R, size, size]` each."""
+    row, column = term
+    rows, columns = cells
+    index = rows.index[:, :, None, row] + columns.index[:, None, :, column]
+    return index, rows.weight[:, :, None, row] * columns.weight[:, None, :, column]

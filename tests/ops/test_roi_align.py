@@ -1,0 +1,362 @@
+import math
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.ops import roi_align
+
+STRIDE = 8
+BOXES = np.array(
+    [
+        [0, 0, 96, 72],  # all of the map
+        [20, 12, 20, 12],  # a point
+        [-60, -50, -30, -40],  # outside
+        [80, 60, 140, 130],  # half outside
+        [13.7, 5.1, 52.3, 9.8],
+        [-7, 30, 1, 70],
+        [0, 0, 0, 0],  # padding
+    ],
+    np.float32,
+)
+
+
+@pytest.fixture
+def features(rng):
+    return rng.normal(size=(9, 12, 3)).astype(np.float32)
+
+
+def sample(features, x, y):
+    """The value at (x, y), counted in cells, the first centre being at 0."""
+    height, width, channels = features.shape
+    if not (-1 <= x <= width and -1 <= y <= height):
+        return np.zeros(channels)
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+    value = np.zeros(channels)
+    for i in range(height):
+        for j in range(width):
+            value += max(1 - abs(x - j), 0) * max(1 - abs(y - i), 0) * features[i, j]
+    return value
+
+
+def naive_roi_align(features, boxes, *, stride, size, samples, aligned):
+    """One box, one bin and one sample at a time."""
+    pooled = np.zeros((len(boxes), size, size, features.shape[-1]))
+    for r, box in enumerate(boxes.astype(np.float64) / stride):
+        start, side = box[:2] - 0.5 * aligned, box[2:] - box[:2]
+        side = side if aligned else np.maximum(side, 1)
+        nx, ny = (samples or math.ceil(s / size) for s in side)
+        for i, j in np.ndindex(size, size):
+            for k, m in np.ndindex(ny, nx):
+                x = start[0] + (j + (m + 0.5) / nx) * side[0] / size
+                y = start[1] + (i + (k + 0.5) / ny) * side[1] / size
+                pooled[r, i, j] += sample(features, x, y) / (nx * ny)
+    return pooled
+
+
+def plane(height, width, stride, a=0.3, b=-0.2, c=5.0):
+    """A map of the values `a x + b y + c`, x and y in pixels."""
+    y, x = (np.indices((height, width)) + 0.5) * stride
+    return (a * x + b * y + c)[..., None].astype(np.float32)
+
+
+def test_samples_by_hand(transform):
+    features = jnp.array([[[1.0], [3.0]], [[5.0], [7.0]]])
+    points = jnp.array(
+        [
+            [0.5, 0.5],  # the centre of the first cell
+            [1.0, 0.5],  # between two
+            [1.0, 1.0],  # between four
+            [0.0, 0.0],  # in the first cell's corner: its edge is repeated
+            [-0.5, 0.5],  # half a cell outside: still
+            [-0.6, 0.5],  # further
+            [2.5, 2.5],
+            [2.5, 2.6],
+        ]
+    )
+    values = transform(roi_align.bilinear_sample)(features, points)
+    expected = jnp.array([1.0, 2.0, 4.0, 1.0, 1.0, 0.0, 7.0, 0.0])
+    chex.assert_trees_all_close(values[:, 0], expected)
+
+
+def test_samples_agree_with_the_oracle(rng, features):
+    points = rng.uniform(-2, 15, (5, 8, 2)).astype(np.float32)
+    values = jax.jit(roi_align.bilinear_sample)(features, points)
+    expected = [[sample(features, x - 0.5, y - 0.5) for x, y in row] for row in points]
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_samples_have_the_slope_of_a_plane_at_their_points(rng):
+    points = rng.uniform(1, 8, (20, 2)).astype(np.float32)
+    values = partial(roi_align.bilinear_sample, plane(9, 12, 1))
+    gradient = jax.jit(jax.grad(lambda points: values(points).sum()))(points)
+    np.testing.assert_allclose(gradient, np.tile([0.3, -0.2], (20, 1)), atol=1e-5)
+
+
+def test_one_box_by_hand(transform):
+    # Cells 2 pixels wide; the box is the middle two, its bins are those cells.
+    features = jnp.array([[[1.0], [2.0], [4.0], [8.0]]])
+    boxes = jnp.array([[2.0, 0.0, 6.0, 2.0]])
+    align = partial(roi_align.roi_align, stride=2, size=2, samples=1)
+    chex.assert_trees_all_close(
+        transform(align)(features, boxes)[0, :, :, 0], jnp.array([[2.0, 4.0]] * 2)
+    )
+    # Half a cell further right: between the middle two, and between the last two.
+    legacy = transform(partial(align, aligned=False))(features, boxes)
+    chex.assert_trees_all_close(legacy[0, :, :, 0], jnp.array([[3.0, 6.0]] * 2))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("samples", [1, 2, 3, 0])
+def test_agrees_with_torchvision(golden_ops, samples, aligned):
+    name = f"stride 8 size 7 samples {samples or -1} aligned {aligned}"
+    align = partial(
+        roi_align.roi_align, stride=8, size=7, samples=samples, aligned=aligned
+    )
+    pooled = jax.jit(align)(golden_ops["roi/features (NHWC)"], golden_ops["roi/boxes"])
+    np.testing.assert_allclose(pooled, golden_ops[f"roi/align {name}"], atol=2e-5)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_gradient_agrees_with_torchvision(golden_ops, aligned):
+    upstream = golden_ops["roi/upstream gradient [R,7,7,C]"]
+
+    def pull(features, boxes):
+        align = partial(roi_align.roi_align, stride=8, aligned=aligned)
+        return jax.vjp(align, features, boxes)[1](upstream)
+
+    gradient, of_boxes = jax.jit(pull)(
+        golden_ops["roi/features (NHWC)"], golden_ops["roi/boxes"]
+    )
+    name = f"roi/align samples 2 aligned {aligned}, gradient of features"
+    np.testing.assert_allclose(gradient, golden_ops[name], atol=2e-5)
+    assert (of_boxes == 0).all()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("samples", [2, 0])
+def test_agrees_with_the_oracle(features, samples, aligned):
+    settings = {"stride": STRIDE, "size": 3, "samples": samples, "aligned": aligned}
+    pooled = jax.jit(partial(roi_align.roi_align, **settings))(features, BOXES)
+    expected = naive_roi_align(features, BOXES, **settings)
+    np.testing.assert_allclose(pooled, expected, atol=1e-5)
+
+
+def test_more_samples_than_there_may_be(features, monkeypatch):
+    # A bin of 12 cells by 9, yet two samples each way: as if 2 had been asked for.
+    monkeypatch.setattr(roi_align, "MOST_SAMPLES", 2)
+    align = partial(roi_align.roi_align, features, BOXES[:1], stride=STRIDE, size=1)
+    chex.assert_trees_all_close(align(samples=0), align(samples=2), atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [2, 0])
+def test_the_gradient_is_the_transpose(rng, features, samples):
+    align = partial(
+        roi_align.roi_align, boxes=BOXES, stride=STRIDE, size=3, samples=samples
+    )
+    pooled, pull = jax.vjp(jax.jit(align), features)
+    upstream = rng.normal(size=pooled.shape).astype(np.float32)
+    gradient = pull(upstream)[0]
+    assert jnp.isfinite(gradient).all()
+    # The op is linear: its derivative along any map is the op of that map.
+    other = rng.normal(size=features.shape).astype(np.float32)
+    np.testing.assert_allclose(
+        np.vdot(gradient, other), np.vdot(upstream, jax.jit(align)(other)), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 0])
+def test_of_a_plane_are_its_values_at_the_bin_centres(rng, samples):
+    corners = np.sort(rng.uniform(4, 60, (20, 2, 2)), axis=1).astype(np.float32)
+    boxes = corners.reshape(20, 4)
+    align = partial(roi_align.roi_align, stride=4, size=5, samples=samples)
+    pooled = jax.jit(align)(plane(16, 16, 4), boxes)
+    middle = (np.arange(5) + 0.5) / 5
+    x = boxes[:, 0, None] + middle * (boxes[:, 2] - boxes[:, 0])[:, None]
+    y = boxes[:, 1, None] + middle * (boxes[:, 3] - boxes[:, 1])[:, None]
+    expected = 0.3 * x[:, None] - 0.2 * y[:, :, None] + 5
+    np.testing.assert_allclose(pooled[..., 0], expected, atol=1e-4)
+
+
+def test_a_map_that_repeats_its_edge_beyond_the_image_is_as_good_as_none(rng, features):
+    corners = np.sort(rng.uniform(0, [[[96, 72]]], (30, 2, 2)), axis=1)
+    boxes = np.concatenate([corners.reshape(30, 4), [[0, 0, 96, 72]]]).astype(
+        np.float32
+    )
+    longer = np.pad(features, [(0, 5), (0, 3), (0, 0)], mode="edge")
+    align = jax.jit(partial(roi_align.roi_align, stride=STRIDE))
+    chex.assert_trees_all_close(align(features, boxes), align(longer, boxes), atol=1e-5)
+
+
+def random_pyramid(rng, levels):
+    """Of 72x96 pixels."""
+    shapes = {level: (-(-72 // 2**level), -(-96 // 2**level), 2) for level in levels}
+    return {
+        level: rng.normal(size=shape).astype(np.float32)
+        for level, shape in shapes.items()
+    }
+
+
+def cut_and_padded(pyramid, size, value):
+    """The cells that touch an image, at least one, and these with a margin."""
+    cut, padded = {}, {}
+    for level, features in pyramid.items():
+        rows, columns = (max(math.ceil(x / 2**level), 1) for x in size)
+        cut[level] = features[:rows, :columns]
+        padded[level] = np.full_like(features, value)
+        padded[level][:rows, :columns] = cut[level]
+    return cut, padded
+
+
+@pytest.mark.parametrize("samples", [2, 0])
+@pytest.mark.parametrize("levels", [(3,), (2, 3, 4)], ids=["map", "pyramid"])
+def test_what_lies_beyond_the_image_does_not_count(rng, levels, samples):
+    # They end within a cell, between two, with the map; and an image of nothing.
+    sizes = [(33, 57), (40, 96), (72, 96), (0, 0)]
+    pyramid = random_pyramid(rng, levels)
+
+    @jax.jit
+    def value_and_gradient(pyramid, image_size=None):
+        options = {"size": 3, "samples": samples, "image_size": image_size}
+
+        def pool(pyramid):
+            if levels == (3,):
+                return roi_align.roi_align(pyramid[3], BOXES, stride=8, **options)
+            return roi_align.pyramid_roi_align(
+                pyramid, BOXES, canonical_size=16, canonical_level=3, **options
+            )
+
+        pooled, pull = jax.vjp(pool, pyramid)
+        return pooled, pull(jnp.cos(pooled))[0]
+
+    images, expected = [], []
+    for size in sizes:
+        cut, padded = cut_and_padded(pyramid, size, np.nan)
+        pooled, gradient = value_and_gradient(cut)
+        margins = {
+            level: [
+                (0, x - y)
+                for x, y in zip(features.shape, cut[level].shape, strict=True)
+            ]
+            for level, features in pyramid.items()
+        }
+        gradient = {level: np.pad(gradient[level], margins[level]) for level in levels}
+        images.append(padded)
+        expected.append((pooled, gradient))
+    alone = value_and_gradient(images[0], jnp.array(sizes[0]))
+    chex.assert_trees_all_close(alone, expected[0], atol=1e-5)
+    images, expected = (
+        jax.tree.map(lambda *x: jnp.stack(x), *x) for x in (images, expected)
+    )
+    together = jax.jit(jax.vmap(value_and_gradient))(images, jnp.array(sizes))
+    chex.assert_trees_all_close(together, expected, atol=1e-5)
+
+
+def test_equal_boxes_equal_bits(features):
+    boxes = np.repeat(BOXES[4:5], 9, axis=0)
+    pooled = jax.jit(partial(roi_align.roi_align, stride=STRIDE, samples=0))(
+        features, boxes
+    )
+    assert (np.asarray(pooled) == np.asarray(pooled[:1])).all()
+
+
+@pytest.mark.parametrize("samples", [2, 0])
+def test_no_boxes(features, samples):
+    align = partial(roi_align.roi_align, stride=STRIDE, samples=samples)
+    none = jnp.zeros((0, 4))
+    assert align(features, none).shape == (0, 7, 7, 3)
+    gradient = jax.grad(lambda x: align(x, none).sum())(features)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("samples", [2, 0])
+def test_images_side_by_side(features, samples):
+    align = partial(roi_align.roi_align, stride=STRIDE, size=3, samples=samples)
+
+    def value_and_gradient(features, boxes):
+        pooled, pull = jax.vjp(lambda x: align(x, boxes), features)
+        return pooled, pull(jnp.cos(pooled))[0]
+
+    # The second image's boxes take fewer samples than the first's.
+    maps, boxes = np.stack([features, -features]), np.stack([BOXES, BOXES / 4])
+    together = jax.jit(jax.vmap(value_and_gradient))(maps, boxes)
+    alone = jax.jit(value_and_gradient)
+    each = [alone(*image) for image in zip(maps, boxes, strict=True)]
+    chex.assert_trees_all_close(
+        together, jax.tree.map(lambda *x: jnp.stack(x), *each), atol=1e-5
+    )
+
+
+def test_bfloat16_features_are_summed_in_float32(rng, features):
+    upstream = jnp.asarray(rng.normal(size=(len(BOXES), 3, 3, 3)), jnp.bfloat16)
+    coarse = jnp.asarray(features, jnp.bfloat16)
+
+    @jax.jit
+    def value_and_gradient(features, upstream):
+        align = partial(roi_align.roi_align, boxes=BOXES, stride=STRIDE, size=3)
+        pooled, pull = jax.vjp(align, features)
+        return pooled, pull(upstream)[0]
+
+    pooled = value_and_gradient(coarse, upstream)
+    exact = value_and_gradient(coarse.astype(jnp.float32), upstream.astype(jnp.float32))
+    chex.assert_trees_all_equal(
+        pooled, jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact)
+    )
+
+
+def test_levels_by_hand(transform):
+    sides = np.array([0, 10, 111, 112, 223, 224, 447, 448, 1e5], np.float32)
+    boxes = np.stack([0 * sides, 0 * sides, 4 * sides, sides / 4], axis=-1)
+    level_of = partial(roi_align.level_of, levels=(2, 3, 4, 5))
+    levels = transform(level_of)(boxes)
+    assert levels.tolist() == [2, 2, 2, 3, 3, 4, 4, 5, 5]
+    finer = level_of(boxes, canonical_size=56, canonical_level=4)
+    assert finer.tolist() == [2, 2, 4, 5, 5, 5, 5, 5, 5]
+
+
+def test_levels_with_a_gap_are_refused():
+    with pytest.raises(ValueError, match=r"\[2, 4\].*finest to coarsest"):
+        roi_align.level_of(jnp.zeros((1, 4)), (4, 2))
+
+
+def multiscale(golden_ops):
+    names = {level: f"multiscale/level{level} (NHWC)" for level in (2, 3, 4, 5)}
+    pyramid = {level: golden_ops[name] for level, name in names.items()}
+    return pyramid, golden_ops["multiscale/boxes"]
+
+
+def test_pyramid_agrees_with_torchvision(golden_ops):
+    pyramid, boxes = multiscale(golden_ops)
+    pooled = jax.jit(partial(roi_align.pyramid_roi_align, aligned=False))(
+        pyramid, boxes
+    )
+    name = "multiscale/align canvas 256x320 size 7 samples 2 aligned False"
+    np.testing.assert_allclose(pooled, golden_ops[name], atol=2e-5)
+
+
+def test_each_box_reads_its_own_level(rng, golden_ops):
+    pyramid, boxes = multiscale(golden_ops)
+    levels = np.asarray(roi_align.level_of(boxes, sorted(pyramid)))
+    assert set(levels) == {2, 3, 4}
+
+    upstream = rng.normal(size=(len(boxes), 7, 7, 4)).astype(np.float32)
+
+    def own_level(pyramid):
+        return roi_align.pyramid_roi_align(pyramid, boxes, samples=0)
+
+    def every_level(pyramid):
+        pooled = 0
+        for level, features in pyramid.items():
+            align = partial(roi_align.roi_align, stride=2**level, samples=0)
+            pooled += align(features, boxes) * (levels == level)[:, None, None, None]
+        return pooled
+
+    def value_and_gradient(pool):
+        pooled, pull = jax.vjp(jax.jit(pool), pyramid)
+        return pooled, pull(upstream)[0]
+
+    expected = value_and_gradient(every_level)
+    chex.assert_trees_all_close(value_and_gradient(own_level), expected, atol=1e-4)
