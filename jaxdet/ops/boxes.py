@@ -21,6 +21,16 @@ def area(boxes: jax.Array) -> jax.Array:
     return width * height
 
 
+def has_sides(boxes: jax.Array, shortest: float = 0.0) -> jax.Array:
+    """Whether both sides are above 0 and at least `shortest`, `[..., 4]` -> `[...]`.
+
+    False for boxes with a coordinate that is not finite.
+    """
+    sides = boxes[..., 2:] - boxes[..., :2]
+    right = jnp.all((sides > 0) & (sides >= shortest), axis=-1)
+    return right & jnp.all(jnp.isfinite(boxes), axis=-1)
+
+
 def pairwise_overlap(boxes_a: jax.Array, boxes_b: jax.Array) -> jax.Array:
     """Areas shared, in square pixels: `[M, 4]` and `[N, 4]` -> `[M, N]`."""
     chex.assert_shape([boxes_a, boxes_b], (None, 4))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.ops.boxes import area, pairwise_overlap
+from jaxdet.structs import Detections
 
 _BLOCK = 128  # boxes settled together
 
@@ -48,6 +49,27 @@ def class_wise_nms(
 ) -> tuple[jax.Array, jax.Array]:
     """`nms` where a box suppresses only those of its own class; `labels` is `[N]`."""
     return _suppress(boxes, scores, labels, valid, threshold, size)
+
+
+def best_detections(
+    boxes: jax.Array,
+    scores: jax.Array,
+    labels: jax.Array,
+    *,
+    threshold: float,
+    size: int,
+    valid: jax.Array,
+) -> Detections:
+    """What `class_wise_nms` keeps, as the `Detections` of one image, `[size]`."""
+    keep, valid = class_wise_nms(
+        boxes, scores, labels, threshold=threshold, size=size, valid=valid
+    )
+    return Detections(
+        boxes=jnp.where(valid[:, None], boxes[keep], 0.0),
+        scores=jnp.where(valid, scores[keep], 0.0),
+        labels=jnp.where(valid, labels[keep], 0),
+        valid=valid,
+    )
 
 
 class _Candidates(NamedTuple):
