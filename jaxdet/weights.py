@@ -1,9 +1,10 @@
 """Weights of other libraries as variables of ours."""
 
+import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,29 @@ _RESNET_NAMES = (
     (r"conv(\d?)\.weight$", r"conv\1.kernel"),
 )
 _RESNET_UNUSED = r"fc\..*|.*\.num_batches_tracked"  # classifier, counters
+
+
+def _layers(place: str, names: Mapping[int, str]) -> tuple[tuple[str, str], ...]:
+    """For layers with a bias and no norm, by their numbers in a sequence."""
+    kinds = {"weight": "kernel", "bias": "bias"}
+    return tuple(
+        (rf"^{place}\.{number}\.{theirs}$", f"{name}.{ours}")
+        for number, name in names.items()
+        for theirs, ours in kinds.items()
+    )
+
+
+_ALEXNET_NAMES = _layers(
+    "features", {0: "conv1", 3: "conv2", 6: "conv3", 8: "conv4", 10: "conv5"}
+)
+_VGG16_CONVS = {0: "1_1", 2: "1_2", 5: "2_1", 7: "2_2", 10: "3_1", 12: "3_2"}
+_VGG16_CONVS |= {14: "3_3", 17: "4_1", 19: "4_2", 21: "4_3"}
+_VGG16_CONVS |= {24: "5_1", 26: "5_2", 28: "5_3"}
+_VGG16_NAMES = _layers("features", {i: f"conv{n}" for i, n in _VGG16_CONVS.items()})
+# The fully connected layers that a region head takes over.
+_ALEXNET_HEAD_NAMES = _layers("classifier", {1: "fc0", 4: "fc1"})
+_VGG16_HEAD_NAMES = _layers("classifier", {0: "fc0", 3: "fc1"})
+_CLASSIFIER, _ALL_BUT_HEAD = r"classifier\..*", r"features\..*|classifier\.6\..*"
 
 
 class WeightsError(ValueError):
@@ -62,25 +86,120 @@ def resnet_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       WeightsError: for tensors that are no ResNet's, naming the first.
     """
-    params, constants, strange = {}, {}, []
+    return _renamed(state, _RESNET_NAMES, _RESNET_UNUSED, "ResNet")
+
+
+def alexnet_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """torchvision's AlexNet as variables of `AlexNet()`.
+
+    Args:
+      state: its state dict; the classifier is left out.
+
+    Raises:
+      WeightsError: for tensors that are no AlexNet's, naming the first.
+    """
+    return _renamed(state, _ALEXNET_NAMES, _CLASSIFIER, "AlexNet")
+
+
+def vgg16_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """torchvision's VGG-16 (without batch norm) as variables of `VGG16()`.
+
+    Args:
+      state: its state dict; the classifier is left out.
+
+    Raises:
+      WeightsError: for tensors that are no VGG-16's, naming the first.
+    """
+    return _renamed(state, _VGG16_NAMES, _CLASSIFIER, "VGG-16")
+
+
+def alexnet_head_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """fc6 and fc7 of torchvision's AlexNet as variables of `FCHead(4096)`.
+
+    Args:
+      state: its state dict; of the classifier, the last layer is left out.
+
+    Raises:
+      WeightsError: for tensors that are no AlexNet's, naming the first; if fc6 is
+        missing.
+    """
+    return _head(state, _ALEXNET_HEAD_NAMES, 256, "AlexNet")
+
+
+def vgg16_head_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """fc6 and fc7 of torchvision's VGG-16 as variables of `FCHead(4096)`.
+
+    Args:
+      state: its state dict; of the classifier, the last layer is left out.
+
+    Raises:
+      WeightsError: for tensors that are no VGG-16's, naming the first; if fc6 is
+        missing.
+    """
+    return _head(state, _VGG16_HEAD_NAMES, 512, "VGG-16")
+
+
+def _head(
+    state: Mapping[str, np.ndarray],
+    names: Iterable[tuple[str, str]],
+    channels: int,
+    network: str,
+) -> dict[str, Any]:
+    weights = _renamed(state, names, _ALL_BUT_HEAD, network)
+    fc6 = weights.get("params", {}).get("fc0", {})
+    if "kernel" not in fc6:
+        raise WeightsError(f"no fc6 of a torchvision {network}: {sorted(state)[:5]}")
+    # Its inputs were flattened as CHW, those of a region here as HWC.
+    side = math.isqrt(len(fc6["kernel"]) // channels)
+    kernel = fc6["kernel"].reshape(channels, side, side, -1).transpose(1, 2, 0, 3)
+    fc6["kernel"] = kernel.reshape(fc6["kernel"].shape)
+    return weights
+
+
+def _renamed(
+    state: Mapping[str, np.ndarray],
+    names: Iterable[tuple[str, Any]],
+    unused: str,
+    network: str,
+) -> dict[str, Any]:
+    """Variables by collection, from tensors in torch's names and layout."""
+    collections, strange = {}, []
     for name, tensor in state.items():
-        if re.fullmatch(_RESNET_UNUSED, name):
+        if re.fullmatch(unused, name):
             continue
         ours = name
-        for pattern, replacement in _RESNET_NAMES:
+        for pattern, replacement in names:
             ours = re.sub(pattern, replacement, ours)
         tensor = np.asarray(tensor, np.float32)
-        if ours.endswith(".kernel") and tensor.ndim == 4:
-            params[ours] = tensor.transpose(2, 3, 1, 0)  # OIHW to HWIO
-        elif ".frozen." in ours and tensor.ndim == 1:
-            constants[ours] = tensor
-        else:
+        allowed = (2, 4) if ours.endswith(".kernel") else (1,)
+        if ours == name or tensor.ndim not in allowed:
             strange.append(name)
+        elif tensor.ndim > 1:
+            # OIHW to HWIO, or OI to IO.
+            tensor = np.moveaxis(tensor, (1, 0), (-2, -1))
+        collection = "constants" if ".frozen." in ours else "params"
+        collections.setdefault(collection, {})[ours] = tensor
     if strange:
-        raise WeightsError(f"no tensors of a torchvision ResNet: {strange[:5]}")
+        raise WeightsError(f"no tensors of a torchvision {network}: {strange[:5]}")
     return {
-        "params": unflatten_dict(params, sep="."),
-        "constants": unflatten_dict(constants, sep="."),
+        collection: unflatten_dict(tensors, sep=".")
+        for collection, tensors in collections.items()
+    }
+
+
+def submodules(weights: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+    """Only the submodules whose whole name matches a regular expression.
+
+    For networks that are divided: `r"stage5_.*"` of a ResNet is a `ResNetHead`, and
+    `r"stem_.*|stage[2-4]_.*"` a `ResNet(coarsest=4)`.
+
+    Args:
+      weights: variables by collection.
+      pattern: of the names right below the collections.
+    """
+    return {
+        collection: {n: tree for n, tree in trees.items() if re.fullmatch(pattern, n)}
+        for collection, trees in weights.items()
     }
 
 

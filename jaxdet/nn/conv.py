@@ -1,5 +1,6 @@
 """The convolution and the pooling of every network here."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -23,49 +24,60 @@ class Conv(nn.Module):
     kernel: int = 3  # side in cells, odd
     stride: int = 1
     use_bias: bool = True
+    padding: tuple[int, int] | None = None  # cells before and after; None: kernel // 2
     kernel_init: Callable = HE_NORMAL
     bias_init: Callable = nn.initializers.zeros
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), features]`."""
+        """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), features]`.
+
+        So many cells where the padding sums to `kernel - 1`, fewer where to less.
+        """
+        margins = self.padding or (self.kernel // 2,) * 2
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.kernel == 1:
             x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        elif self.kernel == 7 and self.stride == 2:
+        elif (self.kernel, self.stride, margins) == (7, 2, (3, 3)):
             x = _on_blocks(x, kernel)
         else:
-            x = _convolve(x, kernel, self.stride, (self.kernel // 2,) * 2)
+            x = _convolve(x, kernel, self.stride, margins)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             x = x + bias.astype(self.dtype)[None, None, None]
         return x
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """The maximum over 3x3 cells around every second one; cells outside count as 0.
+def max_pool(
+    x: jax.Array, window: int = 3, padding: tuple[int, int] = (1, 1)
+) -> jax.Array:
+    """The maximum over square windows at every second cell; cells outside count as 0.
 
     As maxima of shifted copies, rows first: XLA's gradient of a window's maximum
     searches each window again, and on CPU takes seven times as long.
 
     Args:
       x: `[B, H, W, C]`, nothing negative (after a ReLU).
+      window: side in cells.
+      padding: cells before and after.
 
     Returns:
-      `[B, ceil(H / 2), ceil(W / 2), C]`.
+      `[B, ceil(H / 2), ceil(W / 2), C]` where the padding sums to `window - 1`, fewer
+      cells where to less.
     """
     for axis in (1, 2):
         margins = [(0, 0)] * 4
-        margins[axis] = (1, 1)
-        padded, extent = jnp.pad(x, margins), x.shape[axis]
+        margins[axis] = padding
+        padded = jnp.pad(x, margins)
+        extent = padded.shape[axis] - window + 1
         shifted = [
             lax.slice_in_dim(padded, shift, shift + extent, 2, axis)
-            for shift in range(3)
+            for shift in range(window)
         ]
-        x = jnp.maximum(jnp.maximum(shifted[0], shifted[1]), shifted[2])
+        x = functools.reduce(jnp.maximum, shifted)
     return x
 
 

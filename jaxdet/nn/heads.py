@@ -1,12 +1,14 @@
-"""Small networks on top of a pyramid, the same for every level."""
+"""Small networks on top of a pyramid, the same for every level, or on regions of it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.conv import Conv
+from jaxdet.nn.conv import HE_NORMAL, Conv
+from jaxdet.nn.fpn import XAVIER
 from jaxdet.nn.norm import Kind, Norm
 from jaxdet.nn.padding import zero_outside
 
@@ -44,26 +46,207 @@ class DenseHead(nn.Module):
             empty; None: all of the canvas is image.
         """
         channels = next(iter(pyramid.values())).shape[-1]
-        layers = [self._layer(channels, index) for index in range(self.depth)]
-        last = self._conv(self.outputs, "output", bias_init=_constant(self.bias))
+        layers = _tower(self, channels)
+        last = Conv(
+            self.outputs,
+            kernel_init=_NORMAL,
+            bias_init=nn.initializers.constant(self.bias),
+            dtype=self.dtype,
+            name="output",
+        )
         answers = []
         for level, x in sorted(pyramid.items()):
             here = (sizes, 2**level)
-            for conv, norm in layers:
-                x = nn.relu(norm(conv(zero_outside(x, *here)), *here))
-            x = last(zero_outside(x, *here))
+            x = last(zero_outside(_climb(layers, x, here), *here))
             answers.append(x.reshape(len(x), -1, self.outputs))
         return jnp.concatenate(answers, axis=1).astype(jnp.float32)
 
-    def _layer(self, channels: int, index: int) -> tuple[Conv, Norm]:
-        conv = self._conv(channels, f"conv{index}", use_bias=self.norm == "none")
-        return conv, Norm(self.norm, dtype=self.dtype, name=f"norm{index}")
 
-    def _conv(self, features: int, name: str, **options) -> Conv:
-        return Conv(
-            features, kernel_init=_NORMAL, dtype=self.dtype, name=name, **options
+class RPNHead(nn.Module):
+    """3x3 convolutions with ReLUs and two 1x1 siblings (Ren et al. 2015, 3.1).
+
+    Attributes:
+      per_cell: anchors in each cell.
+      depth: 3x3 convolutions.
+      outputs: objectness logits per anchor: 1 for a sigmoid, 2 for the softmax over
+        (background, object) of the paper.
+      channels: of the 3x3 convolutions; None: as many as the pyramid has.
+      norm: of the 3x3 convolutions.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    per_cell: int
+    depth: int = 1
+    outputs: int = 1
+    channels: int | None = None
+    norm: Kind = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pyramid: dict[int, jax.Array], sizes: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`{level: [B, H, W, C]}` -> logits `[B, A, outputs]`, deltas `[B, A, 4]`.
+
+        Both are float32; A runs over levels (finest first), rows, columns, shapes, as
+        in ops/anchors.py.
+
+        Args:
+          pyramid: features of one number of channels.
+          sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
+            empty; None: all of the canvas is image.
+        """
+        channels = self.channels or next(iter(pyramid.values())).shape[-1]
+        layers = _tower(self, channels)
+        sibling = partial(Conv, kernel=1, kernel_init=_NORMAL, dtype=self.dtype)
+        objectness = sibling(self.per_cell * self.outputs, name="objectness")
+        deltas = sibling(self.per_cell * 4, name="deltas")
+        logits, moves = [], []
+        for level, x in sorted(pyramid.items()):
+            x = _climb(layers, x, (sizes, 2**level))
+            logits.append(objectness(x).reshape(len(x), -1, self.outputs))
+            moves.append(deltas(x).reshape(len(x), -1, 4))
+        logits, moves = (jnp.concatenate(parts, axis=1) for parts in (logits, moves))
+        return logits.astype(jnp.float32), moves.astype(jnp.float32)
+
+
+class FCHead(nn.Module):
+    """Fully connected layers with ReLUs on each region (Girshick 2015, 2.1).
+
+    Attributes:
+      features: outputs of each layer; 4096 for AlexNet and VGG, 1024 on a pyramid.
+      depth: layers.
+      dropout: share of the outputs of each layer set to zero in training.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    features: int = 1024
+    depth: int = 2
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, regions: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """`[B * R, ..., C]` -> `[B * R, features]`.
+
+        Args:
+          regions: features of the regions of all images, one image after the other.
+          keys: `[B]`, one for the dropout on each image, which then does not depend on
+            what shares its batch; None: no dropout.
+        """
+        x = regions.reshape(len(regions), -1)
+        for index in range(self.depth):
+            dense = nn.Dense(
+                self.features, kernel_init=XAVIER, dtype=self.dtype, name=f"fc{index}"
+            )
+            x = nn.relu(dense(x))
+            if keys is not None and self.dropout > 0:
+                here = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+                x = _drop(x, here, self.dropout)
+        return x
+
+
+class RegionPredictor(nn.Module):
+    """Class logits and box deltas of each region (Girshick 2015, 2.1).
+
+    Attributes:
+      num_classes: K.
+      class_agnostic: one box for all classes instead of one for each.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    num_classes: int
+    class_agnostic: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`[..., D]` -> logits `[..., K + 1]`, deltas `[..., K, 4]`, both float32.
+
+        The background comes last among the logits; the deltas are `[..., 1, 4]` where
+        they are class agnostic.
+        """
+        boxes = 1 if self.class_agnostic else self.num_classes
+        dense = partial(nn.Dense, dtype=self.dtype)
+        classes = dense(self.num_classes + 1, kernel_init=_NORMAL, name="classes")
+        small = nn.initializers.normal(0.001)
+        deltas = dense(boxes * 4, kernel_init=small, name="deltas")(features)
+        deltas = deltas.reshape(*features.shape[:-1], boxes, 4)
+        return classes(features).astype(jnp.float32), deltas.astype(jnp.float32)
+
+
+class MaskHead(nn.Module):
+    """A mask of each region for every class (He et al. 2017, Figure 4 right).
+
+    Attributes:
+      num_classes: K.
+      channels: of all convolutions but the last.
+      depth: 3x3 convolutions before the one that doubles the extents.
+      norm: of the 3x3 convolutions, each region an image of its own.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    num_classes: int
+    channels: int = 256
+    depth: int = 4
+    norm: Kind = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, regions: jax.Array) -> jax.Array:
+        """`[R, S, S, C]` -> mask logits `[R, 2 S, 2 S, K]` float32."""
+        layers = _tower(self, self.channels, kernel_init=HE_NORMAL)
+        x = _climb(layers, regions, (None, 1))
+        x = nn.relu(_Doubling(self.channels, dtype=self.dtype, name="doubling")(x))
+        small = nn.initializers.normal(0.001)  # detectron2's: masks start undecided
+        last = Conv(
+            self.num_classes, 1, kernel_init=small, dtype=self.dtype, name="output"
         )
+        return last(x).astype(jnp.float32)
 
 
-def _constant(value: float) -> Callable:
-    return nn.initializers.constant(value)
+class _Doubling(nn.Module):
+    """A transposed 2x2 convolution of stride 2, as one product of two matrices."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[R, H, W, C]` -> `[R, 2 H, 2 W, features]`."""
+        regions, height, width, channels = x.shape
+        # As a convolution's: rows, columns, from, to.
+        kernel = self.param("kernel", HE_NORMAL, (2, 2, channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1).astype(self.dtype)
+        x = x.astype(self.dtype).reshape(-1, channels) @ matrix
+        x = x.reshape(regions, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(regions, 2 * height, 2 * width, -1)
+        return x + bias.astype(self.dtype)[None, None, None]
+
+
+def _tower(
+    head: nn.Module, channels: int, kernel_init: Callable = _NORMAL
+) -> list[tuple[Conv, Norm]]:
+    """The 3x3 convolutions that a head starts with, and their norms."""
+    conv = partial(
+        Conv, channels, use_bias=head.norm == "none", kernel_init=kernel_init
+    )
+    norm = partial(Norm, head.norm, dtype=head.dtype)
+    return [
+        (conv(dtype=head.dtype, name=f"conv{index}"), norm(name=f"norm{index}"))
+        for index in range(head.depth)
+    ]
+
+
+def _climb(layers, x: jax.Array, here: tuple) -> jax.Array:
+    for conv, norm in layers:
+        x = nn.relu(norm(conv(zero_outside(x, *here)), *here))
+    return x
+
+
+def _drop(x: jax.Array, keys: jax.Array, share: float) -> jax.Array:
+    """Zeroes a share of `[B * R, D]` by the keys `[B]`, and scales up the rest."""
+    shape = (len(x) // len(keys), x.shape[-1])
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - share, shape))(keys)
+    return jnp.where(kept.reshape(x.shape), x / (1 - share), 0)

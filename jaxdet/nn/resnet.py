@@ -59,26 +59,47 @@ class ResNet(nn.Module):
         Raises:
           ValueError: for a depth that has no layout.
         """
-        if self.depth not in _LAYOUTS:
-            raise ValueError(f"ResNet depth {self.depth}; allowed: {sorted(_LAYOUTS)}")
-        blocks, bottleneck = _LAYOUTS[self.depth]
+        _layout(self.depth)  # fails before any layer is made
         norm = partial(Norm, self.norm, epsilon=self.epsilon, dtype=self.dtype)
-        block = partial(_Bottleneck if bottleneck else _Basic, norm=norm)
         stem = Conv(self.width, 7, 2, False, dtype=self.dtype, name="stem_conv")
         x = nn.relu(norm(name="stem_norm")(stem(pixels), sizes, 2))
         x = max_pool(zero_outside(x, sizes, 2))
         stages = {}
-        for level, count in enumerate(blocks[: self.coarsest - 1], start=2):
-            for index in range(count):
-                x = block(
-                    features=self.width * 2 ** (level - 2),
-                    level=level,
-                    stride=2 if level > 2 and index == 0 else 1,
-                    dtype=self.dtype,
-                    name=f"stage{level}_block{index}",
-                )(x, sizes)
-            stages[level] = x
+        for level in range(2, self.coarsest + 1):
+            x = stages[level] = _stage(self, level, x, sizes)
         return stages
+
+
+class ResNetHead(nn.Module):
+    """Stage 5 on each region of stage 4, averaged (He et al. 2015, appendix A).
+
+    Attributes:
+      depth: of the network it is the end of, as in `ResNet`; so are all others.
+      width: channels of the stem.
+      norm: each region is an image of its own.
+      epsilon: of the norms.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    depth: int = 50
+    width: int = 64
+    norm: Kind = "frozen"
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, regions: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """`[R, S, S, C]` -> `[R, D]`, the means over the cells of stage 5.
+
+        Args:
+          regions: features of stage 4.
+          keys: not used, there is no dropout; every region head takes them.
+
+        Raises:
+          ValueError: for a depth that has no layout.
+        """
+        del keys
+        return jnp.mean(_stage(self, 5, regions, None), axis=(1, 2))
 
 
 def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
@@ -95,6 +116,48 @@ def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
         raise ValueError(f"a ResNet has stages 1 to 5; cannot freeze the first {count}")
     names = ["stem_", *(f"stage{level}_" for level in range(2, 6))]
     return tuple(f"{re.escape(backbone)}/{name}.*" for name in names[:count])
+
+
+def layers(level: int, depth: int = 50) -> tuple[tuple[int, int, int], ...]:
+    """(kernel, stride, padding before) of all layers up to a stage, past no shortcut.
+
+    Raises:
+      ValueError: for a depth that has no layout.
+    """
+    blocks, bottleneck = _layout(depth)
+    stack = [(7, 2, 3), (3, 2, 1)]
+    for stage in range(2, level + 1):
+        for index in range(blocks[stage - 2]):
+            stride = 2 if stage > 2 and index == 0 else 1
+            around = [(1, 1, 0)] if bottleneck else [(3, 1, 1)]
+            before = around if bottleneck else []
+            stack += [*before, (3, stride, 1), *around]
+    return tuple(stack)
+
+
+def _layout(depth: int) -> tuple[tuple[int, ...], bool]:
+    if depth not in _LAYOUTS:
+        raise ValueError(f"ResNet depth {depth}; allowed: {sorted(_LAYOUTS)}")
+    return _LAYOUTS[depth]
+
+
+def _stage(
+    network: ResNet | ResNetHead, level: int, x: jax.Array, sizes: jax.Array | None
+) -> jax.Array:
+    """The blocks of one stage, made within the network that calls."""
+    blocks, bottleneck = _layout(network.depth)
+    dtype = network.dtype
+    for index in range(blocks[level - 2]):
+        block = (_Bottleneck if bottleneck else _Basic)(
+            features=network.width * 2 ** (level - 2),
+            level=level,
+            stride=2 if level > 2 and index == 0 else 1,
+            norm=partial(Norm, network.norm, epsilon=network.epsilon, dtype=dtype),
+            dtype=dtype,
+            name=f"stage{level}_block{index}",
+        )
+        x = block(x, sizes)
+    return x
 
 
 class _Basic(nn.Module):

@@ -14,13 +14,20 @@ def drawn_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return (stream.standard_normal(shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)
 
 
-def load(path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
-    """`MODEL_sSEED.npz` -> (state dict, golden arrays, the json beside it)."""
+def load(
+    path, part: str = ""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    """`MODEL_sSEED.npz` -> (state dict, golden arrays, the json beside it).
+
+    Only the tensors whose names start with `part` are drawn.
+    """
     path = pathlib.Path(path)
     about = json.loads(path.with_suffix(".json").read_text())
     arrays = dict(np.load(path))
     state = {}
     for name, weight in about["weights"].items():
+        if not name.startswith(part):
+            continue
         if "scale" in weight:
             drawn = drawn_tensor(name, tuple(weight["shape"]), about["seed"])
             state[name] = drawn * np.float32(weight["scale"])

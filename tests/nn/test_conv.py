@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from jaxdet.nn.conv import Conv, max_pool
+from tests.nn import drawn
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -29,19 +30,41 @@ def test_agrees_with_flax(rng, kernel, stride):
     )
 
 
+# AlexNet's first layer, with its own padding and enough for ceil(extent / 4) cells.
+@pytest.mark.parametrize("padding", [(2, 2), (2, 8)])
+@pytest.mark.parametrize("extents", [(32, 35), (33, 30)])
+def test_padding_of_ones_own_agrees_with_flax(rng, extents, padding):
+    x = jnp.asarray(rng.normal(size=(2, *extents, 3)), jnp.float32)
+    ours = Conv(5, 11, 4, padding=padding)
+    flax = nn.Conv(5, (11, 11), (4, 4), padding=[padding] * 2)
+    variables = drawn.variables(rng, ours, x)
+    expected = jax.jit(flax.apply)(variables, x)
+    answer = jax.jit(ours.apply)(variables, x)
+    chex.assert_trees_all_close(answer, expected, atol=1e-5)
+    if padding == (2, 8):
+        assert expected.shape[1:3] == tuple(-(-extent // 4) for extent in extents)
+
+
 @pytest.mark.parametrize("extents", [(8, 10), (7, 9)])
-def test_max_pool_agrees_with_flax(rng, extents):
+@pytest.mark.parametrize(
+    ("window", "padding"), [(3, (1, 1)), (3, (0, 2)), (3, (0, 0)), (2, (0, 1))]
+)
+def test_max_pool_agrees_with_flax(rng, extents, window, padding):
     x = jnp.asarray(rng.uniform(size=(2, *extents, 3)), jnp.float32)
 
     def answer_and_gradient(pool):
         return jax.value_and_grad(lambda x: jnp.sum(pool(x) ** 2))(x)
 
+    ours = partial(max_pool, window=window, padding=padding)
     expected = partial(
-        nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+        nn.max_pool,
+        window_shape=(window, window),
+        strides=(2, 2),
+        padding=(padding, padding),
     )
-    chex.assert_trees_all_equal(max_pool(x), expected(x))
+    chex.assert_trees_all_equal(ours(x), expected(x))
     chex.assert_trees_all_close(
-        answer_and_gradient(max_pool), answer_and_gradient(expected), rtol=1e-5
+        answer_and_gradient(ours), answer_and_gradient(expected), rtol=1e-5
     )
 
 

@@ -1,11 +1,13 @@
-"""Dense heads: order of the answers, sharing, the prior."""
+"""Heads: order of the answers, sharing, starting values, dropout, doubling."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxdet.nn.heads import DenseHead
+from jaxdet.nn.heads import DenseHead, FCHead, MaskHead, RegionPredictor, RPNHead
+from tests.nn import drawn
 
 
 def test_answers_run_over_levels_rows_and_columns(rng):
@@ -38,3 +40,136 @@ def test_levels_share_parameters_and_answers_start_at_the_bias():
     assert set(variables["params"]) == {"conv0", "conv1", "output"}
     chex.assert_type(answers, jnp.float32)
     np.testing.assert_allclose(answers, -4.6, rtol=1e-2)
+
+
+def test_proposals_run_over_levels_rows_columns_and_shapes(rng):
+    pyramid = {
+        5: jnp.asarray(rng.normal(size=(2, 2, 1, 8)), jnp.float32),
+        4: jnp.asarray(rng.normal(size=(2, 4, 2, 8)), jnp.float32),
+    }
+    head = RPNHead(3, depth=0, outputs=2)
+    variables = drawn.variables(rng, head, pyramid)
+    (logits, deltas) = jax.jit(head.apply)(variables, pyramid)
+    assert logits.shape == (2, 3 * (8 + 2), 2)
+    assert deltas.shape == (2, 3 * (8 + 2), 4)
+
+    def answer(cell, name):
+        layer = variables["params"][name]
+        return (cell @ layer["kernel"][0, 0] + layer["bias"]).reshape(3, -1)
+
+    cell = pyramid[4][1, 3, 1]
+    of_cell = slice(3 * (3 * 2 + 1), 3 * (3 * 2 + 2))
+    np.testing.assert_allclose(
+        logits[1, of_cell], answer(cell, "objectness"), atol=1e-5
+    )
+    cell = pyramid[5][0, 1, 0]
+    np.testing.assert_allclose(deltas[0, -3:], answer(cell, "deltas"), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_proposals_do_not_see_the_padding(rng, norm):
+    features = jnp.asarray(rng.normal(size=(1, 2, 3, 4)), jnp.float32)
+    canvas = jnp.ones((1, 4, 4, 4)).at[:, :2, :3].set(features)
+    head = RPNHead(1, depth=2, channels=6, norm=norm)
+    variables = drawn.variables(rng, head, {4: features})
+    assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 6, 6)
+    alone = jax.jit(head.apply)(variables, {4: features})
+    padded = jax.jit(head.apply)(variables, {4: canvas}, jnp.array([[32, 48]]))
+    for ours, expected in zip(padded, alone, strict=True):
+        kept = ours.reshape(1, 4, 4, -1)[:, :2, :3].reshape(expected.shape)
+        chex.assert_trees_all_close(kept, expected, atol=1e-5)
+
+
+def test_fully_connected_layers_by_hand():
+    head = FCHead(2, depth=2)
+    regions = jnp.arange(8.0).reshape(2, 2, 1, 2)
+    first = np.array([[1.0, 0], [0, 1], [0, 0], [1, -9]])
+    second = np.array([[1.0, -1], [2, 0]])
+    params = {
+        "fc0": {"kernel": first, "bias": np.array([0.0, 1])},
+        "fc1": {"kernel": second, "bias": np.array([0.0, 4])},
+    }
+    # (0, 1, 2, 3) -> (3, 0) -> (3, 1) and (4, 5, 6, 7) -> (11, 0) -> (11, 0).
+    answers = jax.jit(head.apply)({"params": params}, regions)
+    np.testing.assert_array_equal(answers, [[3, 1], [11, 0]])
+
+
+def test_dropout_is_drawn_for_each_image_alone(rng):
+    regions = jnp.asarray(rng.normal(size=(6, 2, 2, 3)), jnp.float32)
+    head = FCHead(64, depth=1, dropout=0.25)
+    variables = drawn.variables(rng, head, regions)
+    keys = jax.random.split(jax.random.key(1), 2)
+    dropped = jax.jit(head.apply)(variables, regions, keys)
+    whole = jax.jit(head.apply)(variables, regions)
+    gone = (dropped == 0) & (whole > 0)
+    np.testing.assert_allclose(jnp.sum(gone) / jnp.sum(whole > 0), 0.25, atol=0.1)
+    kept = jnp.where(gone, 0, whole) * 4 / 3
+    np.testing.assert_allclose(dropped, kept, rtol=1e-5)
+    other_way = jnp.concatenate([regions[3:], regions[:3]])
+    swapped = jax.jit(head.apply)(variables, other_way, keys[::-1])
+    np.testing.assert_allclose(swapped[3:], dropped[:3], rtol=1e-5)
+    assert not np.array_equal(gone[:3], gone[3:])
+
+
+def test_layers_drop_different_outputs():
+    # Ones in, and each layer passes its inputs on: survivors of both have 1 / .5 ** 2.
+    head = FCHead(256, depth=2, dropout=0.5)
+    identity = {"kernel": jnp.eye(256), "bias": jnp.zeros(256)}
+    variables = {"params": {"fc0": identity, "fc1": identity}}
+    answer = jax.jit(head.apply)(
+        variables, jnp.ones((1, 256)), jax.random.split(jax.random.key(0), 1)
+    )
+    assert set(np.unique(answer)) == {0, 4}
+    np.testing.assert_allclose(jnp.mean(answer > 0), 0.25, atol=0.1)
+
+
+@pytest.mark.parametrize(("class_agnostic", "boxes"), [(False, 5), (True, 1)])
+def test_what_a_region_predictor_starts_with(rng, class_agnostic, boxes):
+    features = jnp.asarray(rng.normal(size=(2, 3, 400)), jnp.bfloat16)
+    head = RegionPredictor(5, class_agnostic, dtype=jnp.bfloat16)
+    start = jax.jit(head.init_with_output)
+    (logits, deltas), variables = start(jax.random.key(0), features)
+    assert logits.shape == (2, 3, 6)
+    assert deltas.shape == (2, 3, boxes, 4)
+    chex.assert_type([logits, deltas], jnp.float32)
+    params = variables["params"]
+    np.testing.assert_allclose(np.std(params["classes"]["kernel"]), 0.01, rtol=0.1)
+    np.testing.assert_allclose(np.std(params["deltas"]["kernel"]), 0.001, rtol=0.1)
+    # A box's four numbers stand together.
+    x, kernel = features[1, 2].astype(jnp.float32), params["deltas"]["kernel"]
+    np.testing.assert_allclose(deltas[1, 2, -1], x @ kernel[:, -4:], atol=1e-2)
+
+
+def test_masks_agree_with_a_transposed_convolution(rng):
+    regions = jnp.asarray(rng.normal(size=(3, 4, 4, 5)), jnp.float32)
+    head = MaskHead(2, channels=6, depth=1)
+    variables = drawn.variables(rng, head, regions)
+    masks = jax.jit(head.apply)(variables, regions)
+    assert masks.shape == (3, 8, 8, 2)
+    params = variables["params"]
+    assert set(params) == {"conv0", "doubling", "output"}
+    same = jax.lax.conv_general_dilated(
+        regions,
+        params["conv0"]["kernel"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = np.maximum(np.asarray(same) + params["conv0"]["bias"], 0)
+    layer = params["doubling"]  # its kernel: rows, columns, from, to
+    doubled = np.zeros((3, 8, 8, 6))
+    for row in (0, 1):
+        for column in (0, 1):
+            answer = x @ layer["kernel"][row, column] + layer["bias"]
+            doubled[:, row::2, column::2] = np.maximum(answer, 0)
+    expected = doubled @ params["output"]["kernel"][0, 0] + params["output"]["bias"]
+    np.testing.assert_allclose(masks, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_masks_in_bfloat16_are_float32_logits():
+    head = MaskHead(2, channels=4, norm="group", dtype=jnp.bfloat16)
+    regions = jnp.ones((1, 2, 2, 4))
+    masks, variables = jax.eval_shape(head.init_with_output, jax.random.key(0), regions)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert masks.dtype == jnp.float32
+    assert {"conv3", "norm3"} <= set(variables["params"])

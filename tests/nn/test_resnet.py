@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.resnet import ResNet, first_stages
+from jaxdet.nn.resnet import ResNet, ResNetHead, first_stages, layers
+from tests.nn import drawn
 
 
 def test_parameter_counts():
@@ -25,8 +26,7 @@ def test_padding_changes_nothing(rng, depth, norm):
     network = ResNet(depth, width=2, norm=norm)
     image = jnp.asarray(rng.normal(size=(1, 50, 37, 3)), jnp.float32)
     canvas = jnp.zeros((1, 64, 96, 3)).at[:, :50, :37].set(image)
-    variables = jax.jit(network.init)(jax.random.key(0), image)
-    variables = jax.tree.map(lambda x: x + 0.1, variables)  # biases that would leak
+    variables = drawn.variables(rng, network, image)
     alone = jax.jit(network.apply)(variables, image)
     padded = jax.jit(network.apply)(variables, canvas, jnp.array([[50, 37]]))
     for level, features in alone.items():
@@ -64,6 +64,35 @@ def test_later_stages_are_not_made():
     assert not any(name.startswith("stage4") for name in variables["constants"])
 
 
+@pytest.mark.parametrize("depth", [10, 50])
+def test_the_head_is_the_last_stage(rng, depth):
+    network = ResNet(depth, width=2)
+    pixels = jnp.asarray(rng.normal(size=(2, 96, 96, 3)), jnp.float32)
+    variables = drawn.variables(rng, network, pixels)
+    stages = jax.jit(network.apply)(variables, pixels)
+    last = {
+        collection: {n: t for n, t in trees.items() if n.startswith("stage5_")}
+        for collection, trees in variables.items()
+    }
+    head = ResNetHead(depth, width=2)
+    regions = jax.jit(head.apply)(last, stages[4], jax.random.split(jax.random.key(0)))
+    expected = jnp.mean(stages[5], axis=(1, 2))
+    chex.assert_trees_all_close(regions, expected, rtol=1e-5, atol=1e-5)
+    shapes = jax.eval_shape(head.init, jax.random.key(0), stages[4])
+    chex.assert_trees_all_equal_shapes(shapes, last)
+
+
+def test_layers():
+    stem = [(7, 2, 3), (3, 2, 1)]
+    assert layers(2, depth=10) == (*stem, (3, 1, 1), (3, 1, 1))
+    bottleneck = [(1, 1, 0), (3, 1, 1), (1, 1, 0)]
+    halving = [(1, 1, 0), (3, 2, 1), (1, 1, 0)]
+    expected = (*stem, *bottleneck * 3, *halving, *bottleneck * 3)
+    assert layers(3, depth=50) == expected
+
+
 def test_unknown_depth():
     with pytest.raises(ValueError, match="depth 51; allowed"):
         ResNet(51).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match="depth 51; allowed"):
+        ResNetHead(51).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))

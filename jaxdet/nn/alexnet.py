@@ -1,0 +1,115 @@
+"""AlexNet in a single tower (Krizhevsky et al. 2012; Krizhevsky 2014)."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.conv import Conv, max_pool
+from jaxdet.nn.norm import Kind, Norm
+from jaxdet.nn.padding import zero_outside
+
+# Channels as multiples of conv1's, kernel, stride, padding before.
+_CONVS = ((1, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (4, 3, 1, 1), (4, 3, 1, 1))
+_WINDOW = 3  # of the poolings, which follow conv1 and conv2
+
+
+class AlexNet(nn.Module):
+    """The convolutional part of AlexNet, without the last pooling.
+
+    Its region head is `FCHead(4096, depth=2, dropout=0.5)` on 6x6 cells.
+
+    The published paddings make 13x13 cells of 224 pixels; the first is centred at pixel
+    15.5 and the last 16 pixels from the border, so the cells of a canvas are too few,
+    and lie half a cell to the lower right of where a region of them is looked for. With
+    one cell of padding before the second pooling, and enough after all layers, there
+    are `ceil(canvas / 16)` of them, the first centred at 7.5. The filters see the same
+    patterns; Fast R-CNN changes the paddings of its AlexNet for the same purpose.
+
+    Attributes:
+      width: channels of conv1; the others have 3, 6, 4 and 4 times as many.
+      norm: `"none"` as torchvision, `"group"` to learn from scratch.
+      centred: cells centred in their strides, to detect on the features of an image;
+        False: the published paddings, to classify crops as in pretraining.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    width: int = 64
+    norm: Kind = "none"
+    centred: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: jax.Array, sizes: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """Normalised pixels -> conv5 after its ReLU.
+
+        Args:
+          pixels: `[B, H, W, 3]`, zero outside the true images.
+          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
+            the canvas is image.
+
+        Returns:
+          `{4: [B, ceil(H / 16), ceil(W / 16), 4 * width]}`; about one row and column
+          less, 13x13 cells of 224x224 pixels, if not `centred`.
+        """
+        x, cells = pixels, sizes  # cells: what images of those sizes have in this layer
+        for index, (multiple, kernel, stride, before) in enumerate(_CONVS, start=1):
+            # `kernel - 1` in all makes ceil(extent / stride) cells.
+            margins = (before, kernel - 1 - before if self.centred else before)
+            conv = Conv(
+                self.width * multiple,
+                kernel,
+                stride,
+                self.norm == "none",
+                margins,
+                dtype=self.dtype,
+                name=f"conv{index}",
+            )
+            norm = Norm(self.norm, dtype=self.dtype, name=f"norm{index}")
+            cells = _cells(cells, kernel, stride, margins)
+            x = zero_outside(nn.relu(norm(conv(x), cells)), cells, 1)
+            if index <= 2:
+                before = _pool_padding(index, self.centred)
+                margins = (before, _WINDOW - 1 - before if self.centred else 0)
+                cells = _cells(cells, _WINDOW, 2, margins)
+                x = zero_outside(max_pool(x, _WINDOW, margins), cells, 1)
+        return {4: x}
+
+
+def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
+    """Patterns of the parameters of the first layers, for `TrainingConfig.frozen`.
+
+    Args:
+      count: 5 are all (SPP-net).
+      backbone: name of the AlexNet within the network.
+
+    Raises:
+      ValueError: if `count` is not in 0 to 5.
+    """
+    if not 0 <= count <= 5:
+        raise ValueError(f"AlexNet has 5 convolutions; cannot freeze the first {count}")
+    place = re.escape(backbone)
+    return tuple(f"{place}/(conv|norm){index + 1}/.*" for index in range(count))
+
+
+def layers(centred: bool = True) -> tuple[tuple[int, int, int], ...]:
+    """(kernel, stride, padding before) of all layers up to conv5."""
+    stack = [conv[1:] for conv in _CONVS]
+    for index in (2, 1):  # from the end, so that places before stay
+        stack.insert(index, (_WINDOW, 2, _pool_padding(index, centred)))
+    return tuple(stack)
+
+
+def _pool_padding(index: int, centred: bool) -> int:
+    return 1 if centred and index == 2 else 0
+
+
+def _cells(
+    sizes: jax.Array | None, kernel: int, stride: int, margins: tuple[int, int]
+) -> jax.Array | None:
+    if sizes is None:
+        return None
+    return (sizes + (sum(margins) - kernel)) // stride + 1

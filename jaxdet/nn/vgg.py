@@ -1,0 +1,90 @@
+"""VGG-16, thirteen 3x3 convolutions (Simonyan & Zisserman 2014, configuration D)."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.conv import Conv, max_pool
+from jaxdet.nn.norm import Kind, Norm
+from jaxdet.nn.padding import zero_outside
+
+# Convolutions of each block, and their channels as multiples of the first block's.
+_BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+_POOLING = {"window": 2, "padding": (0, 1)}
+
+
+class VGG16(nn.Module):
+    """The convolutional part of VGG-16, without the last pooling.
+
+    Its region head is `FCHead(4096, depth=2, dropout=0.5)` on 7x7 cells. Cells lie
+    exactly where the conventions say, centred in their strides.
+
+    Attributes:
+      width: channels of the first block; the last ones have eight times as many.
+      norm: `"none"` as published, `"group"` to learn from scratch.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    width: int = 64
+    norm: Kind = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: jax.Array, sizes: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """Normalised pixels -> conv5_3 after its ReLU.
+
+        Args:
+          pixels: `[B, H, W, 3]`, zero outside the true images.
+          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
+            the canvas is image.
+
+        Returns:
+          `{4: [B, ceil(H / 16), ceil(W / 16), 8 * width]}`.
+        """
+        x = pixels
+        for level, (count, multiple) in enumerate(_BLOCKS):
+            here = (sizes, 2**level)
+            if level > 0:
+                x = max_pool(x, **_POOLING)
+            for name in _names(level, count):
+                conv = Conv(
+                    self.width * multiple,
+                    use_bias=self.norm == "none",
+                    dtype=self.dtype,
+                    name=f"conv{name}",
+                )
+                norm = Norm(self.norm, dtype=self.dtype, name=f"norm{name}")
+                x = zero_outside(nn.relu(norm(conv(x), *here)), *here)
+        return {4: x}
+
+
+def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
+    """Patterns of the parameters of the first layers, for `TrainingConfig.frozen`.
+
+    Args:
+      count: 4 are conv1_1 to conv2_2 (Fast R-CNN), 13 are all (SPP-net).
+      backbone: name of the VGG-16 within the network.
+
+    Raises:
+      ValueError: if `count` is not in 0 to 13.
+    """
+    if not 0 <= count <= 13:
+        raise ValueError(f"VGG-16 has 13 convolutions; cannot freeze the first {count}")
+    names = [n for level, (size, _) in enumerate(_BLOCKS) for n in _names(level, size)]
+    place = re.escape(backbone)
+    return tuple(f"{place}/(conv|norm){name}/.*" for name in names[:count])
+
+
+def layers() -> tuple[tuple[int, int, int], ...]:
+    """(kernel, stride, padding before) of all layers up to conv5_3."""
+    pool = (_POOLING["window"], 2, _POOLING["padding"][0])
+    first, *others = (((3, 1, 1),) * count for count, _ in _BLOCKS)
+    return sum(((pool, *convs) for convs in others), first)
+
+
+def _names(level: int, count: int) -> list[str]:
+    return [f"{level + 1}_{index + 1}" for index in range(count)]
