@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import logging
 import math
 from typing import Literal
 
 import numpy as np
+from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -17,6 +19,10 @@ from jaxdet.data.dataset import DataError
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 NAMES = PRECISIONS + RECALLS
+
+_COLUMNS = 6  # of numbers in a row of the table
+
+logger = logging.getLogger(__name__)
 
 
 def coco_metrics(
@@ -42,7 +48,7 @@ def coco_metrics(
     Raises:
       DataError: for a detection of an image or category that is not in `ground_truth`.
     """
-    _check_ids(ground_truth, detections)
+    check_ids(ground_truth, detections)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _index(ground_truth, ground_truth["annotations"])
         evaluator = COCOeval(truth, _results(truth, detections, iou_type), iou_type)
@@ -63,23 +69,66 @@ def coco_metrics(
     return metrics
 
 
+def box_and_mask_metrics(
+    ground_truth: dict, detections: list[dict]
+) -> dict[str, float]:
+    """`coco_metrics` of the boxes and, where there are masks, of these too.
+
+    Args:
+      ground_truth: see `coco_metrics`.
+      detections: COCO results with `bbox`, and `segmentation` if they have masks.
+
+    Returns:
+      The numbers of the boxes under their names; then, if all detections (be there any
+      or none) and all annotations have masks, those of the masks as `mask/AP`,
+      `mask/AP50` and so on. A warning tells if only annotations lack some.
+    """
+    metrics = coco_metrics(ground_truth, detections)
+    annotations = ground_truth["annotations"]
+    if not annotations or _without_mask(detections):
+        return metrics
+    if lacking := _without_mask(annotations):
+        if detections:
+            logger.warning(
+                "no numbers of masks: %d of %d annotations have no segmentation",
+                lacking,
+                len(annotations),
+            )
+        return metrics
+    masks = coco_metrics(ground_truth, detections, iou_type="segm")
+    return metrics | {f"mask/{name}": value for name, value in masks.items()}
+
+
 def format_metrics(metrics: dict[str, float]) -> str:
-    """The metrics of `coco_metrics` as a small table in per cent, for terminals."""
+    """Any metrics as a small table in per cent, for terminals: rows of six, classes."""
+    classes = [name for name in metrics if "AP/" in name]
+    others = [name for name in metrics if "AP/" not in name]
     lines = []
-    for names in (PRECISIONS, RECALLS):
-        lines.append(" ".join(f"{name:>6}" for name in names))
-        lines.append(" ".join(f"{_per_cent(metrics[name]):>6}" for name in names))
-    classes = [name for name in metrics if "/" in name]
+    for start in range(0, len(others), _COLUMNS):
+        names = others[start : start + _COLUMNS]
+        widths = [max(6, len(name)) for name in names]
+        values = [_per_cent(metrics[name]) for name in names]
+        for words in (names, values):
+            cells = zip(words, widths, strict=True)
+            lines.append(" ".join(f"{word:>{width}}" for word, width in cells))
     width = max(map(len, classes), default=0)
     lines += [f"{name:<{width}} {_per_cent(metrics[name]):>6}" for name in classes]
     return "\n".join(lines)
 
 
-def _per_cent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+def box_iou(boxes_a: list, boxes_b: list) -> np.ndarray:
+    """Intersection over union of boxes as COCO's json has them.
+
+    `[M, 4]` and `[N, 4]` (x, y, width, height) -> `[M, N]` float64; M and N may be 0.
+    """
+    if not len(boxes_a) or not len(boxes_b):
+        return np.zeros((len(boxes_a), len(boxes_b)))
+    sets = (np.array(boxes, np.float64) for boxes in (boxes_a, boxes_b))
+    return run_lengths.iou(*sets, [False] * len(boxes_b))
 
 
-def _check_ids(ground_truth: dict, detections: list[dict]) -> None:
+def check_ids(ground_truth: dict, detections: list[dict]) -> None:
+    """Raises DataError for a detection of an unknown image or category."""
     for kind, key in (("image_id", "images"), ("category_id", "categories")):
         allowed = {entry["id"] for entry in ground_truth[key]}
         for detection in detections:
@@ -88,6 +137,14 @@ def _check_ids(ground_truth: dict, detections: list[dict]) -> None:
                     f"a detection has {kind} {detection[kind]!r}, which is none of the "
                     f"{len(allowed)} {key} of the ground truth"
                 )
+
+
+def _without_mask(entries: list[dict]) -> int:
+    return sum(not entry.get("segmentation") for entry in entries)
+
+
+def _per_cent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:

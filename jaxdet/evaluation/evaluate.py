@@ -1,20 +1,24 @@
 """Runs a detector over a data set, and scores what it finds."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
-from jaxdet.data import batching
+from jaxdet.data import batching, masks
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors.detector import Detector
-from jaxdet.evaluation import coco
+from jaxdet.evaluation.coco import box_and_mask_metrics
+from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.structs import Batch, Detections
 from jaxdet.training.step import replicate, shard
+
+Metrics = Callable[[dict, list[dict]], dict[str, float]]
+"""From ground truth (COCO json) and results to numbers, the most important first."""
 
 
 def evaluate(
@@ -25,9 +29,14 @@ def evaluate(
     *,
     batch_size: int = 8,
     progress: bool = True,
+    metrics: Metrics | None = None,
 ) -> dict[str, float]:
-    """The COCO metrics of a detector; see `coco.coco_metrics` and `detect_all`."""
-    detections = detect_all(
+    """How good a detector is; see `detect_all` for the arguments.
+
+    `metrics`, such as `voc.voc_metrics`, is called with the ground truth and the
+    results; None: `default_metrics(detector)`.
+    """
+    results = detect_all(
         detector,
         variables,
         data_set,
@@ -35,7 +44,18 @@ def evaluate(
         batch_size=batch_size,
         progress=progress,
     )
-    return coco.coco_metrics(data_set.ground_truth(), detections)
+    metrics = metrics or default_metrics(detector)
+    return metrics(data_set.ground_truth(), results)
+
+
+def default_metrics(detector: Detector) -> Metrics:
+    """COCO's, or the recall of a detector that only tells objects from background."""
+    return proposal_recall if detector.num_classes is None else box_and_mask_metrics
+
+
+def names_of_labels(detector: Detector, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What a detector's labels are called: the classes, or ("object",) without any."""
+    return ("object",) if detector.num_classes is None else tuple(class_names)
 
 
 def detect_all(
@@ -59,7 +79,8 @@ def detect_all(
 
     Returns:
       COCO results: `image_id` and `category_id` of the source, `bbox` (x, y, width,
-      height) in pixels of the original image and inside it, `score`.
+      height) in pixels of the original image and inside it, `score`; with masks, also
+      `segmentation`, run lengths of the original image.
 
     Raises:
       DataError: for an image that cannot be read.
@@ -102,6 +123,25 @@ def fetch(detections: Detections) -> Detections:
     return jax.tree.map(np.concatenate, jax.device_get(detections))
 
 
+def paste_all(
+    cells: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """Masks cut to their boxes to masks of the whole image.
+
+    Args:
+      cells: `[D, M, M]` in [0, 1].
+      boxes: `[D, 4]` (x1, y1, x2, y2) in pixels of the image.
+      size: its (height, width).
+
+    Returns:
+      `[D, height, width]` bool.
+    """
+    whole = np.zeros((len(cells), *size), bool)
+    for index, (mask, box) in enumerate(zip(cells, boxes, strict=True)):
+        whole[index] = masks.paste(mask, box, size)
+    return whole
+
+
 def to_original(boxes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Canvas pixels to pixels of the original images.
 
@@ -120,13 +160,17 @@ def _coco_results(batch: Batch, found: Detections, data_set: DataSet) -> Iterato
     for slot, position in enumerate(batch.image_ids):
         if position < 0:
             continue
-        height, width = data_set.sizes[position]
+        height, width = data_set.sizes[position].tolist()
         for index in np.flatnonzero(found.valid[slot]):
             corners = np.clip(boxes[slot, index], 0, [width, height, width, height])
             x1, y1, x2, y2 = corners.tolist()
-            yield {
+            result = {
                 "image_id": data_set.image_ids[position],
                 "category_id": data_set.category_ids[found.labels[slot, index]],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": float(found.scores[slot, index]),
             }
+            if found.masks is not None:
+                mask = masks.paste(found.masks[slot, index], corners, (height, width))
+                result["segmentation"] = masks.encode(mask)
+            yield result

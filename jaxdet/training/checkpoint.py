@@ -96,7 +96,7 @@ def load_run(workdir: str | os.PathLike) -> Run:
 
 
 class Checkpoints:
-    """The train states of one run: the newest, and the best by its AP.
+    """The train states of one run: the newest, and the best by its metrics.
 
     States are saved as NumPy arrays in flat dicts, so they can be restored on any
     number and kind of devices. A checkpoint gets its name only when it is complete; one
@@ -128,11 +128,11 @@ class Checkpoints:
           step: `state.step`; saving a step again does nothing.
           state: its arrays may be donated as soon as this returns.
           metrics: of the validation set, if it was evaluated at this step; the
-            checkpoint of highest "AP" is the best.
+            checkpoint whose first number, such as AP, is highest is the best.
         """
         if jax.process_index() > 0 or step in self._manager.all_steps():
             return
-        quality = float((metrics or {}).get("AP", math.nan))
+        name, quality = next(iter((metrics or {}).items()), ("", math.nan))
         state = jax.device_get(state)
         variables, rest = _names(state.variables), _names(_without_variables(state))
         self._manager.save(
@@ -141,7 +141,7 @@ class Checkpoints:
                 variables=ocp.args.StandardSave(variables),
                 rest=ocp.args.StandardSave(rest),
             ),
-            metrics={} if math.isnan(quality) else {"AP": quality},
+            metrics={} if math.isnan(quality) else {name: float(quality)},
         )
 
     def restore(
@@ -204,7 +204,7 @@ def _checkpoint_folder(workdir: str | os.PathLike) -> pathlib.Path:
 
 def _manager(folder: pathlib.Path, keep: int | None) -> ocp.CheckpointManager:
     def quality(metrics):
-        return metrics.get("AP", -math.inf)
+        return max(metrics.values(), default=-math.inf)  # there is one or none
 
     best = BestN(get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False)
     # Every host has the whole state, so none waits for the others.

@@ -14,10 +14,17 @@ import numpy as np
 from jaxdet.data import batching
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.detectors.detector import Detector
-from jaxdet.evaluation.evaluate import evaluate, fetch, predict_on_devices
+from jaxdet.evaluation.evaluate import (
+    Metrics,
+    evaluate,
+    fetch,
+    names_of_labels,
+    paste_all,
+    predict_on_devices,
+)
 from jaxdet.structs import Batch, Detections
 from jaxdet.training.checkpoint import Checkpoints, save_run
-from jaxdet.training.config import TrainingConfig
+from jaxdet.training.config import ConfigError, TrainingConfig
 from jaxdet.training.log import Log
 from jaxdet.training.metrics import RecentMetrics
 from jaxdet.training.optimizer import partition, scaled_learning_rate
@@ -41,6 +48,7 @@ def train(
     workdir: str | os.PathLike,
     validation: DataSet | None = None,
     pretrained: Callable[[dict], dict] | None = None,
+    metrics: Metrics | None = None,
 ) -> TrainState:
     """Trains a detector, or goes on where the run in `workdir` stopped.
 
@@ -56,15 +64,17 @@ def train(
       workdir: the run folder: config.json, checkpoints/, log.txt, TensorBoard's event
         files and pictures/. Several hosts share it.
       validation: evaluated every `config.evaluate_every` steps and at the end; the
-        checkpoint of highest AP is kept.
+        checkpoint of the highest first number, such as AP, is kept.
       pretrained: from freshly made variables to those to start from, for example with
         the weights of a backbone read from a file.
+      metrics: what `evaluate` measures on the validation set; None: its default.
 
     Returns:
       The state after the last step; `state.variables` is what `evaluate` wants.
 
     Raises:
       DataError: if data and config do not fit together, before anything is compiled.
+      ConfigError: if the detector fits neither of them, before anything is written.
       RunError: if `workdir` holds another run.
       NonFiniteLossError: naming the loss terms, the step and the images of its batch.
     """
@@ -77,7 +87,7 @@ def train(
         # Metrics take their objects from the data set itself, however many they are.
         check(validation, dataclasses.replace(config.input, too_many_objects="drop"))
     first = next(_batches(data_set, config, start=0, stop=1))
-    template = jax.eval_shape(partial(create_state, detector, config), first)
+    template = _traced(detector, config, first)
     if jax.process_index() == 0:
         save_run(workdir, detector, data_set, config)
     with contextlib.ExitStack() as stack:
@@ -106,8 +116,8 @@ def train(
         for step in range(start + 1, config.steps + 1):
             batch = recent.wait_for(batches)
             pieces = shard(batch, jax.local_device_count())
-            state, metrics = update(state, pieces, key)
-            recent.add(step, batch.image_ids, metrics)
+            state, terms = update(state, pieces, key)
+            recent.add(step, batch.image_ids, terms)
             log.advance()
             last = step == config.steps
             examined = last or _divides(config.evaluate_every, step)
@@ -119,7 +129,9 @@ def train(
             quality = None
             try:
                 if examined and validation is not None:
-                    quality = _examine(detector, state, validation, config, log)
+                    quality = _examine(
+                        detector, state, validation, config, metrics, log
+                    )
             finally:
                 if saved:  # also where the evaluation failed
                     checkpoints.save(step, state, quality)
@@ -144,6 +156,23 @@ def _require_same_classes(
             f"{data_set.name!r} has the classes {names}, but the validation set "
             f"{validation.name!r} has {validation.class_names}; they must be the same"
         )
+
+
+def _traced(detector: Detector, config: TrainingConfig, batch: Batch) -> TrainState:
+    """The shapes of the state; its loss is traced too, but nothing is run.
+
+    Tracing tells what a detector misses in its batches, such as regions or masks,
+    before the run folder is written.
+    """
+    try:
+        state = jax.eval_shape(partial(create_state, detector, config), batch)
+        key = jax.eval_shape(jax.random.key, config.seed)
+        jax.eval_shape(detector.loss, state.variables, batch, key)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return state
 
 
 def _batches(
@@ -189,19 +218,21 @@ def _examine(
     state: TrainState,
     validation: DataSet,
     config: TrainingConfig,
+    metrics: Metrics | None,
     log: Log,
 ) -> dict[str, float]:
     """Evaluates, and draws the first validation images: truth beside detections."""
     step = int(state.step)
-    metrics = evaluate(
+    numbers = evaluate(
         detector,
         state.variables,
         validation,
         config.input,
         batch_size=config.batch_size,
         progress=log.in_terminal,
+        metrics=metrics,
     )
-    log.evaluation(step, metrics)
+    log.evaluation(step, numbers)
     if config.pictures:
         one_thread = dataclasses.replace(config.input, workers=0)
         batches = batching.evaluation_batches(
@@ -210,24 +241,36 @@ def _examine(
         with contextlib.closing(batches):
             batch = next(batches)  # of the shape that was just compiled
         found = fetch(predict_on_devices(detector, state.variables)(batch))
+        names = validation.class_names
+        found_names = names_of_labels(detector, names)
         for row in np.flatnonzero(batch.image_ids >= 0)[: config.pictures]:
             name = str(validation.image_ids[batch.image_ids[row]])
-            log.picture(step, name, _picture(batch, found, row, validation.class_names))
-    return metrics
+            picture = _picture(batch, found, row, names, found_names)
+            log.picture(step, name, picture)
+    return numbers
 
 
 def _picture(
-    batch: Batch, found: Detections, row: int, class_names: tuple[str, ...]
+    batch: Batch,
+    found: Detections,
+    row: int,
+    class_names: tuple[str, ...],
+    found_names: tuple[str, ...],
 ) -> np.ndarray:
     """One image of a batch: the truth beside the detections."""
     height, width = batch.sizes[row]
     truth, there = batch.truth, batch.truth.valid[row]
     shown = found.valid[row] & (found.scores[row] >= SHOWN_SCORE)
+    boxes, masks = found.boxes[row, shown], None
+    if found.masks is not None:
+        masks = paste_all(found.masks[row, shown], boxes, (int(height), int(width)))
     return truth_beside_detections(
         batch.images[row, :height, :width],
         (truth.boxes[row, there], truth.labels[row, there], truth.crowd[row, there]),
-        (found.boxes[row, shown], found.labels[row, shown], found.scores[row, shown]),
+        (boxes, found.labels[row, shown], found.scores[row, shown]),
         class_names=class_names,
+        found_names=found_names,
+        masks=masks,
     )
 
 

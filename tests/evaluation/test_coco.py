@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 import math
 
 import numpy as np
@@ -159,6 +160,72 @@ def test_masks_are_measured_by_their_own_area():
     assert metrics["APs"] == metrics["AP"] == pytest.approx(0.5)
 
 
+def ell(height, width):
+    """Run lengths of the left and upper borders of a 500 x 500 image's corner."""
+    mask = np.zeros((500, 500), np.uint8, order="F")
+    mask[0, :width] = mask[:height, 0] = 1
+    return run_lengths.encode(mask)
+
+
+def test_boxes_and_masks_have_numbers_of_their_own():
+    ground_truth = truth((0, 0, 0, 0, 100, 100))
+    ground_truth["annotations"][0] |= {"area": 199, "segmentation": ell(100, 100)}
+    # The right box, but 50 + 99 of the 199 pixels.
+    hit = found(0, 0, 0.9, 0, 0, 100, 100) | {"segmentation": ell(50, 100)}
+    metrics = coco.box_and_mask_metrics(ground_truth, [hit])
+    names = [*coco.NAMES, "AP/cat", "AP/dog"]
+    assert list(metrics) == names + [f"mask/{name}" for name in names]
+    expected = {"AP": 1, "mask/AP50": 1, "mask/AP75": 0}
+    # 149 / 199 = 0.749 passes five of ten thresholds.
+    expected |= {"mask/AP": 0.5, "mask/AP/cat": 0.5}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_masks_have_numbers_where_nothing_is_found():
+    ground_truth = truth((0, 0, 0, 0, 100, 100))
+    ground_truth["annotations"][0]["segmentation"] = ell(100, 100)
+    hit = found(0, 0, 0.9, 0, 0, 100, 100) | {"segmentation": ell(100, 100)}
+    metrics = coco.box_and_mask_metrics(ground_truth, [])
+    assert list(metrics) == list(coco.box_and_mask_metrics(ground_truth, [hit]))
+    assert metrics["mask/AP"] == metrics["mask/AP/cat"] == metrics["mask/AR100"] == 0
+
+
+def test_annotations_without_masks_are_counted(caplog):
+    ground_truth = truth(*[(image, 0, 0, 0, 9, 9) for image in range(3)])
+    ground_truth["annotations"][1]["segmentation"] = ell(9, 9)
+    hit = found(0, 0, 0.9, 0, 0, 9, 9)
+    with caplog.at_level(logging.WARNING, "jaxdet"):
+        coco.box_and_mask_metrics(ground_truth, [hit])
+        coco.box_and_mask_metrics(ground_truth, [])
+        assert not caplog.messages
+        masked = [hit | {"segmentation": ell(9, 9)}]
+        assert "mask/AP" not in coco.box_and_mask_metrics(ground_truth, masked)
+    (message,) = caplog.messages
+    assert message.endswith("2 of 3 annotations have no segmentation")
+
+
+def test_without_masks_on_both_sides_only_boxes_are_measured():
+    with_mask, without = truth((0, 0, 0, 0, 9, 9)), truth((0, 0, 0, 0, 9, 9))
+    with_mask["annotations"][0]["segmentation"] = ell(9, 9)
+    hit = found(0, 0, 0.9, 0, 0, 9, 9)
+    masked = hit | {"segmentation": ell(9, 9)}
+    for ground_truth, results in (
+        (with_mask, [hit]),
+        (without, []),
+        (without, [masked]),
+    ):
+        metrics = coco.box_and_mask_metrics(ground_truth, results)
+        assert metrics.keys() == coco.coco_metrics(without, [hit]).keys()
+
+
+def test_box_iou_by_hand():
+    unit, tall, beside = [0, 0, 1, 1], [0, 0, 1, 2], [1, 0, 1, 1]
+    iou = coco.box_iou([unit, tall], [unit, tall, beside])
+    np.testing.assert_allclose(iou, [[1, 0.5, 0], [0.5, 1, 0]])
+    assert coco.box_iou([], [unit]).shape == (0, 1)
+    assert coco.box_iou([unit, tall], []).shape == (2, 0)
+
+
 def test_nothing_is_printed_and_nothing_of_the_caller_changes(capsys):
     ground_truth = truth((0, 0, 0, 0, 50, 50))
     detections = [found(0, 0, 0.5, 0, 0, 50, 50)]
@@ -191,4 +258,18 @@ def test_the_table():
             "AP/cat      0.0",
             "AP/zebra   50.0",
         ]
+    )
+
+
+def test_the_table_of_other_metrics():
+    numbers = {"AR100": 0.5, "AR1000": 0.75, "recall50@1000": 1.0, "mask/AP": 0.25}
+    assert coco.format_metrics(numbers | {"mask/AP/cat": 0.125}) == "\n".join(
+        [
+            " AR100 AR1000 recall50@1000 mask/AP",
+            "  50.0   75.0         100.0    25.0",
+            "mask/AP/cat   12.5",
+        ]
+    )
+    assert coco.format_metrics({"mAP": 0.5, "AP/ox": math.nan}) == "\n".join(
+        ["   mAP", "  50.0", "AP/ox      -"]
     )

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pycocotools import mask as run_lengths
 
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
@@ -42,7 +43,10 @@ def data_set():
 def detector(answer):
     """A detector without variables that gives `answer(batch) -> Detections`."""
     return Detector(
-        init=None, loss=None, predict=lambda variables, batch: answer(batch)
+        init=None,
+        loss=None,
+        predict=lambda variables, batch: answer(batch),
+        num_classes=3,
     )
 
 
@@ -151,6 +155,66 @@ def test_variables_reach_the_detector_and_each_canvas_compiles_once(data_set):
         )
         assert {result["score"] for result in results} == {0.375}
     assert sorted(traces) == [(1, 24, 48, 3), (1, 48, 24, 3)]
+
+
+def check_filled(mask, x1, y1, x2, y2):
+    """Pasting, as torchvision does it, rounds boxes: by a pixel all around."""
+    assert mask[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].all() and mask.any()
+    around = slice(max(y1 - 1, 0), y2 + 1), slice(max(x1 - 1, 0), x2 + 1)
+    assert mask.sum() == mask[around].sum()
+
+
+def test_masks_become_run_lengths_of_the_original_image(data_set):
+    def with_masks(batch):
+        found = the_truth(batch)
+        return found.replace(masks=jnp.ones((*found.valid.shape, 28, 28)))
+
+    results = evaluate.detect_all(
+        detector(with_masks), {}, data_set, CONFIG, batch_size=4, progress=False
+    )
+    sizes = dict(zip(data_set.image_ids, SIZES, strict=True))
+    json.dumps(results)
+    for result in results:
+        mask = run_lengths.decode(result["segmentation"])
+        assert mask.shape == sizes[result["image_id"]]
+        x, y, width, height = np.round(result["bbox"]).astype(int)
+        check_filled(mask, x, y, x + width, y + height)
+
+
+def test_paste_all_pastes_each_mask_in_its_box():
+    boxes = np.array([[2.0, 1, 22, 11], [30, 5, 40, 35]])
+    whole = evaluate.paste_all(np.ones((2, 14, 14), np.float32), boxes, (40, 50))
+    assert whole.shape == (2, 40, 50) and whole.dtype == bool
+    for mask, (x1, y1, x2, y2) in zip(whole, boxes.astype(int), strict=True):
+        check_filled(mask, x1, y1, x2, y2)
+    assert evaluate.paste_all(np.ones((0, 14, 14)), boxes[:0], (4, 5)).shape == (
+        0,
+        4,
+        5,
+    )
+
+
+def test_what_is_measured_by_default(data_set):
+    def measure(num_classes, **options):
+        made = detector(the_truth)._replace(num_classes=num_classes)
+        return evaluate.evaluate(
+            made, {}, data_set, CONFIG, batch_size=4, progress=False, **options
+        )
+
+    assert next(iter(measure(3))) == "AP"
+    recall = measure(None)
+    assert next(iter(recall)) == "AR100" and recall["AR100"] == pytest.approx(1)
+    counted = measure(
+        None, metrics=lambda truth, results: {"both": len(truth["images"] + results)}
+    )
+    assert counted == {"both": len(SIZES) + sum(map(len, OBJECTS))}
+
+
+def test_what_labels_are_called(data_set):
+    classless = detector(the_truth)._replace(num_classes=None)
+    names = data_set.class_names
+    assert evaluate.names_of_labels(classless, names) == ("object",)
+    assert evaluate.names_of_labels(detector(the_truth), names) == names
 
 
 def test_unreadable_images():

@@ -64,6 +64,13 @@ def test_the_newest_and_the_best_stay(checkpoints, state, tmp_path):
         chex.assert_trees_all_equal(variables, moved(state, found).variables)
 
 
+@pytest.mark.parametrize("headline", ["mAP", "AR100"])
+def test_the_first_number_says_what_is_best(checkpoints, state, headline):
+    for step, score in {1: 0.2, 2: 0.5, 3: 0.4}.items():
+        checkpoints.save(step, moved(state, step), {headline: score, "AP": 1 - score})
+    assert checkpoints.restore(state, "best").step == 2
+
+
 def test_the_best_of_none_evaluated_is_the_newest(checkpoints, state):
     for step in (1, 2):
         checkpoints.save(step, moved(state, step))

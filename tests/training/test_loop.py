@@ -10,11 +10,14 @@ import sys
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
+from jaxdet.training import loop
+from jaxdet.training.config import ConfigError
 from jaxdet.training.loop import train
 from jaxdet.training.metrics import NonFiniteLossError
 from tests.training import toy
@@ -157,6 +160,20 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_at_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_loss_misses_is_told_before_anything_is_written(tmp_path):
+    toy_loss = toy.toy().loss
+
+    def loss(variables, batch, key, axis_name=None):
+        if batch.regions is None:
+            raise ValueError("this detector needs batch.regions")
+        return toy_loss(variables, batch, key, axis_name=axis_name)
+
+    detector = toy.toy()._replace(loss=loss)
+    with pytest.raises(ConfigError, match=r"^this detector needs batch\.regions$"):
+        train(detector, toy.data_set(), toy.config(), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_classes_must_be_those_of_the_detector_and_of_the_validation_set(tmp_path):
     data, config = toy.data_set(), toy.config()
     two = toy.toy()._replace(num_classes=2)
@@ -166,6 +183,45 @@ def test_classes_must_be_those_of_the_detector_and_of_the_validation_set(tmp_pat
     with pytest.raises(DataError, match=r"validation set .*'another'.* be the same"):
         train(toy.toy(), data, config, workdir=tmp_path, validation=other)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_metrics_are_measured_and_say_what_is_best(tmp_path):
+    qualities = iter([0.9, 0.1])
+
+    def metrics(ground_truth, results):
+        assert len(ground_truth["images"]) == len(results) == 4
+        return {"quality": next(qualities), "AP": 0.5}
+
+    train(
+        toy.toy(),
+        toy.data_set(),
+        dataclasses.replace(CONFIG, evaluate_every=4, keep_checkpoints=1, pictures=0),
+        workdir=tmp_path,
+        validation=toy.data_set(4),
+        metrics=metrics,
+    )
+    log = (tmp_path / "log.txt").read_text()
+    assert "evaluation at step 4  quality 0.9  AP 0.5" in log
+    assert "evaluation at step 8  quality 0.1  AP 0.5" in log
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"4", "8"}
+
+
+def test_masks_and_names_of_what_was_found_are_drawn():
+    batch = toy.batch_of(np.random.default_rng(0), 1)
+    found = toy.predict(lambda pixels: jnp.array([[2.0, 4.0, 8.0, 12.0]]), batch)
+    found = jax.device_get(found.replace(masks=jnp.ones((1, 1, 4, 4))))
+
+    def draw(found, name):
+        return loop._picture(batch, found, 0, ("thing",), (name,))
+
+    whole = draw(found, "thing")
+    boxes_only = draw(found.replace(masks=None), "thing")
+    renamed = draw(found, "object")
+    middle = whole.shape[1] // 2
+    for other in (boxes_only, renamed):
+        different = (whole != other).any(axis=(0, 2))
+        assert different[middle:].any() and not different[:middle].any()
 
 
 def test_an_evaluation_that_fails_loses_no_training(tmp_path):

@@ -60,6 +60,7 @@ def toy(width: int = 4) -> Detector:
         ToyNetwork(width),
         loss=loss,
         predict=predict,
+        num_classes=1,
         made_by=partial(toy, width),
     )
 

@@ -1,0 +1,80 @@
+"""How many of the objects a set of proposals covers, whatever their classes."""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdet.evaluation.coco import box_iou, check_ids
+
+IOUS = np.linspace(0.5, 0.95, 10)
+"""COCO's overlaps, over which recall is averaged."""
+
+
+def proposal_recall(
+    ground_truth: dict,
+    results: list[dict],
+    *,
+    counts: Sequence[int] = (100, 300, 1000),
+) -> dict[str, float]:
+    """Recall of the best proposals of each image, classes ignored.
+
+    Proposals are matched as COCOeval does with `useCats = 0`: best score first, each to
+    the object it overlaps most among those that no better one has taken. Crowds need
+    not be found.
+
+    Args:
+      ground_truth: COCO json with `images`, `categories` and `annotations`.
+      results: COCO results with `bbox`; their `category_id` is not looked at, except
+        that it must exist.
+      counts: how many proposals an image may have.
+
+    Returns:
+      `AR<count>` for each count, the mean recall over `IOUS` (AR@100 in papers); then
+      `recall50@<count>` and `recall70@<count>`, the recall at an IoU of 0.5 and of 0.7,
+      for the largest count. Fractions in [0, 1]; NaN if there are no objects.
+
+    Raises:
+      DataError: for a result of an image or category that is not in `ground_truth`.
+    """
+    check_ids(ground_truth, results)
+    objects, proposals = collections.defaultdict(list), collections.defaultdict(list)
+    for annotation in ground_truth["annotations"]:
+        if not annotation["iscrowd"]:
+            objects[annotation["image_id"]].append(annotation["bbox"])
+    for result in results:
+        proposals[result["image_id"]].append(result)
+    ranks = [np.zeros((len(IOUS), 0))]
+    for image_id, boxes in objects.items():
+        best_first = sorted(proposals[image_id], key=lambda found: -found["score"])
+        best_first = best_first[: max(counts)]
+        overlap = box_iou([found["bbox"] for found in best_first], boxes)
+        ranks.append(np.stack([_ranks(overlap, iou) for iou in IOUS]))
+    ranks = np.concatenate(ranks, axis=1)
+
+    def recall(count: int, ious: slice | int = slice(None)) -> float:
+        return float((ranks[ious] < count).mean()) if ranks.size else float("nan")
+
+    most = max(counts)
+    return {f"AR{count}": recall(count) for count in counts} | {
+        f"recall50@{most}": recall(most, 0),
+        f"recall70@{most}": recall(most, 4),
+    }
+
+
+def _ranks(overlap: np.ndarray, iou: float) -> np.ndarray:
+    """The rank, from 0, of the proposal that takes each object; infinite if none does.
+
+    Args:
+      overlap: `[P, N]` IoU of proposals, best first, with objects.
+      iou: the least that counts.
+    """
+    ranks = np.full(overlap.shape[1], np.inf)
+    left = np.where(overlap >= iou, overlap, 0.0)
+    for rank in np.flatnonzero(left.any(axis=1)):
+        # Of objects equally near, COCOeval takes the last.
+        nearest = -1 - left[rank, ::-1].argmax()
+        if left[rank, nearest] > 0:
+            ranks[nearest] = rank
+            left[:, nearest] = 0.0
+    return ranks
