@@ -54,6 +54,17 @@ def from_network(
     return Detector(*functions, num_classes, recipe)
 
 
+def require(config: Any, name: str, right: bool, allowed: str) -> None:
+    """For a config's checks of itself.
+
+    Raises:
+      ValueError: unless `right`, naming the field, its value and what is allowed.
+    """
+    if not right:
+        value = getattr(config, name)
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
 def describe(value: Any) -> Any:
     """A builder's call as JSON: `describe(partial(retinanet, config, backbone))`.
 

@@ -232,8 +232,8 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
     boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
     match = partial(matching.match_by_iou, low=config.low_iou, high=config.high_iou)
     used = _anchors_on_images(batch, config)
-    targets = truth.valid & ~truth.crowd
-    matches = jax.vmap(match, (None, 0, 0))(boxes, truth.boxes, targets)
+    on_image = jnp.where(used[..., None], boxes[None], 0.0)  # no best one in padding
+    matches = jax.vmap(match)(on_image, truth.boxes, truth.valid & ~truth.crowd)
     positive = matches.positive & used
     # 2. What should it have said?
     matched = jax.vmap(lambda values, index: values[index])
@@ -328,18 +328,11 @@ def _detect(logits, deltas, used, size, *, anchor_boxes, canvas, config):
     index = jnp.concatenate(best_anchors)
     labels = jnp.concatenate(best_labels)
     found = box_ops.clip(box_coding.decode(deltas[index], anchor_boxes[index]), size)
-    finite = jnp.all(jnp.isfinite(found), axis=-1)
-    keep, valid = nms.class_wise_nms(
+    return nms.best_detections(
         found,
         scores,
         labels,
         threshold=config.nms_threshold,
         size=config.detections,
-        valid=(scores > 0) & finite,
-    )
-    return Detections(
-        boxes=jnp.where(valid[:, None], found[keep], 0.0),
-        scores=jnp.where(valid, scores[keep], 0.0),
-        labels=jnp.where(valid, labels[keep], 0),
-        valid=valid,
+        valid=(scores > 0) & jnp.all(jnp.isfinite(found), axis=-1),
     )

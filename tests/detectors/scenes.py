@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxdet.structs import Batch, GroundTruth
+from jaxdet.structs import Batch, GroundTruth, Regions
 
 COLOURS = np.array([[230, 40, 40], [40, 230, 40], [40, 40, 230]])
 SIZES = ((64, 64), (48, 64), (64, 40), (56, 56))
@@ -36,9 +36,37 @@ def batch(
         scales=np.ones((len(counts), 2), np.float32),
         image_ids=np.arange(len(counts), dtype=np.int32),
         truth=GroundTruth(
-            boxes=boxes, labels=labels, valid=valid, crowd=np.zeros_like(valid)
+            boxes=boxes,
+            labels=labels,
+            valid=valid,
+            crowd=np.zeros_like(valid),
+            masks=valid[..., None, None] * _ellipse(16),
         ),
+        regions=_regions(seed, boxes, valid, sizes),
     )
+
+
+def _ellipse(cells: int) -> np.ndarray:
+    """A mask that is not the whole box."""
+    x = (np.arange(cells) + 0.5) / cells - 0.5
+    return (x[:, None] ** 2 + x**2 < 0.25).astype(np.float32)
+
+
+def _regions(seed, boxes, valid, sizes) -> Regions:
+    """Two close to each object, others anywhere, and padding."""
+    rng = np.random.default_rng([seed, 1])
+    count = len(boxes)
+    found = np.zeros((count, 16, 4), np.float32)
+    for i, (height, width) in enumerate(sizes[:count]):
+        near = np.repeat(boxes[i, valid[i]], 2, axis=0)
+        near = near + rng.uniform(-4, 4, near.shape)
+        corners = rng.uniform(0, 1, (14 - len(near), 2, 2)) * [width, height]
+        far = np.concatenate([corners.min(axis=1), corners.max(axis=1) + 1], axis=1)
+        limits = [width, height, width, height]
+        found[i, :14] = np.clip(np.concatenate([near, far]), 0, limits)
+    there = np.broadcast_to(np.arange(16) < 14, (count, 16))
+    scores = np.where(there, np.linspace(1, 0.1, 16), 0).astype(np.float32)
+    return Regions(boxes=found, scores=scores, valid=there.copy())
 
 
 def pictures(batch: Batch) -> tuple[list[np.ndarray], list[list[tuple]]]:

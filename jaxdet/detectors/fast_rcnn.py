@@ -1,0 +1,166 @@
+"""Fast R-CNN (Girshick 2015): features once an image, one network for both answers.
+
+The convolutions see the whole image; for each region proposal its part of the features
+is pooled to a fixed size, classified and moved. Both losses train all layers at once.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.detectors import regions
+from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.detectors.regions import RegionConfig
+from jaxdet.nn.heads import RegionPredictor
+from jaxdet.nn.padding import zero_outside
+from jaxdet.ops import images, roi_align, roi_pool
+from jaxdet.structs import Batch, Detections
+
+
+@dataclasses.dataclass(frozen=True)
+class FastRCNNConfig:
+    """Numbers of Fast R-CNN; defaults are the paper's with VGG-16.
+
+    Raises:
+      ValueError: for a number out of its range, naming the field and what is allowed.
+    """
+
+    num_classes: int = 20
+    """K; labels run from 0 to K - 1."""
+    region: RegionConfig = regions.FAST_RCNN
+    """How regions are learned from and answered for (2.3)."""
+    level: int = 4
+    """Of the backbone's features; their stride is `2**level`."""
+    pool: Literal["max", "align"] = "max"
+    """RoI max pooling (2.1), or RoI Align."""
+    pool_size: int = 7
+    """Cells a side of what is pooled: 7 for VGG-16, 6 for AlexNet, 14 for ResNet."""
+    samples: int = 2
+    """Points a side of each cell that RoI Align averages."""
+    mask_padding: bool = True
+    """Treat an image as if the canvas ended where it ends."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of red, green and blue, on a scale from 0 to 1; ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Of the same."""
+
+    def __post_init__(self):
+        for name in ("num_classes", "pool_size"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("samples", "level"):
+            require(self, name, getattr(self, name) >= 0, "0 or more")
+        require(self, "pool", self.pool in ("max", "align"), "'max' or 'align'")
+        require(self, "std", min(self.std) > 0, "above 0")
+
+
+PAPER = FastRCNNConfig()
+
+
+class FastRCNNNetwork(nn.Module):
+    """Convolutions for the image, fully connected layers for each region (Figure 1)."""
+
+    config: FastRCNNConfig
+    backbone: nn.Module
+    region_head: nn.Module
+
+    def setup(self):
+        """Makes the two siblings that follow the region head."""
+        self.predictor = RegionPredictor(
+            self.config.num_classes,
+            class_agnostic=self.config.region.class_agnostic,
+            dtype=self.backbone.dtype,
+        )
+
+    def __call__(self, pixels: jax.Array):
+        """Runs every layer once, on no region in particular."""
+        features = self.features(pixels)
+        boxes = jnp.zeros((len(pixels), 1, 4))
+        return regions.classify(self, _crop(features, boxes, None, self.config))
+
+    def features(self, pixels: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+        """`[B, H, W, 3]` -> `[B, H / stride, W / stride, C]`."""
+        return regions.of_level(self.backbone(pixels, sizes), self.config.level)
+
+
+def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):
+    """Softmax and box loss on sampled regions, jointly (2.3).
+
+    Returns:
+      The sum, and `{"class_loss", "box_loss"}`.
+    """
+    region_keys, dropout_keys = regions.image_keys(key, batch, 2)
+    samples = regions.sample(
+        region_keys,
+        regions.given(batch),
+        batch.truth,
+        num_classes=config.num_classes,
+        config=config.region,
+    )
+    crops = _look(network, batch, samples.boxes, config)
+    logits, deltas = regions.classify(network, crops, dropout_keys)
+    metrics = regions.region_losses(
+        logits, deltas, samples, config=config.region, axis_name=axis_name
+    )
+    return sum(metrics.values()), metrics
+
+
+def predict(network, batch: Batch, *, config: FastRCNNConfig) -> Detections:
+    """Classifies, moves and thins the regions that came with the batch."""
+    proposals = regions.given(batch)
+    crops = _look(network, batch, proposals.boxes, config)
+    logits, deltas = regions.classify(network, crops)
+    return regions.detections(
+        logits, deltas, proposals, batch.sizes, config=config.region
+    )
+
+
+def fast_rcnn(
+    config: FastRCNNConfig, backbone: nn.Module, region_head: nn.Module
+) -> Detector:
+    """Fast R-CNN from what a backbone hands over.
+
+    Args:
+      config: see `FastRCNNConfig`.
+      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`.
+      region_head: `(crops [R, S, S, C], keys) -> [R, D]`, S being `pool_size`: `FCHead`
+        or `ResNetHead`.
+    """
+    return from_network(
+        FastRCNNNetwork(config, backbone, region_head),
+        loss=partial(loss, config=config),
+        predict=partial(predict, config=config),
+        num_classes=config.num_classes,
+        made_by=partial(fast_rcnn, config, backbone, region_head),
+    )
+
+
+def _look(network, batch: Batch, boxes: jax.Array, config: FastRCNNConfig) -> jax.Array:
+    """What lies in each box of each image, `[B, R, 4]` -> `[B, R, S, S, C]`."""
+    pixels = images.normalise(
+        batch.images, batch.sizes, mean=config.mean, std=config.std
+    )
+    sizes = batch.sizes if config.mask_padding else None
+    return _crop(network.features(pixels, sizes), boxes, sizes, config)
+
+
+def _crop(features, boxes, sizes, config: FastRCNNConfig) -> jax.Array:
+    stride, size = 2**config.level, config.pool_size
+    if config.pool == "max":
+        pool = partial(roi_pool.roi_max_pool, stride=stride, size=size)
+        return jax.vmap(pool)(zero_outside(features, sizes, stride), boxes)
+
+    def align(features, boxes, image_size):
+        return roi_align.roi_align(
+            features,
+            boxes,
+            stride=stride,
+            size=size,
+            samples=config.samples,
+            image_size=image_size,
+        )
+
+    return jax.vmap(align)(features, boxes, sizes)
