@@ -16,6 +16,7 @@ Corners = tuple[int, int, int, int]  # pixels: left, top, right, bottom, all ins
 
 _INK, _PAPER = (24, 24, 24), (255, 255, 255)
 _SMALLEST_FONT = 6
+_VEIL = 0.45  # opacity of masks
 
 
 def class_colour(label: int) -> Colour:
@@ -43,6 +44,11 @@ def enlarged(image: np.ndarray, *, least: int = 480) -> tuple[np.ndarray, int]:
     return np.array(picture.resize(size, Image.Resampling.BICUBIC)), factor
 
 
+def enlarged_masks(masks: np.ndarray, factor: int) -> np.ndarray:
+    """`[N, H, W]` bool made as much larger as `enlarged` made their image."""
+    return masks.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
 def draw(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -51,11 +57,13 @@ def draw(
     *,
     class_names: Sequence[str],
     crowd: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draws boxes, each with its name and score on a tag in the colour of its class.
 
-    Lines and letters grow with the image. Tags stay inside it and out of each other's
-    way as far as there is room; what scores best gets its place first and lies on top.
+    Masks are veils of that colour with an outline, under all boxes. Lines and letters
+    grow with the image. Tags stay inside it and out of each other's way as far as there
+    is room; what scores best gets its place first and lies on top.
 
     Args:
       image: `[H, W, 3]` uint8.
@@ -64,16 +72,22 @@ def draw(
       scores: `[N]`; None for ground truth, where smaller boxes take precedence.
       class_names: K names.
       crowd: `[N]` bool; crowds are dashed. None: there are none.
+      masks: `[N, H, W]` bool; None: there are none.
 
     Returns:
       `[H, W, 3]` uint8.
     """
-    picture = Image.fromarray(image)
-    pen = ImageDraw.Draw(picture)
-    line = max(1, round(sum(picture.size) / 500))
-    corners = [_pixels(box, picture.size) for box in np.asarray(boxes, float)]
+    size = (image.shape[1], image.shape[0])
+    line = max(1, round(sum(size) / 500))
+    corners = [_pixels(box, size) for box in np.asarray(boxes, float)]
     priority = scores if scores is not None else [-_area(box) for box in corners]
     best_first = np.argsort(-np.asarray(priority, float), kind="stable")
+    if masks is not None:
+        image = image.copy()
+        for i in best_first[::-1]:
+            _draw_mask(image, masks[i], class_colour(int(labels[i])), line)
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
     for i in best_first[::-1]:
         dashed = crowd is not None and bool(crowd[i])
         _draw_box(pen, corners[i], class_colour(int(labels[i])), line, dashed)
@@ -83,7 +97,7 @@ def draw(
         if scores is not None:
             text += f" {float(scores[i]):.2f}"
         colour = class_colour(int(labels[i]))
-        tags.append(_place_tag(text, colour, corners[i], picture.size, tags))
+        tags.append(_place_tag(text, colour, corners[i], size, tags))
     for tag in reversed(tags):
         darker = tuple(channel * 7 // 10 for channel in tag.colour)
         pen.rectangle(tag.corners, fill=tag.colour, outline=darker)
@@ -100,6 +114,8 @@ def truth_beside_detections(
     found: tuple[np.ndarray, np.ndarray, np.ndarray],
     *,
     class_names: Sequence[str],
+    found_names: Sequence[str] | None = None,
+    masks: np.ndarray | None = None,
 ) -> np.ndarray:
     """An image, `enlarged` if small, with what is there beside it with what was found.
 
@@ -109,6 +125,8 @@ def truth_beside_detections(
         crowd `[N]` bool; no padding.
       found: boxes `[D, 4]`, labels `[D]` and scores `[D]`; all of them are drawn.
       class_names: K names.
+      found_names: of the labels of what was found, if it has others.
+      masks: `[D, H, W]` bool, of what was found; None: there are none.
 
     Returns:
       `[H', W', 3]` uint8, the truth on the left.
@@ -117,9 +135,15 @@ def truth_beside_detections(
     boxes, labels, crowd = truth
     there = draw(picture, factor * boxes, labels, class_names=class_names, crowd=crowd)
     boxes, labels, scores = found
-    return side_by_side(
-        there, draw(picture, factor * boxes, labels, scores, class_names=class_names)
+    drawn = draw(
+        picture,
+        factor * boxes,
+        labels,
+        scores,
+        class_names=found_names or class_names,
+        masks=None if masks is None else enlarged_masks(masks, factor),
     )
+    return side_by_side(there, drawn)
 
 
 def side_by_side(
@@ -199,6 +223,23 @@ def _draw_box(
         end = min(y + dash - 1, bottom)
         pen.rectangle((left, y, min(left + line - 1, right), end), fill=colour)
         pen.rectangle((max(right - line + 1, left), y, right, end), fill=colour)
+
+
+def _draw_mask(image: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> None:
+    """Lays a veil over the pixels of a mask of `image`, and lines its edge inside."""
+    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    if not len(rows):
+        return
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    pixels, mask = image[part], mask[part]
+    inner = np.pad(mask, line)
+    for _ in range(line):  # peels off the outermost pixels
+        above, below = inner[:-2, 1:-1], inner[2:, 1:-1]
+        left, right = inner[1:-1, :-2], inner[1:-1, 2:]
+        inner = inner[1:-1, 1:-1] & above & below & left & right
+    veil = (1 - _VEIL) * pixels[mask] + _VEIL * np.array(colour)
+    pixels[mask] = veil.round().astype(np.uint8)
+    pixels[mask & ~inner] = colour
 
 
 def _place_tag(

@@ -6,9 +6,10 @@ import pytest
 
 from jaxdet import inference
 from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import Proposals
 from jaxdet.detectors.detector import Detector
 from jaxdet.structs import Detections
-from jaxdet.training.checkpoint import RunError, save_run
+from jaxdet.training.checkpoint import RunError, load_run, save_run
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.loop import train
 from tests.data.in_memory import in_memory_data_set
@@ -57,6 +58,87 @@ def test_scores_below_the_least_are_left_out():
         detector, {"sure": 0.75}, ("cat", "dog"), canvases=CANVASES, min_score=0.5
     )
     assert detect(np.zeros((8, 8, 3), np.uint8)).names == ("dog",)
+
+
+def test_masks_cover_the_pictures_own_pixels():
+    def with_masks(variables, batch):
+        """Of each box, only the left half."""
+        found = predict(variables, batch)
+        cells = jnp.zeros((1, 3, 28, 28)).at[..., :14].set(1.0)
+        return found.replace(masks=cells)
+
+    detect = inference.make_detect(
+        Detector(None, None, with_masks),
+        {"sure": np.float32(0.75)},
+        ("cat", "dog"),
+        canvases=CANVASES,
+    )
+    found = detect(np.zeros((100, 80, 3), np.uint8))
+    assert found.masks.shape == (2, 100, 80) and found.masks.dtype == bool
+    quarter, whole = np.zeros((2, 100, 80), bool)
+    quarter[50:, 40:60] = True
+    whole[:, :40] = True
+    for mask, expected in zip(found.masks, (quarter, whole), strict=True):
+        # Torchvision's pasting shifts edges by up to a cell: 80 / 28 pixels.
+        wrong = mask != expected
+        assert wrong.sum() <= 0.1 * expected.sum()
+
+
+def echo(variables, batch):
+    """The regions it was given."""
+    given = batch.regions
+    labels = jnp.zeros(given.valid.shape, jnp.int32)
+    return Detections(given.boxes, given.scores, labels, given.valid)
+
+
+def test_proposals_reach_the_detector_and_come_back_in_their_place():
+    boxes = np.array([[10, 20, 30, 60], [0, 0, 80, 100], [5, 5, 6, 6]], np.float32)
+    proposals = Proposals(boxes, np.array([0.9, 0.8, 0.7], np.float32))
+    detector = Detector(None, None, echo)
+    image = np.full((100, 80, 3), 7, np.uint8)
+
+    def propose(seen):
+        np.testing.assert_array_equal(seen, image)
+        return proposals
+
+    for slots, count in ((2, 2), (5, 3)):
+        detect = inference.make_detect(
+            detector,
+            {},
+            ("object",),
+            canvases=CANVASES,
+            propose=propose,
+            max_regions=slots,
+        )
+        found = detect(image)
+        np.testing.assert_allclose(found.boxes, boxes[:count], rtol=1e-5)
+        np.testing.assert_allclose(found.scores, proposals.scores[:count])
+    with pytest.raises(ValueError, match="max_regions is 5, but propose is None"):
+        inference.make_detect(
+            detector, {}, ("object",), canvases=CANVASES, max_regions=5
+        )
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_with_regions_searches_for_them(tmp_path, monkeypatch, own):
+    config = TrainingConfig(input=InputConfig(canvases=CANVASES, max_regions=4))
+    save_run(tmp_path, Detector(None, None, echo), in_memory_data_set([]), config)
+    trained = inference.Trained(Detector(None, None, echo), {}, load_run(tmp_path))
+    box = np.array([[1, 2, 30, 40]], np.float32)
+
+    def propose(image):
+        return Proposals(box, np.ones(1, np.float32))
+
+    def search(image, *, max_proposals):
+        assert max_proposals == 4
+        return propose(image)
+
+    if not own:
+        monkeypatch.setattr(inference, "selective_search", search)
+    detect = inference.detect_with(trained, propose=propose if own else None)
+    found = detect(np.zeros((100, 80, 3), np.uint8))
+    np.testing.assert_allclose(found.boxes, box, rtol=1e-5)
+    assert found.names == ("object",)  # it does not tell cats from dogs
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,56 @@ def test_crowds_are_dashed():
     assert not changed(image, dashed)[120:].any()
 
 
+def test_masks_are_veils_with_an_outline_in_the_colour_of_the_class():
+    image, mask = grey(200, 300), np.zeros((1, 200, 300), bool)
+    mask[0, 60:120, 50:150] = True
+    mask[0, 80:90, 70:80] = False  # a hole
+    box, colour = [[50, 60, 150, 120]], np.array(visualize.class_colour(2))
+    picture = visualize.draw(image, box, [2], class_names=NAMES, masks=mask)
+    veil = np.round(0.55 * 128 + 0.45 * colour)
+    np.testing.assert_array_equal(picture[100, 100], veil)
+    np.testing.assert_array_equal(picture[85, 75], [128, 128, 128])
+    for edge in ((79, 75), (85, 69), (85, 80), (90, 75)):  # around the hole
+        np.testing.assert_array_equal(picture[edge], colour)
+    np.testing.assert_array_equal(picture[78, 75], veil)
+    plain = visualize.draw(image, box, [2], class_names=NAMES)
+    outside = ~mask[0]
+    np.testing.assert_array_equal(picture[outside], plain[outside])
+    assert (image == 128).all()
+
+
+def test_the_mask_of_the_best_score_lies_on_top():
+    image, masks = grey(60, 80), np.zeros((2, 60, 80), bool)
+    masks[:, 10:50, 10:70] = True
+    boxes = [[10, 10, 70, 50]] * 2
+    for scores, best in (([0.9, 0.1], 0), ([0.1, 0.9], 2)):
+        picture = visualize.draw(
+            image, boxes, [0, 2], scores, class_names=NAMES, masks=masks
+        )
+        colours = [visualize.class_colour(label) for label in (2 - best, best)]
+        expected = np.full(3, 128.0)
+        for colour in colours:
+            expected = np.round(0.55 * expected + 0.45 * np.array(colour))
+        np.testing.assert_array_equal(picture[45, 40], expected)
+
+
+def test_masks_of_nothing():
+    image, boxes = grey(60, 80), np.zeros((1, 4))
+    for masks in (np.zeros((1, 60, 80), bool), np.ones((1, 60, 80), bool)):
+        visualize.draw(image, boxes, [0], class_names=NAMES, masks=masks)
+    nothing = visualize.draw(
+        image, boxes[:0], [], class_names=NAMES, masks=np.zeros((0, 60, 80), bool)
+    )
+    np.testing.assert_array_equal(nothing, image)
+
+
+def test_enlarged_masks_fit_enlarged_images():
+    mask = np.array([[[True, False], [False, False]]])
+    expected = np.zeros((1, 6, 6), bool)
+    expected[0, :3, :3] = True
+    np.testing.assert_array_equal(visualize.enlarged_masks(mask, 3), expected)
+
+
 def test_lines_and_letters_grow_with_the_image():
     def thickness(height, width):
         image = grey(height, width)
@@ -175,6 +225,21 @@ def test_truth_beside_detections_is_drawn_on_the_enlarged_image():
     drawn = (picture == visualize.class_colour(2)).all(axis=-1)
     bar = picture.shape[0] - 300
     assert drawn[bar + 50 : bar + 150, 100].all() and not drawn[:, 480:].any()
+    masked, renamed = (
+        visualize.truth_beside_detections(
+            grey(30, 48),
+            (boxes, label, np.array([False])),
+            (boxes, label, np.array([0.5])),
+            class_names=NAMES,
+            **options,
+        )
+        for options in (
+            {"masks": np.ones((1, 30, 48), bool)},
+            {"found_names": ("", "", "object")},
+        )
+    )
+    assert changed(masked, renamed)[bar:, 480:].sum() > 0.9 * 300 * 480
+    assert not changed(masked, renamed)[:, :480].any()
     large = visualize.truth_beside_detections(
         grey(600, 900),
         (boxes[:0], nothing, nothing),
