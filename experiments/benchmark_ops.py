@@ -1,0 +1,309 @@
+"""How long the operators take on this machine: python -m experiments.benchmark_ops
+
+Milliseconds, the median of several calls, of the operators between a detector's layers;
+"both" is a call with the gradient of the features. With `--compare`, torchvision's
+operators on the CPU take turns with ours.
+"""
+
+import dataclasses
+import functools
+import importlib
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from json import dumps
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import command_line
+from jaxdet.detectors import rpn
+from jaxdet.ops import anchors, matching, nms, roi_align, roi_pool, sampling
+from jaxdet.structs import Batch
+from jaxdet.training.config import ConfigError
+
+LEVELS = (2, 3, 4, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much the operators are given."""
+
+    height: int = 800  # of the canvas, pixels
+    width: int = 1088
+    channels: int = 256
+    boxes: int = 512  # pooled
+    candidates: int = 2000  # of non-maximum suppression
+    objects: int = 50  # to be matched
+    rpn_height: int = 800  # of the canvas that the RPN's levels 2 to 6 cover, pixels
+    rpn_width: int = 1344
+    photo: int = 512  # side of the picture that proposals are made for, at most 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An operator and what it is given."""
+
+    name: str
+    sizes: str
+    function: Callable
+    arguments: tuple  # compiled code must not know their values
+    differentiable: bool = False  # in the first argument
+
+
+def main(
+    *,
+    sizes: Sizes = Sizes(),
+    repeats: int = 5,
+    compare: bool = False,
+    json: pathlib.Path | None = None,
+):
+    """Times the operators, and prints a table.
+
+    Args:
+      sizes: of what they are given.
+      repeats: calls of each; one more comes first, in which they are compiled.
+      compare: also time torchvision's, if torch and torchvision are installed.
+      json: file for the figures.
+    """
+    if repeats < 1:
+        raise ConfigError(f"--repeats is {repeats}; it must be at least 1")
+    rivals = _torchvision_operators() if compare else {}
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}")
+    print(f"{'ms':<22}{'forward':>9}{'both':>9}  sizes")
+    rows = []
+    for case in [*_array_cases(sizes), *_rpn_cases(sizes), *_proposal_cases(sizes)]:
+        row = _measured(case, rivals.get(case.name), repeats)
+        print(_line(row), flush=True)
+        rows.append(row)
+    if json is not None:
+        report = {"device": device.device_kind, "repeats": repeats, "rows": rows}
+        json.write_text(dumps(report, indent=2))
+
+
+def _array_cases(sizes: Sizes) -> list[Case]:
+    rng = np.random.default_rng(0)
+    canvas = (sizes.height, sizes.width)
+    pyramid = {
+        level: jnp.asarray(
+            rng.normal(size=(*(-(-x // 2**level) for x in canvas), sizes.channels)),
+            jnp.float32,
+        )
+        for level in LEVELS
+    }
+    fine, coarse = pyramid[2], jax.nn.relu(pyramid[4])
+    boxes = _boxes(rng, sizes.boxes, canvas)
+    candidates = _boxes(rng, sizes.candidates, canvas)
+    scores = jnp.asarray(rng.uniform(size=sizes.candidates), jnp.float32)
+    objects = _boxes(rng, sizes.objects, canvas)
+    grid = anchors.pyramid_anchors(
+        canvas,
+        sizes=[[8 * 2**level] for level in LEVELS],
+        ratios=(0.5, 1.0, 2.0),
+        levels=LEVELS,
+    )
+    align = functools.partial(roi_align.roi_align, stride=4)
+    adaptive = functools.partial(roi_align.roi_align, stride=16, samples=0)
+    pool = functools.partial(roi_pool.roi_max_pool, stride=16)
+    pyramid_pool = functools.partial(roi_pool.spatial_pyramid_pool, stride=16)
+
+    def maps(features):
+        return f"{len(boxes)} boxes on {'x'.join(map(str, features.shape))}"
+
+    pooling = [
+        ("RoI Align", maps(fine), align, fine),
+        ("RoI Align, adaptive", maps(coarse), adaptive, coarse),
+        (
+            "RoI Align, pyramid",
+            f"{maps(fine)} and {len(LEVELS) - 1} coarser",
+            roi_align.pyramid_roi_align,
+            pyramid,
+        ),
+        ("RoI pooling", maps(coarse), pool, coarse),
+        ("spatial pyramid", maps(coarse), pyramid_pool, coarse),
+    ]
+    return [
+        *(
+            Case(name, text, function, (features, boxes), differentiable=True)
+            for name, text, function, features in pooling
+        ),
+        Case(
+            "NMS",
+            f"{sizes.candidates} boxes, threshold 0.7",
+            functools.partial(nms.nms, threshold=0.7, size=sizes.candidates),
+            (candidates, scores),
+        ),
+        Case(
+            "matching",
+            f"{len(grid)} anchors, {sizes.objects} objects",
+            functools.partial(matching.match_by_iou, low=0.3, high=0.7),
+            (grid, objects, jnp.ones(sizes.objects, bool)),
+        ),
+    ]
+
+
+def _boxes(rng: np.random.Generator, count: int, canvas: tuple[int, int]) -> jax.Array:
+    """Boxes of a detector's shapes, within the canvas, `[count, 4]`."""
+    limits = np.array(canvas[::-1])
+    centres = rng.uniform(0, limits, (count, 2))
+    sides = np.exp(rng.uniform(np.log(16), np.log(limits.min()), (count, 1)))
+    sides = sides * np.exp(rng.uniform(-0.7, 0.7, (count, 2)))
+    corners = np.stack([centres - sides / 2, centres + sides / 2], axis=1)
+    return jnp.asarray(np.clip(corners, 0, limits).reshape(count, 4), jnp.float32)
+
+
+def _rpn_cases(sizes: Sizes) -> list[Case]:
+    """What the RPN of the FPN paper does with its answers on one image."""
+    rng = np.random.default_rng(0)
+    config = rpn.RPNConfig()
+    canvas = (sizes.rpn_height, sizes.rpn_width)
+    grid = anchors.pyramid_anchors(canvas, **config.anchors)
+    logits = jnp.asarray(rng.normal(size=(1, len(grid), 1)), jnp.float32)
+    deltas = jnp.asarray(rng.normal(0, 0.3, (1, len(grid), 4)), jnp.float32)
+    batch = Batch(
+        images=jnp.zeros((1, *canvas, 3), jnp.uint8),
+        sizes=jnp.array([canvas]),
+        scales=jnp.ones((1, 2)),
+        image_ids=jnp.zeros(1, jnp.int32),
+    )
+    positive = rng.uniform(size=len(grid)) < 0.001
+    subset = functools.partial(
+        sampling.balanced_subset,
+        size=config.per_image,
+        positive_fraction=config.positive_fraction,
+    )
+    labelled = (sampling.identify(grid), jnp.asarray(positive), jnp.asarray(~positive))
+    return [
+        *(
+            Case(
+                f"RPN, {count} a level",
+                f"{len(grid)} anchors, {config.proposals} proposals",
+                functools.partial(
+                    rpn.propose,
+                    config=config,
+                    candidates=count,
+                    proposals=config.proposals,
+                ),
+                (logits, deltas, batch),
+            )
+            for count in (config.candidates, config.train_candidates)
+        ),
+        Case(
+            "sampling",
+            f"{config.per_image} of {len(grid)} anchors",
+            subset,
+            (jax.random.key(0), *labelled),
+        ),
+    ]
+
+
+def _proposal_cases(sizes: Sizes) -> list[Case]:
+    from skimage import data
+
+    from jaxdet.data import proposals
+
+    photo = data.astronaut()[: sizes.photo, : sizes.photo]
+    shape = "x".join(map(str, photo.shape[:2]))
+    return [
+        Case(
+            f"selective search, {mode[:4]}.",
+            f"{shape} photograph, {mode}",
+            functools.partial(proposals.selective_search, mode=mode),
+            (photo,),
+        )
+        for mode in ("fast", "quality")
+    ]
+
+
+def _measured(case: Case, rival: Callable | None, repeats: int) -> dict:
+    """Medians in milliseconds, by name."""
+    row = {"name": case.name, "sizes": case.sizes}
+    on_device = isinstance(jax.tree.leaves(case.arguments)[0], jax.Array)
+    forward = jax.jit(case.function) if on_device else case.function
+    ours = {"forward": functools.partial(forward, *case.arguments)}
+    if case.differentiable:
+        both = jax.jit(functools.partial(_with_gradient, case.function))
+        ours["both"] = functools.partial(both, *case.arguments)
+    theirs = {} if rival is None else _rival_calls(rival, case)
+    for name, call in ours.items():
+        if name in theirs:
+            medians = _medians([call, theirs[name]], repeats)
+            row[name], row[f"torchvision {name}"] = medians
+        else:
+            (row[name],) = _medians([call], repeats)
+    return row
+
+
+def _with_gradient(function: Callable, first, *others):
+    """A call and the gradient of its first argument, where all entries count alike."""
+    value, pull = jax.vjp(lambda first: function(first, *others), first)
+    return value, pull(jax.tree.map(jnp.ones_like, value))
+
+
+def _medians(calls: list[Callable], repeats: int) -> list[float]:
+    """Milliseconds of each; they take turns, so that a busy machine is fair to all."""
+    durations = [[] for _ in calls]
+    for _ in range(repeats + 1):
+        for call, taken in zip(calls, durations, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            taken.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(taken[1:]) for taken in durations]
+
+
+def _line(row: dict) -> str:
+    cells = [f"{row[k]:9.1f}" if k in row else " " * 9 for k in ("forward", "both")]
+    line = f"{row['name']:<22}{''.join(cells)}  {row['sizes']}"
+    theirs = [
+        f"{name} {row[f'torchvision {name}']:.1f} ms, "
+        f"{row[f'torchvision {name}'] / row[name]:.1f} times ours"
+        for name in ("forward", "both")
+        if f"torchvision {name}" in row
+    ]
+    return "\n".join([line, *(f"{'':<4}torchvision {text}" for text in theirs)])
+
+
+def _torchvision_operators() -> dict[str, Callable]:
+    """By the names of the cases whose arguments they take, features `[C, H, W]`."""
+    try:
+        ops = importlib.import_module("torchvision").ops
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"--compare needs torch and torchvision with its operators: {error}"
+        ) from error
+
+    def roi_align(features, boxes, scale, samples):
+        return ops.roi_align(features[None], [boxes], 7, scale, samples, aligned=True)
+
+    return {
+        "RoI Align": functools.partial(roi_align, scale=1 / 4, samples=2),
+        "RoI Align, adaptive": functools.partial(roi_align, scale=1 / 16, samples=-1),
+        "RoI pooling": lambda features, boxes: ops.roi_pool(
+            features[None], [boxes], 7, 1 / 16
+        ),
+        "NMS": functools.partial(ops.nms, iou_threshold=0.7),
+    }
+
+
+def _rival_calls(rival: Callable, case: Case) -> dict[str, Callable]:
+    """Of torchvision, on copies of the arguments, laid out as it likes."""
+    torch = importlib.import_module("torch")
+    first, second = (torch.tensor(np.asarray(x)) for x in case.arguments)
+    if not case.differentiable:
+        return {"forward": functools.partial(rival, first, second)}
+    first = first.permute(2, 0, 1).contiguous()
+    features = first.clone().requires_grad_()
+
+    def both():
+        features.grad = None
+        value = rival(features, second)
+        value.backward(torch.ones_like(value))
+
+    return {"forward": functools.partial(rival, first, second), "both": both}
+
+
+if __name__ == "__main__":
+    command_line.run(main)

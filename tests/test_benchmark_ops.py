@@ -1,0 +1,96 @@
+"""The benchmark of the operators, with tiny arrays."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from experiments import benchmark_ops
+from jaxdet.training.config import ConfigError
+
+TINY = benchmark_ops.Sizes(
+    height=64,
+    width=96,
+    channels=3,
+    boxes=5,
+    candidates=40,
+    objects=2,
+    rpn_height=64,
+    rpn_width=128,
+    photo=96,
+)
+
+
+def test_every_operator_is_timed(tmp_path, capsys):
+    output = tmp_path / "times.json"
+    benchmark_ops.main(sizes=TINY, repeats=1, json=output)
+    rows = json.loads(output.read_text())["rows"]
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + len(rows)
+    differentiable = {row["name"] for row in rows if "both" in row}
+    assert len(rows) == 12
+    assert len(differentiable) == 5
+    assert all(row["forward"] > 0 and row.get("both", 1) > 0 for row in rows)
+    for line, row in zip(printed[2:], rows, strict=True):
+        assert line.startswith(row["name"])
+        assert f"{row['forward']:.1f}" in line
+        assert line.endswith(row["sizes"])
+    assert "5 boxes on 16x24x3" in printed[2]
+    # Cells of 4, 8, 16 and 32 pixels, three anchors each.
+    assert "1530 anchors, 2 objects" in printed[8]
+    # Cells of 4 to 64 pixels: 512, 128, 32, 8 and 2, three anchors each.
+    assert "2046 anchors, 1000 proposals" in printed[9]
+    assert printed[10].startswith("RPN, 2000 a level")
+    assert "256 of 2046 anchors" in printed[11]
+    assert "96x96 photograph" in printed[13]
+
+
+def test_boxes_are_those_of_a_detector():
+    boxes = np.asarray(benchmark_ops._boxes(np.random.default_rng(0), 200, (300, 400)))
+    assert boxes.shape == (200, 4)
+    assert (boxes >= 0).all()
+    assert (boxes <= [400, 300, 400, 300]).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_rivals_take_turns():
+    calls = []
+    medians = benchmark_ops._medians(
+        [lambda: calls.append("ours"), lambda: calls.append("theirs")], 3
+    )
+    assert calls == ["ours", "theirs"] * 4  # the first are not timed
+    assert len(medians) == 2
+
+
+def test_a_rivals_line_has_the_ratio():
+    row = {"name": "NMS", "sizes": "few", "forward": 2.0, "torchvision forward": 3.0}
+    assert benchmark_ops._line(row).splitlines()[1].endswith("3.0 ms, 1.5 times ours")
+
+
+def test_torchvision_that_is_missing_or_broken(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ConfigError, match="--compare needs torch and torchvision"):
+        benchmark_ops.main(sizes=TINY, compare=True)
+
+
+def test_torchvision_beside_ours(monkeypatch, capsys):
+    """With a torch of NumPy arrays, without gradients."""
+
+    ops = types.SimpleNamespace(nms=lambda boxes, scores, iou_threshold: None)
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(ops=ops))
+    torch = types.SimpleNamespace(tensor=np.asarray)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    cases = [x for x in benchmark_ops._array_cases(TINY) if not x.differentiable]
+    monkeypatch.setattr(benchmark_ops, "_array_cases", lambda sizes: cases)
+    for others in ("_rpn_cases", "_proposal_cases"):
+        monkeypatch.setattr(benchmark_ops, others, lambda sizes: [])
+    benchmark_ops.main(sizes=TINY, repeats=1, compare=True)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == ["NMS", "torchvision", "matching"]
+
+
+def test_no_repeats_are_refused():
+    with pytest.raises(ConfigError, match="--repeats is 0"):
+        benchmark_ops.main(sizes=TINY, repeats=0)
