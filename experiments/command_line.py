@@ -3,21 +3,25 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import tyro
 
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.detectors.retinanet import RetinaNetConfig
+from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.training.checkpoint import RunError
-from jaxdet.training.config import ConfigError
+from jaxdet.training.config import ConfigError, TrainingConfig
 from jaxdet.training.metrics import NonFiniteLossError
 from jaxdet.weights import WeightsError
+
+Config = TypeVar("Config")
+Precision = Literal["float32", "bfloat16"]
 
 MENDABLE = (ConfigError, DataError, NonFiniteLossError, RunError, WeightsError)
 
 
-def run(main: Callable) -> None:
-    """Calls `main` with the command line's arguments.
+def run(main: Callable | dict[str, Callable]) -> None:
+    """Calls `main`, or that of the name that comes first, with the command line.
 
     What a user can mend becomes one message and exit code 1 (2 where an argument cannot
     be parsed); Ctrl-C becomes exit code 130. Any other error keeps its traceback.
@@ -29,26 +33,57 @@ def run(main: Callable) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False  # libraries put handlers of their own on the root
     try:
-        tyro.cli(main)
+        if isinstance(main, dict):
+            tyro.extras.subcommand_cli_from_dict(main)
+        else:
+            tyro.cli(main)
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # training has said how to go on
     except MENDABLE as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def with_classes_of(
-    data_set: DataSet, detector: RetinaNetConfig, *, recipe: RetinaNetConfig
-) -> RetinaNetConfig:
+def with_classes_of(data_set: DataSet, detector: Config, *, recipe: Config) -> Config:
     """The detector with as many classes as the data.
+
+    Args:
+      data_set: what it is trained on.
+      detector: a config with `num_classes`, or one of which a part has them.
+      recipe: that of the script, where nobody has asked for anything.
 
     Raises:
       ConfigError: if it has neither the recipe's number of classes nor the data's: then
         somebody asked for another.
     """
+    return _with_classes_of(data_set, detector, recipe, "--detector")
+
+
+def from_scratch(training: TrainingConfig, *, recipe: TrainingConfig) -> TrainingConfig:
+    """The training without pretrained weights, where nothing can be frozen.
+
+    Raises:
+      ConfigError: if somebody asked for other layers to be frozen than the recipe does.
+    """
+    if training.frozen not in ((), recipe.frozen):
+        raise ConfigError(
+            f"--training.frozen {training.frozen} without --backbone-weights; "
+            "a network from scratch has nothing worth freezing: leave it out"
+        )
+    return dataclasses.replace(training, frozen=())
+
+
+def _with_classes_of(
+    data_set: DataSet, detector: Config, recipe: Config, option: str
+) -> Config:
+    if isinstance(detector, MaskRCNNConfig):
+        boxes = _with_classes_of(
+            data_set, detector.faster_rcnn, recipe.faster_rcnn, f"{option}.faster-rcnn"
+        )
+        return dataclasses.replace(detector, faster_rcnn=boxes)
     count = len(data_set.class_names)
     if detector.num_classes not in (recipe.num_classes, count):
         raise ConfigError(
-            f"--detector.num-classes is {detector.num_classes}, but the data set "
+            f"{option}.num-classes is {detector.num_classes}, but the data set "
             f"{data_set.name!r} has {count} classes; leave the option out, or give "
             f"{count}"
         )

@@ -1,7 +1,8 @@
 """Named boxes on pictures: python -m experiments.detect runs/quickstart photo.jpg
 
-Draws what a trained detector finds into copies of the pictures, prints it, and writes
-it as a COCO-format json.
+Draws what a trained detector finds, masks too, into copies of the pictures, prints it,
+and writes it as a COCO-format json. Where the detector needs region proposals,
+selective search makes them.
 """
 
 import json
@@ -15,9 +16,10 @@ from tqdm import tqdm
 
 from experiments import command_line
 from jaxdet import inference
-from jaxdet.data import image_files
+from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
-from jaxdet.visualize import draw, enlarged
+from jaxdet.evaluation.evaluate import names_of_labels
+from jaxdet.visualize import draw, enlarged, enlarged_masks
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -40,19 +42,15 @@ def main(
       pictures: image files and folders.
       output: folder for the pictures with boxes, and `detections.json`.
       min_score: lower scores are left out.
-      step: which checkpoint; "best" is that of highest AP.
+      step: which checkpoint; "best" is that of the highest AP,
+        or whatever its run measured first.
     """
     files = _files(pictures, output)
     targets = _targets(files, output)
     trained = inference.load_trained(workdir, step=step)
-    names = trained.run.class_names
-    detect = inference.make_detect(
-        trained.detector,
-        trained.variables,
-        names,
-        canvases=trained.run.training.input.canvases,
-        min_score=min_score,
-    )
+    run, names = trained.run, names_of_labels(trained.detector, trained.run.class_names)
+    categories = dict(zip(run.category_ids, names, strict=False))  # one without classes
+    detect = inference.detect_with(trained, min_score=min_score)
     output.mkdir(parents=True, exist_ok=True)
     found_in, sizes = {}, {}
     progress = tqdm(zip(files, targets, strict=True), total=len(files))
@@ -65,7 +63,7 @@ def main(
         found_in[file], sizes[file] = detect(image), image.shape[:2]
         progress.write(f"{file}: {_summary(found_in[file])}")
         _drawn(image, found_in[file], names).save(target)
-    as_coco = _coco_json(found_in, sizes, trained.run)
+    as_coco = _coco_json(found_in, sizes, categories)
     (output / "detections.json").write_text(json.dumps(as_coco))
     count = len(as_coco["annotations"])
     print(f"{count} objects in {len(found_in)} of {len(files)} pictures: see {output}")
@@ -107,9 +105,10 @@ def _summary(found: inference.Found) -> str:
     return ", ".join(f"{name} {score:.2f}" for name, score in pairs)
 
 
-def _coco_json(found_in: dict, sizes: dict, run) -> dict:
+def _coco_json(found_in: dict, sizes: dict, categories: dict[int, str]) -> dict:
     """Images, categories, and every detection as an annotation with a score."""
     images, annotations = [], []
+    category_ids = tuple(categories)
     for image_id, (file, found) in enumerate(found_in.items(), start=1):
         height, width = sizes[file]
         about = {
@@ -119,31 +118,36 @@ def _coco_json(found_in: dict, sizes: dict, run) -> dict:
             "width": width,
         }
         images.append(about)
-        for box, label, score in zip(
-            found.boxes, found.labels, found.scores, strict=True
-        ):
+        for index, box in enumerate(found.boxes):
             x1, y1, x2, y2 = box.tolist()
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": image_id,
-                "category_id": run.category_ids[label],
+                "category_id": category_ids[found.labels[index]],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
                 "iscrowd": 0,
-                "score": float(score),
+                "score": float(found.scores[index]),
             }
+            if found.masks is not None:
+                annotation["area"] = int(found.masks[index].sum())
+                annotation["segmentation"] = masks.encode(found.masks[index])
             annotations.append(annotation)
-    pairs = zip(run.category_ids, run.class_names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in pairs]
+    categories = [{"id": number, "name": name} for number, name in categories.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _drawn(image: np.ndarray, found: inference.Found, class_names) -> Image.Image:
     picture, factor = enlarged(image)
-    boxes = found.boxes * factor
-    return Image.fromarray(
-        draw(picture, boxes, found.labels, found.scores, class_names=class_names)
+    drawn = draw(
+        picture,
+        found.boxes * factor,
+        found.labels,
+        found.scores,
+        class_names=class_names,
+        masks=None if found.masks is None else enlarged_masks(found.masks, factor),
     )
+    return Image.fromarray(drawn)
 
 
 def _targets(files: list[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:

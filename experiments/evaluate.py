@@ -1,11 +1,12 @@
-"""COCO numbers of a trained detector: python -m experiments.evaluate runs/quickstart
+"""How good a trained detector is: python -m experiments.evaluate runs/quickstart
 
-On the digits' validation split by default, on a COCO-format folder or on a prepared
-TFDS data set if one is named. `--pictures 20` also draws as many of its images, the
-truth beside the detections.
+On the digits' validation split by default, on a COCO-format folder, a Pascal VOC folder
+or a prepared TFDS data set if one is named. `--pictures 20` also draws as many of its
+images, the truth beside the detections.
 """
 
 import collections
+import functools
 import json
 import pathlib
 import re
@@ -14,14 +15,24 @@ from typing import Literal
 import numpy as np
 import tyro
 from PIL import Image
+from pycocotools import mask as run_lengths
 
 from experiments import command_line
-from jaxdet.data import coco, digits, tfds
+from jaxdet.data import coco, digits, proposals, tfds, voc
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.evaluation.coco import coco_metrics, format_metrics
-from jaxdet.evaluation.evaluate import detect_all
+from jaxdet.evaluation.coco import box_and_mask_metrics, format_metrics
+from jaxdet.evaluation.evaluate import default_metrics, detect_all, names_of_labels
+from jaxdet.evaluation.recall import proposal_recall
+from jaxdet.evaluation.voc import voc_metrics
 from jaxdet.inference import load_trained
 from jaxdet.visualize import truth_beside_detections
+
+METRICS = {
+    "coco": box_and_mask_metrics,
+    "voc": voc_metrics,
+    "voc07": functools.partial(voc_metrics, eleven_points=True),
+    "recall": proposal_recall,
+}
 
 
 def main(
@@ -29,8 +40,11 @@ def main(
     *,
     annotations: pathlib.Path | None = None,
     images: pathlib.Path | None = None,
+    voc_folders: tuple[pathlib.Path, ...] = (),
     tfds_directory: pathlib.Path | None = None,
-    split: str = "validation",
+    split: str | None = None,
+    proposal_file: pathlib.Path | None = None,
+    metrics: Literal["coco", "voc", "voc07", "recall"] | None = None,
     step: int | Literal["best", "latest"] = "best",
     batch_size: int = 8,
     json_file: pathlib.Path | None = None,
@@ -44,9 +58,18 @@ def main(
       workdir: the run folder that training wrote.
       annotations: COCO-format json.
       images: folder of its image files; by default that of the json.
+      voc_folders: Pascal VOC folders, such as VOCdevkit/VOC2007; their classes are
+        those of the run.
       tfds_directory: folder of a prepared TFDS data set, with dataset_info.json.
-      split: of the TFDS data set, or of the digits.
-      step: which checkpoint; "best" is that of highest AP.
+      split: "test" of VOC, "validation" of TFDS data sets and of the digits if not
+        given.
+      proposal_file: region proposals, for a detector that needs them; selective search
+        makes and keeps some if not given.
+      metrics: COCO's (of masks too), VOC's mean average precision (from 2010 on, or as
+        in 2007), or recall of proposals; if not given, recall for a detector that tells
+        no classes apart, COCO's for others.
+      step: which checkpoint; "best" is that of the highest AP, or whatever its run
+        measured first.
       batch_size: images at a time.
       json_file: where to write the detections in COCO's format.
       pictures: how many images to draw, the first ones.
@@ -55,10 +78,15 @@ def main(
     """
     if images is not None and annotations is None:
         raise DataError(f"--images {images} without --annotations, the json on them")
-    if annotations is not None and tfds_directory is not None:
+    sources = {
+        "--annotations": annotations,
+        "--voc-folders": voc_folders,
+        "--tfds-directory": tfds_directory,
+    }
+    named = [f"{option} {value}" for option, value in sources.items() if value]
+    if len(named) > 1:
         raise DataError(
-            f"--annotations {annotations} and --tfds-directory {tfds_directory}; "
-            "one data set is evaluated: leave one out"
+            f"{' and '.join(named)}; one data set is evaluated: leave one out"
         )
     for name, value, least in (
         ("batch-size", batch_size, 1),
@@ -67,26 +95,42 @@ def main(
         if value < least:
             raise DataError(f"--{name} is {value}; it must be at least {least}")
     trained = load_trained(workdir, step=step)
-    data_set = _load(annotations, images, tfds_directory, split)
-    if trained.run.class_names != data_set.class_names:
+    detector, config = trained.detector, trained.run.training.input
+    if proposal_file is not None and not config.max_regions:
+        raise DataError(
+            f"--proposal-file {proposal_file}, but the detector of {workdir} takes none"
+        )
+    classless = detector.num_classes is None
+    if voc_folders:
+        names = None if classless else trained.run.class_names
+        data_set = voc.load(*voc_folders, split=split or "test", class_names=names)
+    else:
+        data_set = _load(annotations, images, tfds_directory, split or "validation")
+    if not classless and trained.run.class_names != data_set.class_names:
         raise DataError(
             f"{workdir} knows the classes {trained.run.class_names}, "
             f"{data_set.name} has {data_set.class_names}"
         )
+    if config.max_regions:
+        data_set = (
+            proposals.load(proposal_file, data_set)
+            if proposal_file
+            else proposals.with_selective_search(
+                data_set, max_per_image=config.max_regions
+            )
+        )
     detections = detect_all(
-        trained.detector,
-        trained.variables,
-        data_set,
-        trained.run.training.input,
-        batch_size=batch_size,
+        detector, trained.variables, data_set, config, batch_size=batch_size
     )
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(detections))
-    print(format_metrics(coco_metrics(data_set.ground_truth(), detections)))
+    measure = METRICS[metrics] if metrics else default_metrics(detector)
+    print(format_metrics(measure(data_set.ground_truth(), detections)))
     if pictures:
         shown = [found for found in detections if found["score"] >= min_score]
-        _draw_first(pictures, data_set, shown, output)
+        names = names_of_labels(detector, data_set.class_names)
+        _draw_first(pictures, data_set, shown, output, found_names=names)
 
 
 def _load(annotations, images, tfds_directory, split) -> DataSet:
@@ -98,7 +142,12 @@ def _load(annotations, images, tfds_directory, split) -> DataSet:
 
 
 def _draw_first(
-    count: int, data_set: DataSet, detections: list[dict], output: pathlib.Path
+    count: int,
+    data_set: DataSet,
+    detections: list[dict],
+    output: pathlib.Path,
+    *,
+    found_names: tuple[str, ...] | None = None,
 ) -> None:
     """Writes `POSITION_ID.png` for the first images; detections are COCO's results."""
     found_in = collections.defaultdict(list)
@@ -115,6 +164,10 @@ def _draw_first(
         found = found_in[image_id]
         boxes = np.array([one["bbox"] for one in found], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        masks = None
+        if found and "segmentation" in found[0]:
+            runs = [one["segmentation"] for one in found]
+            masks = np.moveaxis(run_lengths.decode(runs), -1, 0).astype(bool)
         picture = truth_beside_detections(
             image,
             data_set.objects[position],
@@ -124,6 +177,8 @@ def _draw_first(
                 np.array([one["score"] for one in found], float),
             ),
             class_names=data_set.class_names,
+            found_names=found_names,
+            masks=masks,
         )
         name = re.sub(r"[^\w.-]+", "_", str(image_id))
         Image.fromarray(picture).save(output / f"{position:06d}_{name}.png")

@@ -6,19 +6,18 @@ The 1x recipe of the paper's table 2 (Lin et al. 2017): 16 images a step, learni
 Target 37.4 box AP on val2017 (detectron2), 36.4 (torchvision). Measured: not yet run.
 """
 
-import dataclasses
 import pathlib
-from typing import Literal
 
 import jax.numpy as jnp
 
 from experiments import command_line
+from experiments.command_line import Precision
 from jaxdet import weights
 from jaxdet.data import coco, tfds
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.nn.resnet import ResNet, first_stages
-from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.training.config import TrainingConfig
 from jaxdet.training.loop import train
 
 DETECTOR = RetinaNetConfig(num_classes=80)
@@ -40,7 +39,7 @@ def main(
     detector: RetinaNetConfig = DETECTOR,
     training: TrainingConfig = TRAINING,
     *,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     workdir: pathlib.Path = pathlib.Path("runs/retinanet_coco"),
 ):
     """Trains on train2017 and evaluates on val2017.
@@ -57,13 +56,8 @@ def main(
     """
     dtype = jnp.dtype(precision).type
     if backbone_weights is None:
-        if training.frozen not in ((), TRAINING.frozen):
-            raise ConfigError(
-                f"--training.frozen {training.frozen} without --backbone-weights; "
-                "a network from scratch has nothing worth freezing: leave it out"
-            )
         pretrained, norm = None, "group"
-        training = dataclasses.replace(training, frozen=())
+        training = command_line.from_scratch(training, recipe=TRAINING)
     else:
         state = weights.read_state_dict(backbone_weights)
         part = weights.resnet_from_torchvision(state)

@@ -7,35 +7,62 @@ import inspect
 import itertools
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
+import experiments.digits
 from experiments import (
     command_line,
     detect,
     evaluate,
+    fast_rcnn_voc,
+    faster_rcnn_folder,
+    faster_rcnn_fpn_coco,
+    faster_rcnn_voc,
+    mask_rcnn_coco,
+    mask_rcnn_folder,
+    proposals,
     quickstart,
+    rcnn_voc,
     retinanet_coco,
     retinanet_folder,
+    sppnet_voc,
+    voc_recipes,
 )
-from jaxdet.data import coco, digits
+from jaxdet import weights
+from jaxdet.data import batching, coco, digits, tfds
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
+from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.fast_rcnn import FastRCNNConfig
+from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
+from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
+from jaxdet.detectors.rcnn import RCNNConfig
+from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
-from jaxdet.training.checkpoint import RunError
+from jaxdet.detectors.rpn import RPNConfig
+from jaxdet.detectors.sppnet import SPPNetConfig
+from jaxdet.inference import Trained, load_trained
+from jaxdet.training.checkpoint import RunError, load_run, save_run
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.step import create_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "experiments").glob("*.py")
-    if path.stem not in ("__init__", "command_line")
+    if "command_line.run(" in path.read_text()
 )
+WITHOUT_RUN = {"benchmark_ops", "proposals"}
+FOLDER_RECIPES = [faster_rcnn_folder, mask_rcnn_folder, retinanet_folder]
 SHORT = {"steps": 4, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 2}
 
 
@@ -61,15 +88,107 @@ def run(few_digits, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def coco_folder(few_digits, tmp_path_factory):
+    """COCO's folder, of a few scenes; masks are their boxes."""
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "annotations").mkdir()
+    for part, split in {"train": "train", "val": "validation"}.items():
+        data_set = few_digits(split)
+        truth = data_set.ground_truth()
+        images = folder / f"{part}2017"
+        images.mkdir()
+        for position, image in enumerate(truth["images"]):
+            image["file_name"] = f"{position}.png"
+            pixels = Image.fromarray(data_set.read_image(position))
+            pixels.save(images / image["file_name"])
+        for annotation in truth["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            right, bottom = x + width, y + height
+            outline = [x, y, right, y, right, bottom, x, bottom]
+            annotation["segmentation"] = [outline]
+        file = folder / "annotations" / f"instances_{part}2017.json"
+        file.write_text(json.dumps(truth))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voc_folder(tmp_path_factory):
+    """VOCdevkit: in each year and split, one photograph of one person."""
+    folder = tmp_path_factory.mktemp("VOCdevkit")
+    corners = {"xmin": 11, "ymin": 21, "xmax": 60, "ymax": 80}
+    box = "".join(f"<{side}>{value}</{side}>" for side, value in corners.items())
+    thing = f"<object><name>person</name><bndbox>{box}</bndbox></object>"
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    for year in ("VOC2007", "VOC2012"):
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (folder / year / part).mkdir(parents=True)
+        for split in ("trainval", "test"):
+            lists = folder / year / "ImageSets" / "Main" / f"{split}.txt"
+            lists.write_text(f"{split}\n")
+            image = folder / year / "JPEGImages" / f"{split}.png"
+            Image.fromarray(pixels).save(image)
+            annotation = folder / year / "Annotations" / f"{split}.xml"
+            annotation.write_text(f"<annotation>{thing}</annotation>")
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Calls a script's function, and returns what it asks `train` for."""
+
+    def ask(function, *arguments, **options):
+        calls = []
+        module = inspect.getmodule(function)
+        monkeypatch.setattr(
+            module, "train", lambda *parts, **more: calls.append((parts, more))
+        )
+        function(*arguments, **options)
+        ((parts, more),) = calls
+        return (*parts, more)
+
+    return ask
+
+
+def help_of(command, arguments, capsys):
+    """What `--help` prints for the function or the dict of functions of a script."""
+    parse = tyro.extras.subcommand_cli_from_dict if isinstance(command, dict) else None
+    with pytest.raises(SystemExit, match="0"):
+        (parse or tyro.cli)(command, args=[*arguments, "--help"])
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_explains(script):
-    command = [sys.executable, "-m", f"experiments.{script}", "--help"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    assert "the run folder" in answer.stdout
+def test_help_explains(script, monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(command_line, "run", commands.append)
+    monkeypatch.delitem(sys.modules, f"experiments.{script}", raising=False)
+    runpy.run_module(f"experiments.{script}", run_name="__main__")
+    (command,) = commands
+    text = help_of(command, [], capsys)
+    if isinstance(command, dict):
+        for name in command:
+            assert name in text
+            assert "--training.steps" in help_of(command, [name], capsys)
+    elif script not in WITHOUT_RUN:
+        assert "the run folder" in text
 
 
-@pytest.mark.parametrize("config", [RetinaNetConfig, TrainingConfig, InputConfig])
+@pytest.mark.parametrize(
+    "config",
+    [
+        FastRCNNConfig,
+        FasterRCNNConfig,
+        InputConfig,
+        MaskRCNNConfig,
+        RCNNConfig,
+        RPNConfig,
+        RegionConfig,
+        RetinaNetConfig,
+        SPPNetConfig,
+        TrainingConfig,
+    ],
+)
 def test_every_option_has_a_text(config):
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     body = [*definition.body, None]
@@ -140,12 +259,30 @@ def test_the_number_of_classes_follows_the_data(few_digits):
     assert adapt(asked) == asked
     with pytest.raises(ValueError, match=r"num-classes is 7.*has 10 classes"):
         adapt(dataclasses.replace(recipe, num_classes=7))
+    masks = MaskRCNNConfig(FasterRCNNConfig(num_classes=80), mask_depth=2)
+    assert adapt(masks, recipe=masks) == MaskRCNNConfig(
+        FasterRCNNConfig(num_classes=10), mask_depth=2
+    )
+    seven = MaskRCNNConfig(FasterRCNNConfig(num_classes=7))
+    with pytest.raises(ValueError, match=r"--detector\.faster-rcnn\.num-classes is 7"):
+        adapt(seven, recipe=masks)
 
 
-def test_nothing_can_be_frozen_from_scratch(tmp_path):
-    training = dataclasses.replace(retinanet_coco.TRAINING, frozen=("fpn/.*",))
+@pytest.mark.parametrize(
+    ("main", "recipe"),
+    [
+        (retinanet_coco.main, retinanet_coco.TRAINING),
+        (fast_rcnn_voc.main, fast_rcnn_voc.TRAINING),
+        (faster_rcnn_voc.train_vgg16, faster_rcnn_voc.VGG16_TRAINING),
+        (faster_rcnn_voc.train_resnet50_c4, faster_rcnn_voc.RESNET50_C4_TRAINING),
+        (faster_rcnn_fpn_coco.main, faster_rcnn_fpn_coco.TRAINING),
+        (mask_rcnn_coco.main, mask_rcnn_coco.TRAINING),
+    ],
+)
+def test_nothing_can_be_frozen_from_scratch(main, recipe, tmp_path):
+    training = dataclasses.replace(recipe, frozen=("fpn/.*",))
     with pytest.raises(ValueError, match=r"fpn.*without --backbone-weights"):
-        retinanet_coco.main(tmp_path, training=training)
+        main(tmp_path, training=training)
 
 
 def test_quickstart_leaves_all_that_was_promised(run):
@@ -193,6 +330,27 @@ def test_evaluate_prints_writes_and_draws(
 def test_evaluate_refuses_contradictions(tmp_path, options, problem):
     with pytest.raises(DataError, match=problem):
         evaluate.main(tmp_path, **options)
+
+
+def test_evaluate_searches_for_as_many_regions_as_the_run(
+    tmp_path, few_digits, monkeypatch
+):
+    data_set, asked = few_digits("validation"), []
+    training = TrainingConfig(input=InputConfig(max_regions=7))
+    detector = Detector(None, None, None, num_classes=10)
+    save_run(tmp_path, detector, data_set, training)
+    trained = Trained(detector, {}, load_run(tmp_path))
+    monkeypatch.setattr(evaluate, "load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr(digits, "load", few_digits)
+    monkeypatch.setattr(evaluate, "detect_all", lambda *_, **__: [])
+
+    def search(data_set, **options):
+        asked.append(options)
+        return data_set
+
+    monkeypatch.setattr(evaluate.proposals, "with_selective_search", search)
+    evaluate.main(tmp_path)
+    assert asked == [{"max_per_image": 7}]
 
 
 def test_evaluate_loads_the_run_before_the_data(tmp_path):
@@ -253,34 +411,213 @@ def test_detect_without_pictures(run, tmp_path, monkeypatch, pictures):
         detect.main(run, tuple(map(pathlib.Path, pictures)))
 
 
-def test_a_coco_format_folder_trains(few_digits, tmp_path):
-    data_set = few_digits("train")
-    truth = data_set.ground_truth()
-    for position, image in enumerate(truth["images"]):
-        image["file_name"] = f"{position}.png"
-        pixels = Image.fromarray(data_set.read_image(position))
-        pixels.save(tmp_path / image["file_name"])
-    annotations = tmp_path / "annotations.json"
-    annotations.write_text(json.dumps(truth))
-    training = dataclasses.replace(
-        retinanet_folder.TRAINING,
-        **SHORT,
-        evaluate_every=0,
-        input=dataclasses.replace(
-            retinanet_folder.TRAINING.input, canvases=((64, 64),)
-        ),
-    )
-    assert isinstance(training, TrainingConfig)
-    workdir = tmp_path / "run"
-    retinanet_folder.main(
-        annotations,
-        tmp_path,
-        training=training,
-        workdir=workdir,
-        validation_annotations=annotations,
-    )
-    assert "evaluation at step 4" in (workdir / "log.txt").read_text()
+def test_evaluate_takes_only_the_classes_of_the_run(run, coco_folder, tmp_path):
+    annotations = coco_folder / "annotations" / "instances_val2017.json"
+    truth = json.loads(annotations.read_text())
+    truth["categories"][0]["name"] = "nought"
+    others = tmp_path / "others.json"
+    others.write_text(json.dumps(truth))
     with pytest.raises(DataError, match="knows the classes"):
-        truth["categories"][0]["name"] = "nought"
-        annotations.write_text(json.dumps(truth))
-        evaluate.main(workdir, annotations=annotations, images=tmp_path)
+        evaluate.main(run, annotations=others, images=coco_folder / "val2017")
+
+
+RECIPES = {
+    "rcnn_voc": rcnn_voc.main,
+    "fast_rcnn_voc": fast_rcnn_voc.main,
+    "faster_rcnn_voc vgg16": faster_rcnn_voc.train_vgg16,
+    "faster_rcnn_voc resnet50_c4": faster_rcnn_voc.train_resnet50_c4,
+    "faster_rcnn_fpn_coco": faster_rcnn_fpn_coco.main,
+    "mask_rcnn_coco": mask_rcnn_coco.main,
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_fit_their_data(name, voc_folder, coco_folder, asked, monkeypatch):
+    monkeypatch.setenv("JAXDET_CACHE", str(voc_folder / "cache"))
+    data = voc_folder if "voc" in name else coco_folder
+    detector, data_set, training, options = asked(RECIPES[name], data)
+    assert training.frozen == () and options["pretrained"] is None
+    for part in (data_set, options["validation"]):
+        batching.check(part, training.input, batch_size=training.batch_size)
+    assert detector.num_classes == len(data_set.class_names)
+    assert options["workdir"] == pathlib.Path("runs", *name.split())
+    _trace(detector, data_set, training)
+
+
+def _trace(detector, data_set, training):
+    """Finds what does not fit together, without computing anything."""
+    batches = batching.training_batches(
+        data_set,
+        dataclasses.replace(training.input, workers=0),
+        batch_size=1,
+        seed=0,
+        start=0,
+        stop=1,
+    )
+    (batch,) = batches
+    make = functools.partial(create_state, detector, training)
+    state = jax.eval_shape(make, batch)
+    loss = functools.partial(detector.loss, key=jax.random.key(0))
+    total, _ = jax.eval_shape(loss, state.variables, batch)
+    assert total.shape == ()
+    return state
+
+
+HALVES, BACKBONE = {"backbone", "region_head"}, {"backbone"}
+
+
+@pytest.mark.parametrize(
+    ("main", "network", "replaced", "frozen"),
+    [
+        (rcnn_voc.main, "alexnet", HALVES, 0),
+        (sppnet_voc.main, "vgg16", BACKBONE, 13),
+        (fast_rcnn_voc.main, "vgg16", HALVES, 4),
+        (faster_rcnn_voc.train_vgg16, "vgg16", HALVES, 4),
+        (faster_rcnn_voc.train_resnet50_c4, "resnet50", HALVES, 2),
+        (faster_rcnn_fpn_coco.main, "resnet50", BACKBONE, 2),
+        (mask_rcnn_coco.main, "resnet50", BACKBONE, 2),
+    ],
+)
+def test_torchvisions_weights_fit(
+    main, network, replaced, frozen, voc_folder, coco_folder, asked, monkeypatch
+):
+    monkeypatch.setenv("JAXDET_CACHE", str(voc_folder / "cache"))
+    about = json.loads((ROOT / "tests" / "golden" / f"{network}_s0.json").read_text())
+    state = {
+        # Zeros that take no memory until somebody orders them otherwise.
+        name: np.broadcast_to(np.float32(0), weight["shape"])
+        for name, weight in about["weights"].items()
+    }
+    monkeypatch.setattr(weights, "read_state_dict", lambda file: state)
+    data = voc_folder if "voc" in inspect.getmodule(main).__name__ else coco_folder
+    detector, data_set, training, options = asked(main, data, pathlib.Path("a.pth"))
+    before = _trace(detector, data_set, training).variables
+    after = options["pretrained"](before)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    params = after["params"].items()
+    assert {part for part, new in params if new is not before["params"][part]} == (
+        replaced
+    )
+    assert len(training.frozen) == frozen
+
+
+@pytest.mark.parametrize("years", ["07", "07+12"])
+def test_voc_years(voc_folder, years):
+    train, test = voc_recipes.load(voc_folder, years)
+    assert len(train) == len(years.split("+")) and len(test) == 1
+    assert test.image_ids == ("test",)
+
+
+def test_proposals_of_voc_folders_are_trained_on(
+    voc_folder, asked, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path))
+    files = tmp_path / "train.npz", tmp_path / "test.json"
+    for file, split in zip(files, (None, "test"), strict=True):
+        folder = voc_folder / "VOC2007"
+        proposals.main(voc_folders=(folder,), split=split, max_per_image=3, output=file)
+    assert "recall@0.5" in capsys.readouterr().out
+
+    def no_search(data_set):
+        raise AssertionError("there are files")
+
+    monkeypatch.setattr(proposals.proposals, "with_selective_search", no_search)
+    for script in (rcnn_voc, fast_rcnn_voc):
+        _, data_set, _, options = asked(script.main, voc_folder, proposal_files=files)
+        for part in (data_set, options["validation"]):
+            assert len(part) == 1 and 1 <= len(part.proposals[0].scores) <= 3
+    with pytest.raises(DataError, match=r"test\.json: image 'test' is not in"):
+        voc_recipes.load_with_proposals(voc_folder, "07", files[::-1])
+
+
+def test_proposals_are_made_for_one_data_set(tmp_path):
+    with pytest.raises(DataError, match=r"--voc-folders .* and --tfds-name voc/2007;"):
+        proposals.main(voc_folders=(tmp_path,), tfds_name="voc/2007")
+
+
+def test_voc_from_tfds(tmp_path, monkeypatch):
+    (tmp_path / "dataset_info.json").touch()
+    monkeypatch.setattr(tfds, "load_directory", lambda folder, split: split)
+    assert voc_recipes.load(tmp_path, "07") == ("train+validation", "test")
+    with pytest.raises(DataError, match=r"--years 07\+12.*VOCdevkit"):
+        voc_recipes.load(tmp_path, "07+12")
+
+
+@pytest.mark.parametrize("script", FOLDER_RECIPES)
+def test_folder_recipes_fit_their_data(script, coco_folder, asked):
+    annotations = coco_folder / "annotations"
+    detector, data_set, training, options = asked(
+        script.main,
+        annotations / "instances_train2017.json",
+        coco_folder / "train2017",
+        validation_annotations=annotations / "instances_val2017.json",
+        validation_images=coco_folder / "val2017",
+    )
+    assert detector.num_classes == 10
+    assert (len(data_set), len(options["validation"])) == (16, 6)
+    for part in (data_set, options["validation"]):
+        batching.check(part, training.input, batch_size=training.batch_size)
+    _trace(detector, data_set, training)
+
+
+@pytest.fixture
+def scratch(few_digits, tmp_path, monkeypatch):
+    """An empty folder to work in, where digits are few and proposals are kept."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(digits, "load", lambda split, **_: few_digits(split))
+    return tmp_path
+
+
+def short(training):
+    return dataclasses.replace(training, **SHORT)
+
+
+def log_of(workdir):
+    return (pathlib.Path(workdir) / "log.txt").read_text()
+
+
+def test_fast_rcnn_learns_digits_on_proposals(scratch):
+    training = short(experiments.digits.ON_PROPOSALS)
+    experiments.digits.train_fast_rcnn(training=training)
+    assert "evaluation at step 4" in log_of("runs/digits/fast_rcnn")
+    assert list((scratch / "cache" / "proposals").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rcnn", "rpn", "faster_rcnn", "mask_rcnn"])
+def test_other_detectors_learn_digits(name, scratch):
+    train = getattr(experiments.digits, f"train_{name}")
+    training = inspect.signature(train).parameters["training"].default
+    train(training=short(training))
+    assert "evaluation at step 4" in log_of(f"runs/digits/{name}")
+
+
+@pytest.mark.slow
+def test_sppnet_takes_the_convolutions_of_a_fast_rcnn(scratch, monkeypatch):
+    training = short(experiments.digits.ON_PROPOSALS)
+    before = functools.partial(experiments.digits.train_fast_rcnn, training=training)
+    monkeypatch.setattr(experiments.digits, "train_fast_rcnn", before)
+    experiments.digits.train_sppnet(training=short(experiments.digits.ON_FROZEN))
+    trained = [
+        load_trained(f"runs/digits/{name}", step="latest").variables["params"]
+        for name in ("fast_rcnn", "sppnet")
+    ]
+    first, second = (params["backbone"] for params in trained)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", FOLDER_RECIPES)
+def test_folder_recipes_train(script, coco_folder, tmp_path):
+    small = dataclasses.replace(script.TRAINING.input, canvases=((64, 64),))
+    training = dataclasses.replace(short(script.TRAINING), evaluate_every=0)
+    annotations = coco_folder / "annotations" / "instances_train2017.json"
+    script.main(
+        annotations,
+        coco_folder / "train2017",
+        training=dataclasses.replace(training, input=small),
+        validation_annotations=annotations,
+        workdir=tmp_path,
+    )
+    assert "evaluation at step 4" in log_of(tmp_path)

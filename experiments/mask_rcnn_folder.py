@@ -1,0 +1,72 @@
+"""Mask R-CNN on your own photographs: any COCO-format json with segmentations.
+
+    python -m experiments.mask_rcnn_folder --annotations train.json --images photos \
+        --validation-annotations test.json --validation-images photos
+
+From scratch, ResNet-18-FPN of half width with group norm, sized for a few hundred
+images and a machine without an accelerator. To see that it learns, let it learn the 128
+photographs of coco128 by heart, with `--training.input.flip 0` and the same json and
+folder for both: target AP50 50 of boxes, 40 of masks, on those. Measured, with
+`--training.steps 600`: 7.0 and 5.5, which is far too short.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Literal
+
+from experiments import command_line, faster_rcnn_folder
+from jaxdet.data import coco
+from jaxdet.data.batching import InputConfig
+from jaxdet.detectors.mask_rcnn import MaskRCNNConfig, mask_rcnn
+from jaxdet.training.config import TrainingConfig
+from jaxdet.training.loop import train
+
+DETECTOR = MaskRCNNConfig(
+    faster_rcnn_folder.DETECTOR, mask_channels=64, mask_depth=2, mask_norm="group"
+)
+TRAINING = dataclasses.replace(
+    faster_rcnn_folder.TRAINING,
+    steps=4000,
+    evaluate_every=1000,
+    input=InputConfig(canvases=((192, 256), (256, 192)), max_objects=64, mask_size=56),
+)
+
+
+def main(
+    annotations: pathlib.Path,
+    images: pathlib.Path,
+    detector: MaskRCNNConfig = DETECTOR,
+    training: TrainingConfig = TRAINING,
+    *,
+    validation_annotations: pathlib.Path | None = None,
+    validation_images: pathlib.Path | None = None,
+    bad_boxes: Literal["error", "skip"] = "error",
+    workdir: pathlib.Path = pathlib.Path("runs/mask_rcnn_folder"),
+):
+    """Trains on a COCO-format folder and evaluates on another, if there is one.
+
+    Args:
+      annotations: json with images, annotations and categories to train on.
+      images: folder of the image files that it names.
+      detector: numbers of the detector; the classes are those of the json.
+      training: numbers of the training.
+      validation_annotations: json to evaluate on, with the same categories.
+      validation_images: folder of its image files; by default `images`.
+      bad_boxes: what becomes of a box outside its image, or a broken segmentation.
+      workdir: the run folder; started again, a run goes on where it stopped.
+    """
+    load = functools.partial(coco.load, bad_boxes=bad_boxes, masks=True)
+    data_set = load(annotations, images)
+    validation = None
+    if validation_annotations is not None:
+        validation = load(validation_annotations, validation_images or images)
+    detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
+    model = mask_rcnn(
+        detector, faster_rcnn_folder.BACKBONE, faster_rcnn_folder.REGION_HEAD
+    )
+    train(model, data_set, training, workdir=workdir, validation=validation)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

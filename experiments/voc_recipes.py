@@ -1,0 +1,134 @@
+"""What the recipes on Pascal VOC share: their data, measure and pretrained networks."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from experiments.command_line import Precision
+from jaxdet import weights
+from jaxdet.data import proposals, tfds, voc
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.evaluation.voc import voc_metrics
+from jaxdet.nn.alexnet import AlexNet
+from jaxdet.nn.heads import FCHead
+from jaxdet.nn.resnet import ResNet, ResNetHead
+from jaxdet.nn.vgg import VGG16
+
+Years = Literal["07", "07+12"]
+ProposalFiles = tuple[pathlib.Path, pathlib.Path] | None
+MEASURE = functools.partial(voc_metrics, eleven_points=True)  # as in 2007
+
+
+class Halves(NamedTuple):
+    """A classification network, divided for detection, and its pretrained weights."""
+
+    backbone: nn.Module
+    region_head: nn.Module
+    pretrained: Callable[[dict], dict] | None  # for `train`
+
+
+def load(data: pathlib.Path, years: Years) -> tuple[DataSet, DataSet]:
+    """Trainval of the years, and test of 2007.
+
+    Args:
+      data: `VOCdevkit`, with `VOC2007` and `VOC2012`, or the folder of a prepared TFDS
+        `voc/2007`.
+      years: "07+12" takes `VOCdevkit`.
+
+    Raises:
+      DataError: a file is missing or not as it should be.
+    """
+    if not (data / "dataset_info.json").exists():
+        folders = [data / f"VOC20{year}" for year in years.split("+")]
+        return voc.load(*folders), voc.load(data / "VOC2007", split="test")
+    if years != "07":
+        raise DataError(
+            f"--years {years}, but --data {data} is a data set that TFDS prepared, of "
+            "one year; give VOCdevkit, the folder of VOC2007 and VOC2012"
+        )
+    splits = ("train+validation", "test")
+    return tuple(tfds.load_directory(data, split) for split in splits)
+
+
+def load_with_proposals(
+    data: pathlib.Path, years: Years, files: ProposalFiles = None
+) -> tuple[DataSet, DataSet]:
+    """As `load`, with the proposals of two files, for trainval and for test.
+
+    Without files selective search's are made on first use, then read.
+
+    Raises:
+      DataError: a file is missing, broken or of other images.
+    """
+    data_sets = load(data, years)
+    if files is None:
+        return tuple(map(proposals.with_selective_search, data_sets))
+    return tuple(map(proposals.load, files, data_sets))
+
+
+def alexnet(file: pathlib.Path | None, precision: Precision) -> Halves:
+    """For crops; from torchvision's AlexNet, else with group norm, from scratch."""
+    dtype, norm = _dtype(precision), _norm(file, "none")
+    return Halves(
+        AlexNet(norm=norm, centred=False, dtype=dtype),
+        FCHead(4096, dropout=0.5, dtype=dtype),
+        _pretrained(
+            file,
+            weights.alexnet_from_torchvision,
+            weights.alexnet_head_from_torchvision,
+        ),
+    )
+
+
+def vgg16(file: pathlib.Path | None, precision: Precision) -> Halves:
+    """From torchvision's VGG-16, else with group norm, from scratch."""
+    dtype, norm = _dtype(precision), _norm(file, "none")
+    return Halves(
+        VGG16(norm=norm, dtype=dtype),
+        FCHead(4096, dropout=0.5, dtype=dtype),
+        _pretrained(
+            file, weights.vgg16_from_torchvision, weights.vgg16_head_from_torchvision
+        ),
+    )
+
+
+def resnet50_c4(file: pathlib.Path | None, precision: Precision) -> Halves:
+    """Stages 1 to 4, and stage 5; from torchvision's ResNet-50, else from scratch."""
+    dtype, norm = _dtype(precision), _norm(file, "frozen")
+    return Halves(
+        ResNet(depth=50, norm=norm, coarsest=4, dtype=dtype),
+        ResNetHead(depth=50, norm=norm, dtype=dtype),
+        _pretrained(
+            file,
+            functools.partial(_stages, pattern=r"stem_.*|stage[2-4]_.*"),
+            functools.partial(_stages, pattern=r"stage5_.*"),
+        ),
+    )
+
+
+def _dtype(precision: Precision) -> type:
+    return jnp.dtype(precision).type
+
+
+def _norm(file: pathlib.Path | None, of_pretrained: str) -> str:
+    return "group" if file is None else of_pretrained
+
+
+def _stages(state: dict, *, pattern: str) -> dict:
+    return weights.submodules(weights.resnet_from_torchvision(state), pattern)
+
+
+def _pretrained(
+    file: pathlib.Path | None, backbone: Callable, region_head: Callable
+) -> Callable[[dict], dict] | None:
+    """Puts into both halves what their readers find in a file."""
+    if file is None:
+        return None
+    state = weights.read_state_dict(file)
+    into_backbone = weights.put_into("backbone", backbone(state))
+    into_head = weights.put_into("region_head", region_head(state))
+    return lambda variables: into_head(into_backbone(variables))
