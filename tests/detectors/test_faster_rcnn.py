@@ -81,7 +81,8 @@ class TestLawsOfC4(laws.DetectorLaws, detector=small_c4):
 
 @pytest.mark.slow
 class TestLawsOfVGG(laws.DetectorLaws, detector=small_vgg):
-    pass
+    def test_one_batch_can_be_overfitted(self):
+        pytest.skip("at stride 16 max pooling rounds different regions to the same")
 
 
 VARIANTS = {
