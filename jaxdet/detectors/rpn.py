@@ -410,12 +410,12 @@ def _logit(logits: jax.Array) -> jax.Array:
 
 def _anchors_on_images(batch: Batch, config: RPNConfig) -> jax.Array:
     """`[B, A]`: anchors of cells that an image's own canvas would have."""
-    layout = {"levels": config.levels, "per_cell": config.anchors_per_cell}
-    canvas = batch.images.shape[1:3]
-    if not config.mask_padding:
-        shape = (len(batch.images), anchors.count(canvas, **layout))
-        return jnp.ones(shape, bool)
-    return jax.vmap(lambda size: anchors.on_image(canvas, size, **layout))(batch.sizes)
+    return anchors.on_images(
+        batch.images.shape,
+        batch.sizes if config.mask_padding else None,
+        levels=config.levels,
+        per_cell=config.anchors_per_cell,
+    )
 
 
 def _slices(counts: list[int]) -> list[tuple[int, int]]:

@@ -85,6 +85,31 @@ def on_image(
     return jnp.concatenate(masks)
 
 
+def on_images(
+    shape: tuple[int, ...],
+    sizes: jax.Array | None,
+    *,
+    levels: Sequence[int],
+    per_cell: int,
+) -> jax.Array:
+    """`on_image` for a batch.
+
+    Args:
+      shape: of the batch's images, `(B, height, width, ...)`.
+      sizes: `[B, 2]`, true (height, width); None: all of the canvas is image.
+      levels: as in `pyramid_anchors`.
+      per_cell: anchors in each cell.
+
+    Returns:
+      `[B, A]` bool.
+    """
+    batch, *canvas = shape[:3]
+    layout = {"levels": levels, "per_cell": per_cell}
+    if sizes is None:
+        return jnp.ones((batch, count(canvas, **layout)), bool)
+    return jax.vmap(lambda size: on_image(canvas, size, **layout))(sizes)
+
+
 def _shapes(
     sizes: Sequence[float], ratios: Sequence[float], *, rounded: bool
 ) -> np.ndarray:

@@ -102,3 +102,13 @@ def test_anchors_on_an_image_are_those_of_a_canvas_of_its_size(size):
     else:
         smaller = anchors.pyramid_anchors(size, **RETINANET)
         np.testing.assert_array_equal(np.asarray(boxes)[belongs], smaller)
+
+
+def test_anchors_on_the_images_of_a_batch():
+    layout, sizes = {"levels": (3, 4), "per_cell": 2}, jnp.array([[16, 9], [32, 32]])
+    belong = jax.jit(partial(anchors.on_images, (2, 32, 32, 3), **layout))(sizes)
+    np.testing.assert_array_equal(belong.sum(axis=1), [2 * (2 * 2 + 1), 2 * (16 + 4)])
+    for row, size in zip(belong, sizes, strict=True):
+        own = anchors.on_image((32, 32), size, **layout)
+        np.testing.assert_array_equal(row, own)
+    assert jnp.all(anchors.on_images((2, 32, 32, 3), None, **layout))
