@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors.detector import Detector, from_network
+from jaxdet.detectors.detector import Detector, from_network, require
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import DenseHead
 from jaxdet.nn.norm import Kind
@@ -33,7 +33,11 @@ def _whole_octaves(*sizes: int) -> tuple[tuple[float, ...], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class RetinaNetConfig:
-    """Numbers of RetinaNet; defaults are the paper's, sections in brackets."""
+    """Numbers of RetinaNet; defaults are the paper's, sections in brackets.
+
+    Raises:
+      ValueError: for numbers that contradict each other or are out of their range.
+    """
 
     num_classes: int = 80
     """K; labels run from 0 to K - 1."""
@@ -91,65 +95,36 @@ class RetinaNetConfig:
     """Of the same."""
 
     def __post_init__(self):
-        if len(self.anchor_sizes) != len(self.levels):
-            raise ValueError(
-                f"anchor_sizes has {len(self.anchor_sizes)} tuples for "
-                f"{len(self.levels)} levels {self.levels}; one a level is needed"
-            )
-        if len({len(sizes) for sizes in self.anchor_sizes}) != 1:
-            raise ValueError(
-                f"anchor_sizes {self.anchor_sizes}: the heads are shared, so every "
-                "level needs the same number of sizes"
-            )
-        if list(self.levels) != list(range(self.levels[0], self.levels[-1] + 1)):
-            raise ValueError(f"levels {self.levels} must be consecutive, finest first")
-        if not 0 <= self.low_iou <= self.high_iou <= 1:
-            raise ValueError(
-                f"low_iou {self.low_iou} and high_iou {self.high_iou}: "
-                "0 <= low_iou <= high_iou <= 1 is needed"
-            )
-        for names, right, needed in self._ranges():
-            for name in names.split():
-                if not right(getattr(self, name)):
-                    raise ValueError(
-                        f"{name} {getattr(self, name)!r}; {needed} is needed"
-                    )
-
-    @staticmethod
-    def _ranges():
-        """Names of fields, what they must fulfil, and that in words."""
-
-        def one_of(*allowed):
-            return lambda value: value in allowed, f"one of {allowed}"
-
-        return [
-            (
-                "num_classes channels candidates detections",
-                lambda value: value >= 1,
-                "at least 1",
-            ),
-            (
-                "head_depth box_beta box_weight focal_gamma",
-                lambda v: v >= 0,
-                "0 or more",
-            ),
-            (
-                "score_threshold nms_threshold focal_alpha",
-                lambda v: 0 <= v <= 1,
-                "[0, 1]",
-            ),
-            ("prior", lambda value: 0 < value < 1, "between 0 and 1"),
-            ("anchor_ratios std", lambda v: v and min(v) > 0, "one or more above 0"),
-            (
-                "anchor_sizes",
-                lambda levels: all(sizes and min(sizes) > 0 for sizes in levels),
-                "one or more above 0 a level",
-            ),
-            ("box_loss", *one_of("smooth_l1", "giou")),
-            ("normalise_by", *one_of("batch", "image")),
-            ("extra_levels", *one_of("c5", "p5")),
-            ("head_norm fpn_norm", *one_of("none", "group", "frozen")),
-        ]
+        check = partial(require, self)
+        for name in ("num_classes", "channels", "candidates", "detections"):
+            check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("head_depth", "box_beta", "box_weight", "focal_gamma"):
+            check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("score_threshold", "nms_threshold", "focal_alpha"):
+            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        for name in ("anchor_ratios", "std"):
+            numbers = getattr(self, name)
+            check(name, numbers and min(numbers) > 0, "one or more above 0")
+        check("prior", 0 < self.prior < 1, "between 0 and 1")
+        for name, allowed in (
+            ("box_loss", ("smooth_l1", "giou")),
+            ("normalise_by", ("batch", "image")),
+            ("extra_levels", ("c5", "p5")),
+            ("head_norm", ("none", "group", "frozen")),
+            ("fpn_norm", ("none", "group", "frozen")),
+        ):
+            check(name, getattr(self, name) in allowed, f"one of {allowed}")
+        rising = list(range(self.levels[0], self.levels[-1] + 1))
+        check("levels", list(self.levels) == rising, "consecutive, finest first")
+        sizes = self.anchor_sizes
+        one_each = len(sizes) == len(self.levels)
+        check("anchor_sizes", one_each, f"a tuple for each of levels {self.levels}")
+        right = len({len(level) for level in sizes}) == 1
+        check("anchor_sizes", right, "as many sizes a level, for the heads are shared")
+        right = all(level and min(level) > 0 for level in sizes)
+        check("anchor_sizes", right, "one or more above 0 a level")
+        right = 0 <= self.low_iou <= self.high_iou <= 1
+        check("low_iou", right, f"in [0, high_iou] and high_iou ({self.high_iou}) <= 1")
 
     @property
     def anchors(self) -> dict:
@@ -292,12 +267,12 @@ def _look(network, batch: Batch, config: RetinaNetConfig):
 
 def _anchors_on_images(batch: Batch, config: RetinaNetConfig) -> jax.Array:
     """`[B, A]`: anchors of cells that an image's own canvas would have."""
-    layout = {"levels": config.levels, "per_cell": config.anchors_per_cell}
-    canvas = batch.images.shape[1:3]
-    if not config.mask_padding:
-        shape = (len(batch.images), anchors.count(canvas, **layout))
-        return jnp.ones(shape, bool)
-    return jax.vmap(lambda size: anchors.on_image(canvas, size, **layout))(batch.sizes)
+    return anchors.on_images(
+        batch.images.shape,
+        batch.sizes if config.mask_padding else None,
+        levels=config.levels,
+        per_cell=config.anchors_per_cell,
+    )
 
 
 def _box_misses(deltas, target_boxes, boxes, config: RetinaNetConfig) -> jax.Array:
