@@ -16,8 +16,7 @@ from jaxdet.detectors import regions
 from jaxdet.detectors.detector import Detector, from_network, require
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.nn.heads import RegionPredictor
-from jaxdet.nn.padding import zero_outside
-from jaxdet.ops import images, roi_align, roi_pool
+from jaxdet.ops import images
 from jaxdet.structs import Batch, Detections
 
 
@@ -92,30 +91,22 @@ def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
     """
-    region_keys, dropout_keys = regions.image_keys(key, batch, 2)
-    samples = regions.sample(
-        region_keys,
+    metrics, _ = regions.learn(
+        partial(_look, network, batch, config),
+        regions.image_keys(key, batch, 2),
         regions.given(batch),
         batch.truth,
         num_classes=config.num_classes,
         config=config.region,
-    )
-    crops = _look(network, batch, samples.boxes, config)
-    logits, deltas = regions.classify(network, crops, dropout_keys)
-    metrics = regions.region_losses(
-        logits, deltas, samples, config=config.region, axis_name=axis_name
+        axis_name=axis_name,
     )
     return sum(metrics.values()), metrics
 
 
 def predict(network, batch: Batch, *, config: FastRCNNConfig) -> Detections:
     """Classifies, moves and thins the regions that came with the batch."""
-    proposals = regions.given(batch)
-    crops = _look(network, batch, proposals.boxes, config)
-    logits, deltas = regions.classify(network, crops)
-    return regions.detections(
-        logits, deltas, proposals, batch.sizes, config=config.region
-    )
+    look = partial(_look, network, batch, config)
+    return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
 
 
 def fast_rcnn(
@@ -138,29 +129,22 @@ def fast_rcnn(
     )
 
 
-def _look(network, batch: Batch, boxes: jax.Array, config: FastRCNNConfig) -> jax.Array:
-    """What lies in each box of each image, `[B, R, 4]` -> `[B, R, S, S, C]`."""
+def _look(network, batch: Batch, config: FastRCNNConfig, boxes, keys):
+    """Class logits `[B, R, K + 1]` and deltas of what lies in each box."""
     pixels = images.normalise(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     sizes = batch.sizes if config.mask_padding else None
-    return _crop(network.features(pixels, sizes), boxes, sizes, config)
+    crops = _crop(network.features(pixels, sizes), boxes, sizes, config)
+    return regions.classify(network, crops, keys)
 
 
 def _crop(features, boxes, sizes, config: FastRCNNConfig) -> jax.Array:
-    stride, size = 2**config.level, config.pool_size
-    if config.pool == "max":
-        pool = partial(roi_pool.roi_max_pool, stride=stride, size=size)
-        return jax.vmap(pool)(zero_outside(features, sizes, stride), boxes)
-
-    def align(features, boxes, image_size):
-        return roi_align.roi_align(
-            features,
-            boxes,
-            stride=stride,
-            size=size,
-            samples=config.samples,
-            image_size=image_size,
-        )
-
-    return jax.vmap(align)(features, boxes, sizes)
+    return regions.cut(
+        {config.level: features},
+        boxes,
+        sizes,
+        pool=config.pool,
+        size=config.pool_size,
+        samples=config.samples,
+    )

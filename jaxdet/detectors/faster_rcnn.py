@@ -17,8 +17,6 @@ from jaxdet.detectors.detector import Detector, from_network, require
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.heads import RegionPredictor
-from jaxdet.nn.padding import zero_outside
-from jaxdet.ops import roi_align, roi_pool
 from jaxdet.structs import Batch, Detections
 
 
@@ -185,25 +183,21 @@ def learn(network, pyramid, batch: Batch, key, *, config: FasterRCNNConfig, axis
         proposals=config.rpn.train_proposals,
     )
     # 2. What is there?
-    samples = regions.sample(
-        region_keys,
+    region_metrics, samples = regions.learn(
+        partial(_classify, network, pyramid, batch, config),
+        (region_keys, dropout_keys),
         proposals,
         batch.truth,
         num_classes=config.num_classes,
         config=config.region,
+        axis_name=axis_name,
     )
-    crops = crop(pyramid, samples.boxes, _true_sizes(batch, config), config)
-    logits, deltas = regions.classify(network, crops, dropout_keys)
-    metrics |= regions.region_losses(
-        logits, deltas, samples, config=config.region, axis_name=axis_name
-    )
-    return metrics, samples
+    return metrics | region_metrics, samples
 
 
 def answer(network, pyramid, batch: Batch, *, config: FasterRCNNConfig) -> Detections:
     """`predict`, from the features on."""
-    sizes = _true_sizes(batch, config)
-    objectness, rpn_deltas = network.rpn_head(pyramid, sizes)
+    objectness, rpn_deltas = network.rpn_head(pyramid, _true_sizes(batch, config))
     proposals = rpn.propose(
         objectness,
         rpn_deltas,
@@ -212,11 +206,8 @@ def answer(network, pyramid, batch: Batch, *, config: FasterRCNNConfig) -> Detec
         candidates=config.rpn.candidates,
         proposals=config.rpn.proposals,
     )
-    crops = crop(pyramid, proposals.boxes, sizes, config)
-    logits, deltas = regions.classify(network, crops)
-    return regions.detections(
-        logits, deltas, proposals, batch.sizes, config=config.region
-    )
+    look_at = partial(_classify, network, pyramid, batch, config)
+    return regions.answer(look_at, proposals, batch.sizes, config=config.region)
 
 
 def crop(
@@ -236,27 +227,23 @@ def crop(
       config: how to cut.
       size: cells a side, by default `config.pool_size`.
     """
-    size = config.pool_size if size is None else size
-    if config.pool == "max":
-        (level,) = config.pool_levels
-        features = zero_outside(pyramid[level], sizes, 2**level)
-        pool = partial(roi_pool.roi_max_pool, stride=2**level, size=size)
-        return jax.vmap(pool)(features, boxes)
-    levels = {level: pyramid[level] for level in config.pool_levels}
+    return regions.cut(
+        {level: pyramid[level] for level in config.pool_levels},
+        boxes,
+        sizes,
+        pool=config.pool,
+        size=config.pool_size if size is None else size,
+        samples=config.samples,
+        aligned=config.aligned,
+        canonical_size=config.canonical_size,
+        canonical_level=config.canonical_level,
+    )
 
-    def align(levels, boxes, image_size):
-        return roi_align.pyramid_roi_align(
-            levels,
-            boxes,
-            size=size,
-            samples=config.samples,
-            aligned=config.aligned,
-            canonical_size=config.canonical_size,
-            canonical_level=config.canonical_level,
-            image_size=image_size,
-        )
 
-    return jax.vmap(align)(levels, boxes, sizes)
+def _classify(network, pyramid, batch: Batch, config: FasterRCNNConfig, boxes, keys):
+    """Class logits and deltas of what lies in each box."""
+    crops = crop(pyramid, boxes, _true_sizes(batch, config), config)
+    return regions.classify(network, crops, keys)
 
 
 def _true_sizes(batch: Batch, config: FasterRCNNConfig) -> jax.Array | None:

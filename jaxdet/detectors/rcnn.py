@@ -94,28 +94,22 @@ def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
     """
-    region_keys, dropout_keys = regions.image_keys(key, batch, 2)
-    samples = regions.sample(
-        region_keys,
+    metrics, _ = regions.learn(
+        partial(_look, network, batch, config),
+        regions.image_keys(key, batch, 2),
         regions.given(batch),
         batch.truth,
         num_classes=config.num_classes,
         config=config.region,
-    )
-    logits, deltas = _look(network, batch, samples.boxes, config, dropout_keys)
-    metrics = regions.region_losses(
-        logits, deltas, samples, config=config.region, axis_name=axis_name
+        axis_name=axis_name,
     )
     return sum(metrics.values()), metrics
 
 
 def predict(network, batch: Batch, *, config: RCNNConfig) -> Detections:
     """Classifies, moves and thins the regions that came with the batch."""
-    proposals = regions.given(batch)
-    logits, deltas = _look(network, batch, proposals.boxes, config)
-    return regions.detections(
-        logits, deltas, proposals, batch.sizes, config=config.region
-    )
+    look = partial(_look, network, batch, config)
+    return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
 
 
 def rcnn(config: RCNNConfig, backbone: nn.Module, region_head: nn.Module) -> Detector:
@@ -136,7 +130,7 @@ def rcnn(config: RCNNConfig, backbone: nn.Module, region_head: nn.Module) -> Det
     )
 
 
-def _look(network, batch: Batch, boxes, config: RCNNConfig, keys=None):
+def _look(network, batch: Batch, config: RCNNConfig, boxes, keys):
     """Warps every region and sends it through the network.
 
     `[B, R, 4]` -> class logits `[B, R, K + 1]`, deltas `[B, R, K, 4]`. All at once if

@@ -6,13 +6,25 @@ is classified as one of K classes or as background, and moved by the deltas of i
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jaxdet.detectors.detector import require
-from jaxdet.ops import box_coding, losses, matching, nms, sampling
+from jaxdet.nn.padding import zero_outside
+from jaxdet.ops import (
+    box_coding,
+    losses,
+    matching,
+    nms,
+    roi_align,
+    roi_pool,
+    sampling,
+)
 from jaxdet.ops import boxes as box_ops
 from jaxdet.structs import Batch, Detections, GroundTruth, Regions
 
@@ -122,6 +134,94 @@ def image_keys(key: jax.Array, batch: Batch, count: int) -> tuple[jax.Array, ...
     """`count` arrays of a key an image, whatever shares its batch."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.image_ids)
     return tuple(jax.vmap(jax.random.split, (0, None), 1)(keys, count))
+
+
+def learn(
+    look: Callable,
+    keys: tuple[jax.Array, jax.Array],
+    regions: Regions,
+    truth: GroundTruth,
+    *,
+    num_classes: int,
+    config: RegionConfig,
+    axis_name: str | None,
+) -> tuple[dict[str, jax.Array], Samples]:
+    """Chooses regions, looks at them, and tells how wrong the look was.
+
+    Args:
+      look: `(boxes [B, R, 4], keys [B] or None for no dropout)` -> class logits
+        `[B, R, K + 1]`, deltas `[B, R, K, 4]`.
+      keys: `[B]` for the choice and `[B]` for dropout.
+      regions: `[B, P]`, best first.
+      truth: `[B, N]`.
+      num_classes: K.
+      config: of the choice and of the losses.
+      axis_name: of the devices; None: there is one.
+
+    Returns:
+      What `region_losses` returns, and the regions that were chosen.
+    """
+    region_keys, dropout_keys = keys
+    samples = sample(
+        region_keys, regions, truth, num_classes=num_classes, config=config
+    )
+    logits, deltas = look(samples.boxes, dropout_keys)
+    metrics = region_losses(logits, deltas, samples, config=config, axis_name=axis_name)
+    return metrics, samples
+
+
+def answer(
+    look: Callable, regions: Regions, sizes: jax.Array, *, config: RegionConfig
+) -> Detections:
+    """Looks at all regions; what it sees there, thinned: see `learn`, `detections`."""
+    logits, deltas = look(regions.boxes, None)
+    return detections(logits, deltas, regions, sizes, config=config)
+
+
+def cut(
+    pyramid: dict[int, jax.Array],
+    boxes: jax.Array,
+    sizes: jax.Array | None,
+    *,
+    pool: Literal["align", "max"],
+    size: int,
+    samples: int,
+    aligned: bool = True,
+    canonical_size: float = 224.0,
+    canonical_level: int = 4,
+) -> jax.Array:
+    """What lies in each box, `[B, R, 4]` -> `[B, R, size, size, C]`.
+
+    Args:
+      pyramid: `{level: [B, H, W, C]}`; each region is cut from one, by its size.
+      boxes: in canvas pixels.
+      sizes: `[B, 2]`, where the true images end; None: all of the canvas is image.
+      pool: RoI Align, or RoI max pooling, which takes one level.
+      size: cells a side.
+      samples: of RoI Align, as the next three: see `roi_align.pyramid_roi_align`.
+      aligned: without torchvision's shift by half a cell.
+      canonical_size: side of the regions that are cut from `canonical_level`.
+      canonical_level: see `canonical_size`.
+    """
+    if pool == "max":
+        ((level, features),) = pyramid.items()
+        features = zero_outside(features, sizes, 2**level)
+        pool_image = partial(roi_pool.roi_max_pool, stride=2**level, size=size)
+        return jax.vmap(pool_image)(features, boxes)
+
+    def align(levels, boxes, image_size):
+        return roi_align.pyramid_roi_align(
+            levels,
+            boxes,
+            size=size,
+            samples=samples,
+            aligned=aligned,
+            canonical_size=canonical_size,
+            canonical_level=canonical_level,
+            image_size=image_size,
+        )
+
+    return jax.vmap(align)(pyramid, boxes, sizes)
 
 
 def sample(

@@ -96,30 +96,22 @@ def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
     """
-    region_keys, dropout_keys = regions.image_keys(key, batch, 2)
-    samples = regions.sample(
-        region_keys,
+    metrics, _ = regions.learn(
+        partial(_look, network, batch, config),
+        regions.image_keys(key, batch, 2),
         regions.given(batch),
         batch.truth,
         num_classes=config.num_classes,
         config=config.region,
-    )
-    pooled = jax.lax.stop_gradient(_look(network, batch, samples.boxes, config))
-    logits, deltas = regions.classify(network, pooled, dropout_keys)
-    metrics = regions.region_losses(
-        logits, deltas, samples, config=config.region, axis_name=axis_name
+        axis_name=axis_name,
     )
     return sum(metrics.values()), metrics
 
 
 def predict(network, batch: Batch, *, config: SPPNetConfig) -> Detections:
     """Classifies, moves and thins the regions that came with the batch."""
-    proposals = regions.given(batch)
-    pooled = _look(network, batch, proposals.boxes, config)
-    logits, deltas = regions.classify(network, pooled)
-    return regions.detections(
-        logits, deltas, proposals, batch.sizes, config=config.region
-    )
+    look = partial(_look, network, batch, config)
+    return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
 
 
 def sppnet(
@@ -144,8 +136,14 @@ def sppnet(
     )
 
 
-def _look(network, batch: Batch, boxes, config: SPPNetConfig) -> jax.Array:
-    """The pooled features of every region, `[B, R, 4]` -> `[B, R, cells, C]`."""
+def _look(network, batch: Batch, config: SPPNetConfig, boxes, keys):
+    """Class logits and deltas of every region, from features that never learn."""
+    pooled = jax.lax.stop_gradient(_pool(network, batch, boxes, config))
+    return regions.classify(network, pooled, keys)
+
+
+def _pool(network, batch: Batch, boxes, config: SPPNetConfig) -> jax.Array:
+    """The features of every region, `[B, R, 4]` -> `[B, R, cells, C]`."""
     pixels = images.normalise(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )

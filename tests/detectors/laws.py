@@ -157,7 +157,7 @@ class DetectorLaws:
     @pytest.mark.parametrize("learned", [False, True])
     def test_predictions_are_sane(self, compiled, trained, learned):
         batch = scenes.batch(7, counts=(2, 4, 0, 1))
-        variables = trained[0] if learned else _noisy(compiled.variables)
+        variables = trained[0] if learned else noisy(compiled.variables)
         detections = compiled.predict(variables, batch)
         chex.assert_tree_all_finite(detections)
         assert np.any(detections.valid)
@@ -207,12 +207,12 @@ def _overfit(detector, variables, batch, steps: int):
     return {**variables, "params": params}
 
 
-def _noisy(variables):
+def noisy(variables):
     """Weights that give many confident answers, all of them nonsense."""
     rng = np.random.default_rng(1)
 
-    def noisy(leaf):
+    def moved(leaf):
         noise = rng.normal(0, 0.1, leaf.shape)
         return np.asarray(leaf) + noise.astype(np.float32)
 
-    return {**variables, "params": jax.tree.map(noisy, variables["params"])}
+    return {**variables, "params": jax.tree.map(moved, variables["params"])}

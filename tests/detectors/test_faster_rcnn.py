@@ -126,15 +126,18 @@ def test_a_region_is_cut_from_the_features_below_it():
     y, x = np.meshgrid(np.arange(16) + 0.5, np.arange(16) + 0.5, indexing="ij")
     place = np.stack([x, y], axis=-1).astype(np.float32)
     pyramid = {3: 8 * place[None, :8, :8], 4: 16 * place[None, :4, :4]}
-    boxes = jnp.array([[[12.0, 20, 28, 36], [8, 8, 56, 56]]])
+    boxes = jnp.array([[[12.0, 20, 28, 36], [8, 8, 40, 40]]])
     for pool in ("align", "max"):
         levels = (3, 4) if pool == "align" else (4,)
         config = dataclasses.replace(SMALL, pool=pool, pool_levels=levels)
         crops = jax.jit(lambda *a, c=config: file.crop(*a, None, c))(pyramid, boxes)
         assert crops.shape == (1, 2, 5, 5, 2)
         if pool == "align":
-            centres = np.array([[20.0, 28], [32, 32]])
+            centres = np.array([[20.0, 28], [24, 24]])
             np.testing.assert_allclose(crops[0].mean(axis=(1, 2)), centres, atol=1e-3)
+        else:  # Cells 1 to 2 across and, as halves round up, 1 to 3.
+            np.testing.assert_allclose(crops[0].min(axis=(1, 2))[:, 0], [24, 24])
+            np.testing.assert_allclose(crops[0].max(axis=(1, 2))[:, 0], [40, 56])
 
 
 def test_constants_of_the_references():
