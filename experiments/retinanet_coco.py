@@ -6,31 +6,17 @@ The 1x recipe of the paper's table 2 (Lin et al. 2017): 16 images a step, learni
 Target 37.4 box AP on val2017 (detectron2), 36.4 (torchvision). Measured: not yet run.
 """
 
+import dataclasses
 import pathlib
 
-import jax.numpy as jnp
-
-from experiments import command_line
+from experiments import coco_recipes, command_line
 from experiments.command_line import Precision
-from jaxdet import weights
-from jaxdet.data import coco, tfds
-from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
-from jaxdet.nn.resnet import ResNet, first_stages
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.loop import train
 
 DETECTOR = RetinaNetConfig(num_classes=80)
-TRAINING = TrainingConfig(
-    steps=90_000,
-    batch_size=16,
-    learning_rate=0.01,
-    milestones=(60 / 90, 80 / 90),
-    weight_decay=1e-4,
-    warmup_steps=1000,
-    frozen=first_stages(2),
-    input=InputConfig(canvases=((800, 1344), (1344, 800))),
-)
+TRAINING = dataclasses.replace(coco_recipes.TRAINING, learning_rate=0.01)
 
 
 def main(
@@ -54,31 +40,19 @@ def main(
       precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    dtype = jnp.dtype(precision).type
-    if backbone_weights is None:
-        pretrained, norm = None, "group"
-        training = command_line.from_scratch(training, recipe=TRAINING)
-    else:
-        state = weights.read_state_dict(backbone_weights)
-        part = weights.resnet_from_torchvision(state)
-        pretrained, norm = weights.put_into("backbone", part), "frozen"
-    data_set = _load(data, "train")
+    backbone, pretrained, training = coco_recipes.backbone(
+        backbone_weights, precision, training, TRAINING
+    )
+    data_set = coco_recipes.load(data, "train")
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
     train(
-        retinanet(detector, ResNet(depth=50, norm=norm, dtype=dtype)),
+        retinanet(detector, backbone),
         data_set,
         training,
         workdir=workdir,
-        validation=_load(data, "val"),
+        validation=coco_recipes.load(data, "val"),
         pretrained=pretrained,
     )
-
-
-def _load(data: pathlib.Path, split: str):
-    if (data / "dataset_info.json").exists():
-        return tfds.load_directory(data, {"val": "validation"}.get(split, split))
-    annotations = data / "annotations" / f"instances_{split}2017.json"
-    return coco.load(annotations, data / f"{split}2017")
 
 
 if __name__ == "__main__":
