@@ -10,9 +10,8 @@ are not there yet. Targets and measured numbers stand in the README's table.
 import dataclasses
 import pathlib
 
-from experiments import command_line
+from experiments import command_line, quickstart
 from jaxdet.data import digits, proposals
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors import (
     fast_rcnn,
@@ -31,23 +30,9 @@ from jaxdet.training.loop import train
 from jaxdet.weights import put_into
 
 RUNS = pathlib.Path("runs/digits")
-INPUT = InputConfig(canvases=((128, 128),), max_objects=10, flip=0.0)
-WITH_PROPOSALS = dataclasses.replace(INPUT, max_regions=300)
-WITH_MASKS = dataclasses.replace(INPUT, mask_size=28)
-TRAINING = TrainingConfig(
-    steps=2400,
-    batch_size=8,
-    reference_batch_size=8,
-    optimizer="adamw",
-    learning_rate=2e-3,
-    weight_decay=0.05,
-    clip_norm=1.0,
-    schedule="cosine",
-    warmup_steps=100,
-    checkpoint_every=400,
-    evaluate_every=0,
-    input=INPUT,
-)
+TRAINING = dataclasses.replace(quickstart.TRAINING, checkpoint_every=400)
+WITH_PROPOSALS = dataclasses.replace(TRAINING.input, max_regions=300)
+WITH_MASKS = dataclasses.replace(TRAINING.input, mask_size=28)
 ON_PROPOSALS = dataclasses.replace(TRAINING, input=WITH_PROPOSALS)
 ON_FROZEN = dataclasses.replace(ON_PROPOSALS, steps=1000, frozen=("backbone/.*",))
 ON_MASKS = dataclasses.replace(TRAINING, steps=1600, input=WITH_MASKS)
