@@ -72,6 +72,20 @@ def from_scratch(training: TrainingConfig, *, recipe: TrainingConfig) -> Trainin
     return dataclasses.replace(training, frozen=())
 
 
+def at_most_one(sources: dict[str, object]) -> None:
+    """Refuses a command that names several data sets.
+
+    Args:
+      sources: options and their values, None or empty where an option is not given.
+
+    Raises:
+      DataError: naming those given.
+    """
+    named = [f"{option} {value}" for option, value in sources.items() if value]
+    if len(named) > 1:
+        raise DataError(f"{' and '.join(named)}; one data set at a time: leave one out")
+
+
 def _with_classes_of(
     data_set: DataSet, detector: Config, recipe: Config, option: str
 ) -> Config:

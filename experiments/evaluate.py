@@ -78,16 +78,13 @@ def main(
     """
     if images is not None and annotations is None:
         raise DataError(f"--images {images} without --annotations, the json on them")
-    sources = {
-        "--annotations": annotations,
-        "--voc-folders": voc_folders,
-        "--tfds-directory": tfds_directory,
-    }
-    named = [f"{option} {value}" for option, value in sources.items() if value]
-    if len(named) > 1:
-        raise DataError(
-            f"{' and '.join(named)}; one data set is evaluated: leave one out"
-        )
+    command_line.at_most_one(
+        {
+            "--annotations": annotations,
+            "--voc-folders": voc_folders,
+            "--tfds-directory": tfds_directory,
+        }
+    )
     for name, value, least in (
         ("batch-size", batch_size, 1),
         ("pictures", pictures, 0),

@@ -45,16 +45,13 @@ def main(
     """
     if images is not None and annotations is None:
         raise DataError(f"--images {images} without --annotations, the json on them")
-    sources = {
-        "--annotations": annotations,
-        "--voc-folders": voc_folders,
-        "--tfds-name": tfds_name,
-    }
-    named = [f"{option} {value}" for option, value in sources.items() if value]
-    if len(named) > 1:
-        raise DataError(
-            f"{' and '.join(named)}; proposals are made for one data set: leave one out"
-        )
+    command_line.at_most_one(
+        {
+            "--annotations": annotations,
+            "--voc-folders": voc_folders,
+            "--tfds-name": tfds_name,
+        }
+    )
     if max_per_image < 1:
         raise DataError(f"--max-per-image is {max_per_image}; it must be at least 1")
     data_set = proposals.with_selective_search(

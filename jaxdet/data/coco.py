@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxdet.data import image_files
-from jaxdet.data.dataset import DataError, DataSet, Objects
+from jaxdet.data.dataset import DataError, DataSet, Objects, read_json
 from jaxdet.data.masks import compact, crop
 
 OVERHANG = 2.0
@@ -59,7 +58,7 @@ def load(
     if bad_boxes not in ("error", "skip"):
         raise ValueError(f'bad_boxes is {bad_boxes!r}; allowed: "error", "skip"')
     file = pathlib.Path(annotations)
-    content = _read_json(file)
+    content = _read_coco(file)
     labels, class_names = _read_categories(content["categories"], file)
     image_ids = _unique_ids(content["images"], "images", (int, str), file)
     paths = _image_paths(content["images"], pathlib.Path(images), file)
@@ -135,13 +134,8 @@ def ground_truth_from_objects(
     }
 
 
-def _read_json(file: pathlib.Path) -> dict:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not json ({error})") from error
+def _read_coco(file: pathlib.Path) -> dict:
+    content = read_json(file)
     if not isinstance(content, dict):
         raise DataError(
             f"{file}: not in COCO's format: a {type(content).__name__}, not an object "
@@ -396,7 +390,7 @@ def _read_masks(
 
 
 def _ground_truth(file: pathlib.Path, bad: frozenset) -> dict:
-    content = _read_json(file)
+    content = _read_coco(file)
     content.setdefault("info", {})  # COCO.loadRes copies it
     kept = [entry for entry in content["annotations"] if entry["id"] not in bad]
     for annotation in kept:

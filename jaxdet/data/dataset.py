@@ -1,8 +1,10 @@
 """What every data set is to the rest of jaxdet, wherever it was read from."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +13,20 @@ CACHE_VARIABLE = "JAXDET_CACHE"  # names the folder of what is made once and kep
 
 class DataError(ValueError):
     """Something is wrong with the data: which file or id, and what is allowed."""
+
+
+def read_json(file: pathlib.Path) -> Any:
+    """What a json file holds.
+
+    Raises:
+      DataError: it cannot be read, or is not json.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not json ({error})") from error
 
 
 class Objects(NamedTuple):

@@ -22,7 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxdet.data.coco import OVERHANG
-from jaxdet.data.dataset import CACHE_VARIABLE, DataError, DataSet, Proposals
+from jaxdet.data.dataset import (
+    CACHE_VARIABLE,
+    DataError,
+    DataSet,
+    Proposals,
+    read_json,
+)
 
 _SHARD = 100  # images a file of the cache: what an interruption costs at most
 _VERSION = 1  # to be raised with every change of what selective search answers
@@ -229,7 +235,7 @@ def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
     """
     file = pathlib.Path(path)
     _check_suffix(file)
-    entries = _read_npz_entries(file) if file.suffix == ".npz" else _read_json(file)
+    entries = _read_npz_entries(file) if file.suffix == ".npz" else _read_entries(file)
     positions = {str(image_id): i for i, image_id in enumerate(data_set.image_ids)}
     proposals = [None] * len(data_set)
     dropped = 0
@@ -480,13 +486,8 @@ def _read_npz_entries(file: pathlib.Path) -> list[dict]:
     ]
 
 
-def _read_json(file: pathlib.Path) -> list[dict]:
-    try:
-        entries = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not json ({error})") from error
+def _read_entries(file: pathlib.Path) -> list[dict]:
+    entries = read_json(file)
     keys = {"image_id", "boxes"}
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and keys <= entry.keys() for entry in entries
