@@ -6,8 +6,8 @@
 From scratch, ResNet-18-FPN of half width with group norm, sized for a few hundred
 images and a machine without an accelerator. To see that it learns, let it learn the 128
 photographs of coco128 by heart, with `--training.input.flip 0` and the same json and
-folder for both: target AP50 50 of boxes, 40 of masks, on those. Measured, with
-`--training.steps 600`: 7.0 and 5.5, which is far too short.
+folder for both: target AP50 50 of boxes, 40 of masks, on those. Measured: 84.3 and
+70.6.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ DETECTOR = MaskRCNNConfig(
 )
 TRAINING = dataclasses.replace(
     faster_rcnn_folder.TRAINING,
-    steps=4000,
+    steps=2000,
     evaluate_every=1000,
     input=InputConfig(canvases=((192, 256), (256, 192)), max_objects=64, mask_size=56),
 )
