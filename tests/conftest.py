@@ -3,9 +3,15 @@
 import os
 import pathlib
 
-# Before jax is imported: laws about devices need several of them.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Before jax is imported. Laws about devices need several of them; and what is run once
+# or twice is compiled in two thirds of the time without LLVM's optimisations.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -32,6 +38,12 @@ def transform(request):
 def golden_ops():
     """What torchvision's operators compute, by name."""
     return dict(np.load(GOLDEN / "ops.npz"))
+
+
+@pytest.fixture(scope="session")
+def golden_ssd():
+    """Default boxes, objects and matches of torchvision's SSD300, by name."""
+    return dict(np.load(GOLDEN / "ssd300_vgg16_s0_stages.npz"))
 
 
 @pytest.fixture(scope="session")

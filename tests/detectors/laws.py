@@ -22,8 +22,14 @@ import pytest
 from jaxdet.ops import boxes as box_ops
 from tests.detectors import scenes
 
-# Compiled in half the time; for what is run only a few times.
-fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# For what runs hundreds of steps: with the optimisations that `conftest` leaves out.
+optimised_jit = partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+    },
+)
 
 
 class Compiled:
@@ -31,10 +37,10 @@ class Compiled:
 
     def __init__(self, detector):
         self.detector = detector
-        self.variables = fast_jit(detector.init)(jax.random.key(0), scenes.batch())
-        self.loss = fast_jit(detector.loss)
-        self.predict = fast_jit(detector.predict)
-        self.gradients = fast_jit(partial(_gradients, detector))
+        self.variables = jax.jit(detector.init)(jax.random.key(0), scenes.batch())
+        self.loss = jax.jit(detector.loss)
+        self.predict = jax.jit(detector.predict)
+        self.gradients = jax.jit(partial(_gradients, detector))
 
 
 class DetectorLaws:
@@ -141,7 +147,7 @@ class DetectorLaws:
             return compiled.detector.loss(*arguments)
 
         chex.clear_trace_counter()  # it counts by name, and other detectors were here
-        loss = fast_jit(chex.assert_max_traces(loss, n=1))
+        loss = jax.jit(chex.assert_max_traces(loss, n=1))
         for seed, counts in enumerate([(3, 1, 2, 0), (0, 0, 0, 0), (4, 4, 4, 4)]):
             batch = scenes.batch(seed, counts=counts)
             loss(compiled.variables, batch, jax.random.key(seed))
@@ -149,7 +155,7 @@ class DetectorLaws:
     def test_bfloat16_modules_give_float32_losses_close_by(self, compiled):
         detector = self.make(jnp.bfloat16)
         batch, key = scenes.batch(), jax.random.key(0)
-        half = fast_jit(detector.loss)(compiled.variables, batch, key)
+        half = jax.jit(detector.loss)(compiled.variables, batch, key)
         full = compiled.loss(compiled.variables, batch, key)
         chex.assert_type(jax.tree.leaves(half), jnp.float32)
         chex.assert_trees_all_close(half[0], full[0], rtol=0.03)
@@ -203,7 +209,7 @@ def _overfit(detector, variables, batch, steps: int):
 
     state = (variables["params"], optimizer.init(variables["params"]))
     keys = jax.random.split(jax.random.key(0), steps)
-    (params, _), _ = jax.jit(partial(jax.lax.scan, step))(state, keys)
+    (params, _), _ = optimised_jit(partial(jax.lax.scan, step))(state, keys)
     return {**variables, "params": params}
 
 

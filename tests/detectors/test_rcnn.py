@@ -37,13 +37,13 @@ class TestLaws(laws.DetectorLaws, detector=small_rcnn):
         for chunk in (1, 64):  # one region, and those of all images, at a time
             other = small_rcnn(config=dataclasses.replace(SMALL, chunk=chunk))
             chex.assert_trees_all_close(
-                laws.fast_jit(other.predict)(variables, batch),
+                jax.jit(other.predict)(variables, batch),
                 compiled.predict(variables, batch),
                 rtol=1e-3,
                 atol=1e-3,
             )
             chex.assert_trees_all_close(
-                laws.fast_jit(other.loss)(compiled.variables, batch, key),
+                jax.jit(other.loss)(compiled.variables, batch, key),
                 compiled.loss(compiled.variables, batch, key),
                 rtol=1e-4,
             )
