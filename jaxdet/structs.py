@@ -34,7 +34,9 @@ class Regions:
 class Batch:
     """Images, each in the upper left corner of a canvas, and what is known of them."""
 
-    images: jax.Array  # [B, H, W, 3] uint8 RGB, zeros outside the true size
+    # [B, H, W, 3] RGB, zeros outside the true size: uint8, or float32 from 0 to 255
+    # where fractions are kept
+    images: jax.Array
     sizes: jax.Array  # [B, 2] int32, true (height, width) within the canvas
     scales: (
         jax.Array

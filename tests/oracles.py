@@ -43,6 +43,23 @@ def greedy_nms(boxes, scores, threshold, *, labels=None, valid=None):
     return stay
 
 
+def vote(boxes, scores, labels, keep, threshold, *, valid):
+    """The boxes that stay, each the mean of those of its class that overlap it."""
+    voted = []
+    for i in keep:
+        heard = [
+            j
+            for j in range(len(boxes))
+            if valid[j]
+            and labels[j] == labels[i]
+            and iou(boxes[i], boxes[j]) >= threshold
+        ]
+        weights = np.maximum(scores[heard], 0).astype(np.float64)
+        some = weights.sum() > 0
+        voted.append(np.average(boxes[heard], 0, weights) if some else boxes[i])
+    return np.array(voted)
+
+
 def match(anchors, boxes, valid, *, low, high, force_best=True):
     """For each anchor the object it answers for, -1 if none, -2 if it is ignored."""
     objects = np.flatnonzero(valid)
@@ -61,6 +78,22 @@ def match(anchors, boxes, valid, *, low, high, force_best=True):
     return answers
 
 
+def match_default_boxes(anchors, boxes, valid, *, threshold):
+    """For each anchor: the index of its object, or -1 for background."""
+    answers = match(
+        anchors, boxes, valid, low=threshold, high=threshold, force_best=False
+    )
+    claims = {}
+    for i, box in enumerate(boxes):
+        overlaps = [iou(anchor, box) for anchor in anchors]
+        best = int(np.argmax(overlaps))
+        if valid[i] and overlaps[best] > claims.get(best, (0.0, None))[0]:
+            claims[best] = overlaps[best], i
+    for place, (_, i) in claims.items():
+        answers[place] = i
+    return answers
+
+
 def focal_loss(logits, targets, *, alpha, gamma):
     """Lin et al. 2017, equation 5, for targets 0 and 1, in float64."""
     margin = np.where(targets == 1, logits, -logits).astype(np.float64)
@@ -68,3 +101,24 @@ def focal_loss(logits, targets, *, alpha, gamma):
     wrong = 1 / (1 + np.exp(margin))
     weight = np.where(targets == 1, alpha, 1 - alpha)
     return weight * wrong**gamma * -np.log(right)
+
+
+def match_points(points, boxes, valid, *, low, high, inclusive, reach=None):
+    """For each point the smallest object it lies in and is in charge of, or -1."""
+    answers = []
+    for i, (x, y) in enumerate(points):
+        smallest, answer = np.inf, -1
+        for j in np.flatnonzero(valid):
+            x1, y1, x2, y2 = boxes[j]
+            farthest = max(x - x1, y - y1, x2 - x, y2 - y)
+            in_charge = low[i] < farthest < high[i]
+            if inclusive:
+                in_charge = low[i] <= farthest <= high[i]
+            central = reach is None or (
+                abs(x - (x1 + x2) / 2) < reach[i] and abs(y - (y1 + y2) / 2) < reach[i]
+            )
+            inside = x1 < x < x2 and y1 < y < y2
+            if inside and central and in_charge and area(boxes[j]) < smallest:
+                smallest, answer = area(boxes[j]), j
+        answers.append(answer)
+    return np.array(answers)

@@ -48,6 +48,95 @@ def pyramid_anchors(
     return jnp.asarray(np.concatenate(grids), jnp.float32)
 
 
+def default_boxes(
+    cells: Sequence[tuple[int, int]],
+    *,
+    steps: Sequence[float],
+    shapes: Sequence[Sequence[tuple[float, float]]],
+) -> jax.Array:
+    """The default boxes of SSD: on each map shapes of its own (Liu et al. 2016, 2.2).
+
+    Args:
+      cells: (rows, columns) of each map, static.
+      steps: for each map the pixels from one cell to the next; the first box has its
+        centre half a step from the corner.
+      shapes: for each map the (height, width) of its boxes, in pixels.
+
+    Returns:
+      `[A, 4]` float32 boxes, not clipped. A runs over maps, rows, columns, shapes.
+
+    Raises:
+      ValueError: if there is not one step and one group of shapes for each map.
+    """
+    grids = []
+    for extents, step, sides in zip(cells, steps, shapes, strict=True):
+        y, x = (step * (np.arange(extent) + 0.5) for extent in extents)
+        y, x = np.meshgrid(y, x, indexing="ij")
+        centres = np.stack([x, y, x, y], axis=-1)
+        half = np.array(sides)[:, ::-1] / 2  # width first
+        shifts = np.concatenate([-half, half], axis=-1)
+        grids.append((centres[:, :, None] + shifts).reshape(-1, 4))
+    return jnp.asarray(np.concatenate(grids), jnp.float32)
+
+
+def cell_centres(
+    canvas: tuple[int, int],
+    *,
+    levels: Sequence[int],
+    offset: float = 0.5,
+    rounded: bool = False,
+) -> jax.Array:
+    """The point that each cell of a feature pyramid speaks for (Tian et al. 2019, 3.1).
+
+    Args:
+      canvas: `(height, width)` in pixels, static.
+      levels: as in `pyramid_anchors`.
+      offset: where in its cell the point lies, in strides; torchvision uses 0.
+      rounded: cells lie `canvas // cells` apart, as in torchvision.
+
+    Returns:
+      `[A, 2]` float32 (x, y) in pixels. A runs over levels (in the order given), rows,
+      columns: the anchors of `pyramid_anchors` where each cell has one.
+    """
+    grids = []
+    for level in levels:
+        y, x = (_centres(extent, level, offset, rounded=rounded) for extent in canvas)
+        grids.append(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+    return jnp.asarray(np.concatenate(grids), jnp.float32)
+
+
+def best_of_levels(
+    scores: jax.Array,
+    canvas: tuple[int, int],
+    *,
+    levels: Sequence[int],
+    per_cell: int,
+    limit: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best scores of each level alone, so that none outnumbers another.
+
+    Args:
+      scores: `[A, K]`, of the anchors for each class.
+      canvas: `(height, width)` in pixels, static.
+      levels: as in `pyramid_anchors`.
+      per_cell: anchors in each cell.
+      limit: of a level; one with fewer scores gives all it has.
+
+    Returns:
+      Scores, anchors and classes, each `[M]`: level by level, best first.
+    """
+    found, start = [], 0
+    for level in levels:
+        end = start + count(canvas, levels=(level,), per_cell=per_cell)
+        of_level = scores[start:end].reshape(-1)
+        best, place = jax.lax.top_k(of_level, min(limit, len(of_level)))
+        anchor, label = jnp.divmod(place, scores.shape[1])
+        found.append((best, start + anchor, label))
+        start = end
+    best, index, labels = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
+    return best, index, labels
+
+
 def count(canvas: tuple[int, int], *, levels: Sequence[int], per_cell: int) -> int:
     """How many anchors `pyramid_anchors` makes where each cell has `per_cell`."""
     height, width = canvas

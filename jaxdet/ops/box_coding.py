@@ -1,4 +1,4 @@
-"""Boxes written relative to anchors, and back (Girshick et al. 2014, appendix C)."""
+"""Boxes written relative to anchors (Girshick et al. 2014, C) or points, and back."""
 
 import math
 
@@ -64,6 +64,27 @@ def decode(
     centres = anchor_centres + shifts * anchor_sides
     sides = anchor_sides * jnp.exp(jnp.minimum(log_ratios, max_log_scale))
     return cxcywh_to_xyxy(jnp.concatenate([centres, sides], axis=-1))
+
+
+def encode_ltrb(boxes: jax.Array, points: jax.Array) -> jax.Array:
+    """How far the sides of a box are from a point (Tian et al. 2019, equation 1).
+
+    Args:
+      boxes: `[..., 4]`; padding and empty boxes get finite, meaningless distances.
+      points: `[..., 2]` (x, y) in pixels, broadcast against the boxes.
+
+    Returns:
+      `[..., 4]` pixels to the left, top, right and bottom side; one of them is negative
+      where the point lies outside.
+    """
+    return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
+
+
+def decode_ltrb(distances: jax.Array, points: jax.Array) -> jax.Array:
+    """The inverse of `encode_ltrb`; the boxes are not clipped to the image."""
+    return jnp.concatenate(
+        [points - distances[..., :2], points + distances[..., 2:]], axis=-1
+    )
 
 
 def _centres_and_sides(boxes: jax.Array) -> list[jax.Array]:

@@ -14,7 +14,8 @@ def normalise(
     """Brings pixels to zero mean and unit variance, and padding to exactly 0.
 
     Args:
-      images: `[..., H, W, 3]` uint8, each image in the upper left corner of its canvas.
+      images: `[..., H, W, 3]` from 0 to 255, uint8 as a rule, each image in the upper
+        left corner of its canvas.
       sizes: `[..., 2]` true (height, width), broadcast against the images.
       mean: of each channel, on a scale from 0 to 1.
       std: of each channel, on the same scale.

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdet.ops.boxes import pairwise_giou
+from jaxdet.ops.boxes import area, pairwise_giou
 
 _FARTHEST = 1e8  # pixels
+_NEAREST = 1e-8  # A point not farther from a side is on it.
 
 
 def focal_loss(
@@ -64,6 +65,39 @@ def giou_loss(boxes: jax.Array, targets: jax.Array) -> jax.Array:
     return 1 - jnp.vectorize(giou, signature="(k),(k)->()")(boxes, targets)
 
 
+def iou_loss(boxes: jax.Array, targets: jax.Array) -> jax.Array:
+    """-ln IoU of each box and its target (Yu et al. 2016), `[..., 4]` -> `[...]`.
+
+    Both areas of the ratio count a square pixel more than they have, as in the code of
+    FCOS's authors: finite where boxes do not touch, though no pull together, and 0
+    where both are empty, such as padding. Coordinates beyond 1e8 count as that far.
+    """
+    boxes = jnp.clip(boxes, -_FARTHEST, _FARTHEST)
+    corners = jnp.minimum(boxes[..., 2:], targets[..., 2:])
+    corners = [jnp.maximum(boxes[..., :2], targets[..., :2]), corners]
+    overlap = area(jnp.concatenate(corners, axis=-1))
+    union = area(boxes) + area(targets) - overlap
+    return jnp.log(union + 1) - jnp.log(overlap + 1)
+
+
+def centerness(distances: jax.Array) -> jax.Array:
+    """How central a point is in its box (Tian et al. 2019, equation 3).
+
+    Args:
+      distances: `[..., 4]` to the left, top, right and bottom side, in any unit.
+
+    Returns:
+      `[...]`, 1 in the centre, falling to 0 on the sides and outside.
+    """
+    near = jnp.minimum(distances[..., :2], distances[..., 2:])
+    far = jnp.maximum(distances[..., :2], distances[..., 2:])
+    inside = jnp.min(near, axis=-1, keepdims=True) > _NEAREST
+    # Outside there are no roots, nor their gradients.
+    near, far = (jnp.where(inside, side, 1.0) for side in (near, far))
+    roots = jnp.sqrt(near / far)
+    return jnp.where(inside[..., 0], roots[..., 0] * roots[..., 1], 0.0)
+
+
 def device_mean_count(flags: jax.Array, *, axis_name: str | None) -> jax.Array:
     """The number of true flags on all devices, at least 1, by the number of devices.
 
@@ -78,8 +112,24 @@ def device_mean_count(flags: jax.Array, *, axis_name: str | None) -> jax.Array:
     Returns:
       A float32 scalar, the same on all devices.
     """
-    count = jnp.sum(flags, dtype=jnp.float32)
+    return device_mean_sum(flags, axis_name=axis_name, least=1.0)
+
+
+def device_mean_sum(
+    weights: jax.Array, *, axis_name: str | None, least: float
+) -> jax.Array:
+    """`device_mean_count` of weights: their sum on all devices, by the devices' number.
+
+    Args:
+      weights: `[...]`, this device's.
+      axis_name: of the devices, under `pmap`; None: there is only this one.
+      least: what a smaller sum on all devices counts as.
+
+    Returns:
+      A float32 scalar, the same on all devices.
+    """
+    total = jnp.sum(weights, dtype=jnp.float32)
     if axis_name is None:
-        return jnp.maximum(count, 1.0)
-    total = jax.lax.psum(count, axis_name)
-    return jnp.maximum(total, 1.0) / jax.lax.axis_size(axis_name)
+        return jnp.maximum(total, least)
+    total = jax.lax.psum(total, axis_name)
+    return jnp.maximum(total, least) / jax.lax.axis_size(axis_name)

@@ -1,10 +1,11 @@
-"""Which object, if any, each anchor answers for."""
+"""Which object, if any, each anchor or point answers for."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxdet.ops.boxes import pairwise_iou
+from jaxdet.ops.box_coding import encode_ltrb
+from jaxdet.ops.boxes import area, pairwise_iou
 
 
 @flax.struct.dataclass
@@ -60,3 +61,87 @@ def match_by_iou(
         negative=(greatest < low) & ~positive,
         iou=jnp.maximum(greatest, 0.0),
     )
+
+
+def match_default_boxes(
+    anchors: jax.Array, boxes: jax.Array, valid: jax.Array, *, threshold: float
+) -> Matches:
+    """Matches as SSD does: an object's best anchor answers for it (Liu et al., 2.2).
+
+    Args:
+      anchors: `[A, 4]`.
+      boxes: `[N, 4]`, objects.
+      valid: `[N]` bool; padding matches nothing.
+      threshold: an anchor whose greatest IoU is at least this is positive, all others
+        are negative.
+
+    Returns:
+      `Matches`. The anchor that overlaps an object most, the first of them if several
+      do, answers for that object even if it overlaps another more; of several objects
+      that have the same best anchor it answers for the one it overlaps most.
+    """
+    matches = match_by_iou(
+        anchors, boxes, valid, low=threshold, high=threshold, force_best=False
+    )
+    if len(boxes) == 0:
+        return matches
+    iou = jnp.where(valid[None], pairwise_iou(anchors, boxes), -1.0)
+    best = jnp.argmax(iou, axis=0)
+    overlaps = jnp.take_along_axis(iou, best[None], axis=0)  # [1, N]
+    is_best = (jnp.arange(len(anchors))[:, None] == best[None]) & (overlaps > 0)
+    forced = jnp.where(is_best, overlaps, -1.0)
+    positive = jnp.any(is_best, axis=1)
+    return Matches(
+        index=jnp.where(positive, jnp.argmax(forced, axis=1), matches.index).astype(
+            jnp.int32
+        ),
+        positive=matches.positive | positive,
+        negative=matches.negative & ~positive,
+        iou=jnp.where(positive, jnp.max(forced, axis=1), matches.iou),
+    )
+
+
+def match_points(
+    points: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    *,
+    low: jax.Array,
+    high: jax.Array,
+    inclusive: bool = True,
+    reach: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Gives every point the smallest object around it (Tian et al. 2019, 3.1 and 3.2).
+
+    Args:
+      points: `[A, 2]` (x, y) in pixels. One on a side of a box is not in it.
+      boxes: `[N, 4]`, objects.
+      valid: `[N]` bool; padding matches nothing.
+      low: `[A]` pixels: no object whose farthest side is nearer, as those are left to
+        finer levels.
+      high: `[A]` pixels: none whose farthest side is farther.
+      inclusive: whether a point takes an object at these very distances, as in the
+        authors' code, where two levels then do; torchvision's levels both leave it.
+      reach: `[A]` pixels: only objects whose centre is nearer than this, across and
+        down ("centre sampling"); None: all of a box counts.
+
+    Returns:
+      The slot of its object, `[A]` int32, and whether there is one, `[A]` bool. Of
+      objects of one area the first is meant.
+    """
+    if len(boxes) == 0:  # There is no smallest of nothing: one slot of padding instead.
+        boxes, valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
+    distances = encode_ltrb(boxes[None], points[:, None])  # [A, N, 4]
+    farthest = jnp.max(distances, axis=-1)
+    above, below = (
+        (jnp.greater_equal, jnp.less_equal) if inclusive else (jnp.greater, jnp.less)
+    )
+    candidate = valid[None] & (jnp.min(distances, axis=-1) > 0)
+    candidate &= above(farthest, low[:, None]) & below(farthest, high[:, None])
+    if reach is not None:
+        # Off the centre by a step, one side is nearer and the other as much farther.
+        off_centre = jnp.abs(distances[..., 2:] - distances[..., :2]) / 2
+        candidate &= jnp.max(off_centre, axis=-1) < reach[:, None]
+    areas = jnp.where(candidate, area(boxes)[None], jnp.inf)
+    index = jnp.argmin(areas, axis=1).astype(jnp.int32)
+    return index, jnp.any(candidate, axis=1)

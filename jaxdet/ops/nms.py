@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxdet.ops.boxes import area, pairwise_overlap
+from jaxdet.ops.boxes import area, pairwise_iou, pairwise_overlap
 from jaxdet.structs import Detections
 
 _BLOCK = 128  # boxes settled together
@@ -70,6 +70,41 @@ def best_detections(
         labels=jnp.where(valid, labels[keep], 0),
         valid=valid,
     )
+
+
+def vote(
+    boxes: jax.Array,
+    scores: jax.Array,
+    labels: jax.Array,
+    *,
+    keep: jax.Array,
+    threshold: float,
+    valid: jax.Array,
+) -> jax.Array:
+    """Moves the boxes that NMS has kept to the mean of those like them, itself too.
+
+    Weights are the scores, so all that say the same help to place the box (Gidaris and
+    Komodakis 2015).
+
+    Args:
+      boxes: `[N, 4]`, before NMS.
+      scores: `[N]`; a negative one has no weight.
+      labels: `[N]`; boxes of another class have no say.
+      keep: `[D]` indices of the boxes that stay.
+      threshold: the least IoU, above 0, with a kept box to be heard.
+      valid: `[N]` bool, False for padding.
+
+    Returns:
+      `[D, 4]`; a box that nothing votes for, not even itself, stays where it is.
+    """
+    kept = boxes[keep]
+    heard = pairwise_iou(kept, boxes) >= threshold
+    heard &= (labels[keep][:, None] == labels[None]) & valid[None]
+    weights = jnp.where(heard, jnp.maximum(scores, 0.0)[None], 0.0)  # [D, N]
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    # Coordinates need all digits of float32, which some devices' products do not have.
+    summed = jnp.matmul(weights, boxes, precision="highest")
+    return jnp.where(total > 0, summed / total, kept)
 
 
 class _Candidates(NamedTuple):

@@ -1,4 +1,4 @@
-"""Random subsets of fixed size that do not depend on padding, order or company."""
+"""Subsets, random or the hardest, that do not depend on padding, order or company."""
 
 from typing import NamedTuple
 
@@ -49,6 +49,28 @@ def balanced_subset(
     valid = best >= 0
     index = jnp.where(valid, jnp.pad(index, padding), 0)
     return Subset(index.astype(jnp.int32), best >= 1, valid)
+
+
+def hardest(losses: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:
+    """The candidates with the greatest losses (Liu et al. 2016, 2.2).
+
+    Only the losses are sorted, not their places; a threshold then tells.
+
+    Args:
+      losses: `[A]`, of which no gradient is taken.
+      among: `[A]` bool, the candidates.
+      count: how many at most, a scalar at least 0.
+
+    Returns:
+      `[A]` bool, exactly `count` of them where there are enough; of equal losses the
+      first are taken.
+    """
+    losses = jax.lax.stop_gradient(jnp.where(among, losses, -jnp.inf))
+    place = jnp.clip(len(losses) - count, 0, len(losses) - 1)
+    least = jnp.sort(losses)[place]
+    above, equal = losses > least, losses == least
+    room = count - jnp.sum(above)
+    return among & (above | (equal & (jnp.cumsum(equal) <= room)))
 
 
 def identify(boxes: jax.Array) -> jax.Array:

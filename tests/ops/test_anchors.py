@@ -112,3 +112,83 @@ def test_anchors_on_the_images_of_a_batch():
         own = anchors.on_image((32, 32), size, **layout)
         np.testing.assert_array_equal(row, own)
     assert jnp.all(anchors.on_images((2, 32, 32, 3), None, **layout))
+
+
+@pytest.mark.parametrize("options", [{}, {"offset": 0.0, "rounded": True}])
+@pytest.mark.parametrize("canvas", [(64, 96), (41, 100), (1, 1)])
+def test_cell_centres_are_those_of_anchors(canvas, options):
+    levels = (3, 5)
+    points = anchors.cell_centres(canvas, levels=levels, **options)
+    boxes = anchors.pyramid_anchors(
+        canvas, sizes=[(8,), (8,)], ratios=(1,), levels=levels, **options
+    )
+    assert points.dtype == jnp.float32
+    chex.assert_trees_all_close(points, (boxes[:, :2] + boxes[:, 2:]) / 2)
+
+
+def test_cell_centres_by_hand():
+    points = anchors.cell_centres((16, 20), levels=(3, 4))
+    fine = [(x, y) for y in (4, 12) for x in (4, 12, 20)]
+    np.testing.assert_array_equal(points, [*fine, (8, 8), (24, 8)])
+
+
+def test_the_best_of_each_level(transform):
+    # A canvas of 2x1 cells, and of one on the next level; two anchors a cell.
+    scores = [[9.0, 1], [2, 3], [4, 8], [7, 5], [0, -1], [-1, 6]]
+    best = partial(
+        anchors.best_of_levels, canvas=(16, 8), levels=(3, 4), per_cell=2, limit=3
+    )
+    found = transform(best)(jnp.array(scores))
+    np.testing.assert_array_equal(found[0], [9, 8, 7, 6, 0, -1])
+    np.testing.assert_array_equal(found[1], [0, 2, 3, 5, 4, 4])
+    np.testing.assert_array_equal(found[2], [0, 1, 0, 1, 0, 1])
+
+
+def test_a_level_with_few_scores_gives_them_all():
+    scores = jnp.arange(5.0)[:, None]
+    found = anchors.best_of_levels(
+        scores, (16, 16), levels=(3, 4), per_cell=1, limit=1000
+    )
+    np.testing.assert_array_equal(found[1], [3, 2, 1, 0, 4])
+
+
+def test_default_boxes_by_hand():
+    boxes = anchors.default_boxes(
+        [(1, 2), (1, 1)],
+        steps=(10, 25),
+        shapes=[[(4, 8), (6, 6)], [(30, 20)]],
+    )
+    assert boxes.dtype == jnp.float32
+    np.testing.assert_array_equal(
+        boxes,
+        [
+            [1, 3, 9, 7],
+            [2, 2, 8, 8],
+            [11, 3, 19, 7],
+            [12, 2, 18, 8],
+            [2.5, -2.5, 22.5, 27.5],
+        ],
+    )
+    with pytest.raises(ValueError, match="zip"):
+        anchors.default_boxes([(1, 1)], steps=(8, 16), shapes=[[(4, 8)]])
+
+
+def test_default_boxes_of_torchvision(golden_ssd):
+    # Sides 21, 45, ... and the ratios 2, or 2 and 3; at most 300 (torchvision clips
+    # the shapes, not the boxes).
+    sides = np.array([21, 45, 99, 153, 207, 261, 315])
+    shapes = []
+    for place, ratios in enumerate([(2,), (2, 3), (2, 3), (2, 3), (2,), (2,)]):
+        side = sides[place]
+        between = np.sqrt(side * sides[place + 1])
+        of_map = [(side, side), (between, between)]
+        for root in np.sqrt(ratios):
+            of_map += [(side / root, side * root), (side * root, side / root)]
+        shapes.append(np.minimum(of_map, 300))
+    boxes = anchors.default_boxes(
+        [(cells, cells) for cells in (38, 19, 10, 5, 3, 1)],
+        steps=(8, 16, 32, 64, 100, 300),
+        shapes=shapes,
+    )
+    assert len(boxes) == 8732
+    chex.assert_trees_all_close(boxes, golden_ssd["eval/anchors/0"], atol=1e-4)

@@ -100,3 +100,23 @@ def test_wild_predictions_have_finite_gradients():
     anchors = jnp.array([[0.0, 0.0, 16.0, 16.0], [0.0] * 4, [0.0] * 4])
     value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(deltas, anchors)
     chex.assert_tree_all_finite((value, gradients))
+
+
+def test_distances_by_hand(transform):
+    points = jnp.array([[5.0, 6.0], [0.0, 20.0]])
+    boxes = jnp.array([[1.0, 4.0, 8.0, 16.0]] * 2)
+    distances = jnp.array([[4.0, 2, 3, 10], [-1, 16, 8, -4]])
+    encoded = transform(box_coding.encode_ltrb)(boxes, points)
+    chex.assert_trees_all_equal(encoded, distances)
+    decoded = transform(box_coding.decode_ltrb)(distances, points)
+    chex.assert_trees_all_equal(decoded, boxes)
+
+
+def test_distances_broadcast(rng):
+    boxes, points = random_boxes(rng, 3, 1), rng.uniform(0, 80, (1, 5, 2))
+    distances = jax.jit(box_coding.encode_ltrb)(
+        np.broadcast_to(boxes, (3, 5, 4)), points
+    )
+    assert distances.shape == (3, 5, 4)
+    decoded = jax.jit(box_coding.decode_ltrb)(distances, points)
+    np.testing.assert_allclose(decoded, np.tile(boxes, (1, 5, 1)), atol=1e-4)

@@ -175,3 +175,77 @@ def test_giou_loss_of_wild_boxes_is_finite():
         jax.value_and_grad(lambda b: jnp.sum(losses.giou_loss(b, targets)))
     )(wild)
     chex.assert_tree_all_finite((value, gradient))
+
+
+def test_iou_loss_by_hand(transform):
+    boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 3, 1], [5, 5, 5, 5]])
+    targets = jnp.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [9, 9, 11, 13], [5] * 4])
+    loss = transform(losses.iou_loss)(boxes, targets)
+    expected = [0.0, np.log(151 / 51), np.log(12), 0.0]
+    np.testing.assert_allclose(loss, expected, atol=1e-6)
+
+
+def test_iou_loss_is_about_the_logarithm_of_the_iou(rng):
+    a = 10 * random_boxes(rng, 2, 20)
+    b = a + rng.uniform(-5, 5, a.shape).astype(np.float32)
+    pairs = zip(a.reshape(-1, 4), b.reshape(-1, 4), strict=True)
+    expected = np.array([-np.log(oracles.iou(p, q)) for p, q in pairs])
+    usual = expected < 2
+    assert usual.sum() > 20
+    loss = jax.jit(losses.iou_loss)(a, b)
+    assert loss.shape == (2, 20)
+    np.testing.assert_allclose(loss.reshape(-1)[usual], expected[usual], atol=0.05)
+
+
+def test_iou_loss_has_finite_slopes():
+    kinds = [[0, 0, 0, 0], [5, 5, 5, 9], [9, 9, 5, 5], [1, 1, 9, 9]]
+    wild = [[-1e20, 0, 1e20, 1e20], [0, 0, 3e38, 1]]
+    pairs = [[p, q] for p in kinds + wild for q in kinds]
+    a, b = np.array(pairs, np.float32).swapaxes(0, 1)
+    total = jax.jit(jax.value_and_grad(lambda a: jnp.sum(losses.iou_loss(a, b))))
+    chex.assert_tree_all_finite(total(a))
+
+
+def test_centerness_by_hand(transform):
+    distances = [
+        [4.0, 4, 4, 4],
+        [1, 2, 4, 2],
+        [1, 1, 4, 9],
+        [0, 2, 4, 2],
+        [-1, 2, 5, 2],
+    ]
+    central = transform(losses.centerness)(jnp.array(distances))
+    expected = [1.0, 0.5, 0.5 / 3, 0.0, 0.0]
+    np.testing.assert_allclose(central, expected, rtol=1e-6)
+
+
+def test_slope_of_centerness_is_finite():
+    sides = np.array([-1e30, -1, 0, 1e-40, 1e-20, 1e-8, 1e-7, 1, 1e8, 1e30], np.float32)
+    distances = np.stack(np.meshgrid(*[sides] * 4), axis=-1)
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(distances):
+        return jnp.sum(losses.centerness(distances))
+
+    value, slopes = total(distances)
+    chex.assert_tree_all_finite((value, slopes))
+    assert not np.any(slopes[np.min(distances, axis=-1) <= 0])
+    assert np.any(slopes)
+
+
+def test_sum_on_one_device(transform):
+    summed = partial(losses.device_mean_sum, axis_name=None)
+    weights = jnp.array([[0.25, 0.0], [0.5, 0.125]])
+    assert transform(partial(summed, least=0.5))(weights) == 0.875
+    assert transform(partial(summed, least=2.0))(weights) == 2.0
+
+
+def test_sum_on_four_devices():
+    summed = jax.pmap(
+        partial(losses.device_mean_sum, axis_name="devices", least=0.5), "devices"
+    )
+    weights = np.zeros((4, 5), np.float32)
+    chex.assert_trees_all_close(summed(weights), jnp.full(4, 0.5 / 4))
+    weights[0], weights[2, :2] = 0.25, 0.125
+    chex.assert_trees_all_close(summed(weights), jnp.full(4, 1.5 / 4))

@@ -154,3 +154,162 @@ def test_maps_over_images(rng, rpn_anchors):
         one = jax.jit(match)(rpn_anchors, boxes[i], valid[i])
         np.testing.assert_array_equal(compact(mapped)[i], compact(one))
         np.testing.assert_allclose(mapped.iou[i], one.iou, rtol=1e-6)
+
+
+def matched_points(points, boxes, valid=None, *, low=0.0, high=np.inf, **options):
+    """As the oracle writes it: -1 for points in no object."""
+    points, boxes = np.array(points, np.float32), np.array(boxes, np.float32)
+    boxes = boxes.reshape(-1, 4)
+    limits = {"low": low, "high": high}
+    limits = {k: np.full(len(points), v, np.float32) for k, v in limits.items()}
+    valid = np.ones(len(boxes), bool) if valid is None else np.array(valid, bool)
+    if "reach" in options:
+        options["reach"] = np.full(len(points), options["reach"], np.float32)
+    inclusive = options.pop("inclusive", True)
+    match = partial(matching.match_points, inclusive=inclusive)
+    index, positive = jax.jit(match)(points, boxes, valid, **limits, **options)
+    assert index.dtype == jnp.int32 and positive.dtype == bool
+    return np.where(positive, index, -1).tolist()
+
+
+def test_a_point_takes_the_smallest_object_around_it():
+    boxes = [[0, 0, 20, 20], [0, 0, 10, 10], [8, 0, 18, 10]]
+    points = [[5, 5], [15, 15], [15, 5], [9, 5], [25, 5]]
+    # Two of one area: the first of them.
+    assert matched_points(points, boxes) == [1, 0, 2, 1, -1]
+    assert matched_points(points, boxes, [True, False, True]) == [0, 0, 2, 2, -1]
+    assert matched_points(points, boxes, [False] * 3) == [-1] * 5
+    assert matched_points(points, []) == [-1] * 5
+
+
+def test_a_point_on_a_side_is_not_inside():
+    points = [[0, 5], [5, 10], [10, 10], [0.5, 9.5]]
+    assert matched_points(points, [SQUARE]) == [-1, -1, -1, 0]
+
+
+@pytest.mark.parametrize(("inclusive", "at_limits"), [(True, 0), (False, -1)])
+def test_farthest_sides_at_the_limits(inclusive, at_limits):
+    box, points = (
+        [0, 0, 100, 20],
+        [[36, 10], [35, 10], [37, 10], [64, 10]],
+    )  # 64, 65, 63
+    match = partial(matched_points, points, [box], inclusive=inclusive)
+    assert match(low=64) == [at_limits, 0, -1, at_limits]
+    assert match(high=64) == [at_limits, -1, 0, at_limits]
+
+
+def test_an_object_too_large_for_a_level_leaves_the_point_to_others():
+    boxes = [[0, 0, 10, 10], [0, 0, 40, 40]]
+    assert matched_points([[5, 5]], boxes, low=20) == [1]
+    assert matched_points([[5, 5]], boxes, low=50) == [-1]
+
+
+def test_centre_sampling():
+    box, points = [0, 0, 40, 8], [[20, 4], [25, 4], [25.5, 4], [26, 4], [14, 7]]
+    match = partial(matched_points, points, [box])
+    assert match() == [0] * 5
+    assert match(reach=6.0) == [0, 0, 0, -1, -1]  # nearer, and across and down
+    # What reaches out of a box is not in it.
+    assert matched_points([[20, 9]], [box], reach=6.0) == [-1]
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+@pytest.mark.parametrize("radius", [None, 1.5])
+def test_points_agree_with_the_oracle(rng, inclusive, radius):
+    # Whole numbers, so that limits, sides and areas are often met exactly.
+    levels = (2, 3)
+    points = np.asarray(anchors.cell_centres((48, 64), levels=levels))
+    fine = np.arange(len(points)) < anchors.count((48, 64), levels=(2,), per_cell=1)
+    low, high = np.where(fine, 0, 12), np.where(fine, 12, np.inf)
+    reach = None if radius is None else radius * np.where(fine, 4, 8)
+    options = {"low": low, "high": high, "reach": reach}
+    match = jax.jit(partial(matching.match_points, inclusive=inclusive))
+    seen = set()
+    for _ in range(8):
+        corners, sides = rng.integers(0, 12, (6, 2)), rng.integers(1, 10, (6, 2))
+        boxes = 4.0 * np.concatenate([corners, corners + sides], axis=-1)
+        valid = rng.uniform(size=6) < 0.8
+        index, positive = match(points, boxes, valid, **options)
+        expected = oracles.match_points(
+            points, boxes, valid, inclusive=inclusive, **options
+        )
+        np.testing.assert_array_equal(np.where(positive, index, -1), expected)
+        seen |= set(expected)
+    assert len(seen) > 5
+
+
+def test_points_map_over_images(rng):
+    points = np.asarray(anchors.cell_centres((48, 64), levels=(3,)))
+    limits = {"low": np.zeros(len(points)), "high": np.full(len(points), np.inf)}
+    boxes = np.stack([random_boxes(rng, 4), random_boxes(rng, 4)])
+    valid = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
+    match = partial(matching.match_points, **limits)
+    index, positive = jax.jit(jax.vmap(match, (None, 0, 0)))(points, boxes, valid)
+    for i in range(2):
+        one = jax.jit(match)(points, boxes[i], valid[i])
+        chex.assert_trees_all_equal((index[i], positive[i]), one)
+
+
+def match_default_boxes(anchors, boxes, valid, threshold=0.5):
+    arrays = (jnp.asarray(rows, jnp.float32) for rows in (anchors, boxes))
+    return _match_default_boxes(*arrays, jnp.asarray(valid, bool), threshold=threshold)
+
+
+_match_default_boxes = jax.jit(
+    matching.match_default_boxes, static_argnames="threshold"
+)
+
+
+def test_no_object_goes_without_a_default_box_by_hand():
+    # The first box overlaps the first object more, but is the second's best.
+    boxes = [[0, 0, 10, 10], [0, 0, 9, 10], [30, 30, 40, 40]]
+    objects = [[0, 0, 9.2, 10], [0, 2, 10, 12], [31, 31, 34, 34]]
+    matches = match_default_boxes(boxes, objects, [True] * 3)
+    np.testing.assert_array_equal(compact(matches), [1, 0, 2])
+    expected = jnp.array([80 / 120, 9 / 9.2, 9 / 100])
+    chex.assert_trees_all_close(matches.iou, expected, rtol=1e-5)
+
+
+def test_of_two_objects_with_one_best_default_box_the_nearer_gets_it():
+    boxes = [[0, 0, 10, 10], [30, 30, 40, 40]]
+    objects = np.array([[0, 0, 4, 10], [0, 0, 10, 6]])
+    for order in ([0, 1], [1, 0]):
+        matches = match_default_boxes(boxes, objects[order], [True] * 2, 0.9)
+        np.testing.assert_array_equal(compact(matches), [order.index(1), -1])
+
+
+def test_one_of_equally_good_default_boxes_is_enough():
+    boxes = [[0, 0, 10, 10], [2, 2, 12, 12], [30, 30, 40, 40]]
+    matches = match_default_boxes(boxes, [[4, 4, 8, 8]], [True])
+    np.testing.assert_array_equal(compact(matches), [0, -1, -1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_default_boxes_agree_with_the_oracle(rng, count):
+    for _ in range(5):
+        boxes, objects = random_boxes(rng, 40), random_boxes(rng, count)
+        valid = rng.random(count) < 0.7
+        matches = match_default_boxes(boxes, objects, valid)
+        expected = oracles.match_default_boxes(boxes, objects, valid, threshold=0.5)
+        np.testing.assert_array_equal(compact(matches), expected)
+        assert matches.index.dtype == jnp.int32
+
+
+def test_objects_that_are_padding_or_far_away_claim_no_default_box():
+    boxes = [[0, 0, 10, 10], [20, 0, 30, 10]]
+    far, nothing = [50, 50, 60, 60], [0, 0, 0, 0]
+    matches = match_default_boxes(boxes, [far, nothing, SQUARE], [True, False, False])
+    np.testing.assert_array_equal(compact(matches), [-1, -1])
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_default_boxes_match_as_torchvisions(golden_ssd, image):
+    height, width = golden_ssd[f"in/size{image}"]
+    scale = np.array([300 / width, 300 / height] * 2, np.float32)
+    objects = golden_ssd[f"in/target{image}/boxes"] * scale
+    matches = match_default_boxes(
+        golden_ssd["eval/anchors/0"], objects, np.ones(len(objects))
+    )
+    expected = golden_ssd[f"train_frozen/matched_idxs/{image}"]
+    np.testing.assert_array_equal(compact(matches), expected)
+    assert len(np.unique(expected)) == 10  # each of nine objects, and background

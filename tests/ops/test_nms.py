@@ -165,3 +165,34 @@ def test_maps_over_images(rng):
             boxes[i], scores[i], 0.5, labels=labels[i], valid=valid[i]
         )
         assert kept((answers[0][i], answers[1][i])) == expected[:90]
+
+
+def test_a_vote_worked_by_hand(transform):
+    # The second shares 3/5 with the first, the third nothing, the fourth is another
+    # class, the fifth is padding.
+    boxes = jnp.array(
+        [[0.0, 0, 4, 1], [1, 0, 5, 1], [9, 0, 10, 1]] + [[0.0, 0, 4, 1]] * 2
+    )
+    scores, labels = jnp.array([0.6, 0.2, 0.5, 0.9, 0.9]), jnp.array([1, 1, 1, 0, 1])
+    valid, keep = jnp.array([True] * 4 + [False]), jnp.array([0, 2, 3])
+    vote = transform(partial(nms.vote, keep=keep, threshold=0.6, valid=valid))
+    expected = jnp.array([[0.25, 0, 4.25, 1], [9, 0, 10, 1], [0, 0, 4, 1]])
+    chex.assert_trees_all_close(vote(boxes, scores, labels), expected, atol=1e-6)
+    deaf = nms.vote(boxes, scores, labels, keep=keep, threshold=0.61, valid=valid)
+    chex.assert_trees_all_close(deaf, boxes[keep], atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_votes_agree_with_the_oracle(rng, threshold):
+    boxes, scores = random_scene(rng, 150)
+    boxes[30:] = np.tile(boxes[:30], (4, 1)) + rng.uniform(-3, 3, (120, 4))
+    scores[:20] *= -1
+    boxes[20] = 0  # Empty: not even it itself has a say.
+    labels, valid = rng.integers(0, 3, 150), rng.uniform(size=150) < 0.9
+    keep = np.array([20, *rng.integers(0, 150, 30)])
+    options = {"threshold": threshold, "valid": valid}
+    vote = jax.jit(partial(nms.vote, keep=keep, threshold=threshold))
+    expected = oracles.vote(boxes, scores, labels, keep, **options)
+    voted = vote(boxes, scores, labels, valid=valid)
+    np.testing.assert_allclose(voted, expected, atol=1e-4)
+    assert np.sum(np.any(np.abs(voted - boxes[keep]) > 0.1, axis=1)) > 10
