@@ -24,7 +24,8 @@ class Conv(nn.Module):
     kernel: int = 3  # side in cells, odd
     stride: int = 1
     use_bias: bool = True
-    padding: tuple[int, int] | None = None  # cells before and after; None: kernel // 2
+    padding: tuple[int, int] | None = None  # cells before and after; None: half of it
+    dilation: int = 1  # cells from one tap of the kernel to the next
     kernel_init: Callable = HE_NORMAL
     bias_init: Callable = nn.initializers.zeros
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
@@ -33,18 +34,20 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), features]`.
 
-        So many cells where the padding sums to `kernel - 1`, fewer where to less.
+        So many cells where the padding sums to `dilation * (kernel - 1)`, fewer where
+        to less.
         """
-        margins = self.padding or (self.kernel // 2,) * 2
+        reach = (self.kernel - 1) * self.dilation
+        margins = self.padding or (reach // 2, reach // 2)
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.kernel == 1:
             x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        elif (self.kernel, self.stride, margins) == (7, 2, (3, 3)):
+        elif (self.kernel, self.stride, self.dilation, margins) == (7, 2, 1, (3, 3)):
             x = _on_blocks(x, kernel)
         else:
-            x = _convolve(x, kernel, self.stride, margins)
+            x = _convolve(x, kernel, self.stride, margins, self.dilation)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             x = x + bias.astype(self.dtype)[None, None, None]
@@ -52,9 +55,9 @@ class Conv(nn.Module):
 
 
 def max_pool(
-    x: jax.Array, window: int = 3, padding: tuple[int, int] = (1, 1)
+    x: jax.Array, window: int = 3, padding: tuple[int, int] = (1, 1), stride: int = 2
 ) -> jax.Array:
-    """The maximum over square windows at every second cell; cells outside count as 0.
+    """The maximum over square windows, as a rule at every second cell; outside is 0.
 
     As maxima of shifted copies, rows first: XLA's gradient of a window's maximum
     searches each window again, and on CPU takes seven times as long.
@@ -63,10 +66,11 @@ def max_pool(
       x: `[B, H, W, C]`, nothing negative (after a ReLU).
       window: side in cells.
       padding: cells before and after.
+      stride: cells from one window to the next.
 
     Returns:
-      `[B, ceil(H / 2), ceil(W / 2), C]` where the padding sums to `window - 1`, fewer
-      cells where to less.
+      `[B, ceil(H / stride), ceil(W / stride), C]` where the padding sums to
+      `window - 1`, fewer cells where to less.
     """
     for axis in (1, 2):
         margins = [(0, 0)] * 4
@@ -74,7 +78,7 @@ def max_pool(
         padded = jnp.pad(x, margins)
         extent = padded.shape[axis] - window + 1
         shifted = [
-            lax.slice_in_dim(padded, shift, shift + extent, 2, axis)
+            lax.slice_in_dim(padded, shift, shift + extent, stride, axis)
             for shift in range(window)
         ]
         x = functools.reduce(jnp.maximum, shifted)
@@ -82,13 +86,18 @@ def max_pool(
 
 
 def _convolve(
-    x: jax.Array, kernel: jax.Array, stride: int, margins: tuple[int, int]
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    margins: tuple[int, int],
+    dilation: int = 1,
 ) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=[margins, margins],
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 

@@ -22,6 +22,8 @@ class FPN(nn.Module):
       finest: finest level of the pyramid.
       coarsest: coarsest one; those beyond the backbone's are made by `extra`.
       channels: of every level.
+      top_down: whether a level takes up what those above it have found; False: the
+        backbone's stages side by side, each with its own convolutions (Table 1 d).
       extra: `"c5"` and `"p5"`: 3x3 convolutions of stride 2 with ReLUs between them,
         the first on the backbone's last stage (RetinaNet, detectron2) or on the
         pyramid's (torchvision's first RetinaNet, FCOS); `"pool"`: every second cell of
@@ -33,6 +35,7 @@ class FPN(nn.Module):
     finest: int = 3
     coarsest: int = 7
     channels: int = 256
+    top_down: bool = True
     extra: Literal["c5", "p5", "pool"] = "c5"
     norm: Kind = "none"
     dtype: jnp.dtype = jnp.float32
@@ -61,7 +64,8 @@ class FPN(nn.Module):
         pyramid, above = {}, None
         for level in range(top, self.finest - 1, -1):
             x = layer(f"lateral{level}", stages[level], sizes, level, kernel=1)
-            above = x if above is None else x + _upsample(above, x.shape)
+            joined = self.top_down and above is not None
+            above = x + _upsample(above, x.shape) if joined else x
             smooth = zero_outside(above, sizes, 2**level)
             pyramid[level] = layer(f"output{level}", smooth, sizes, level, kernel=3)
         x = stages[top] if self.extra == "c5" else pyramid[top]

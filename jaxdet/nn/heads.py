@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -60,6 +61,69 @@ class DenseHead(nn.Module):
             x = last(zero_outside(_climb(layers, x, here), *here))
             answers.append(x.reshape(len(x), -1, self.outputs))
         return jnp.concatenate(answers, axis=1).astype(jnp.float32)
+
+
+class FCOSHead(nn.Module):
+    """Classes, box sides and centerness of each cell (Tian et al. 2019, Figure 2).
+
+    Two towers, shared by all levels: one for the classes, one for the box sides.
+
+    Attributes:
+      num_classes: K.
+      depth: 3x3 convolutions of each tower.
+      norm: of those convolutions.
+      centerness_on: the tower that the centerness is read from; "class" in the paper's
+        Figure 2, "box" among its later improvements.
+      level_scales: whether the sides of each level are multiplied by a learned number.
+      bias: of the class logits at the start of training.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    num_classes: int
+    depth: int = 4
+    norm: Kind = "group"
+    centerness_on: Literal["box", "class"] = "box"
+    level_scales: bool = True
+    bias: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pyramid: dict[int, jax.Array], sizes: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`{level: [B, H, W, C]}` -> logits, sides, centerness logits, all float32.
+
+        They are `[B, A, K]`, `[B, A, 4]` (left, top, right, bottom) and `[B, A]`. A
+        runs over levels (finest first), rows, columns, as in ops/anchors.py.
+
+        Args:
+          pyramid: features of one number of channels, which the convolutions keep.
+          sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
+            empty; None: all of the canvas is image.
+        """
+        tower = partial(_Tower, self.depth, self.norm, self.dtype)
+        towers = {name: tower(name=f"{name}_tower") for name in ("class", "box")}
+        last = partial(Conv, kernel_init=_NORMAL, dtype=self.dtype)
+        prior = nn.initializers.constant(self.bias)
+        class_logits = last(self.num_classes, bias_init=prior, name="classes")
+        box_sides, central = last(4, name="sides"), last(1, name="centerness")
+        scales = jnp.ones(len(pyramid))
+        if self.level_scales:
+            scales = self.param("scales", nn.initializers.ones, scales.shape)
+        answers = []
+        for (level, x), scale in zip(sorted(pyramid.items()), scales, strict=True):
+            features = {n: tower(x, (sizes, 2**level)) for n, tower in towers.items()}
+            maps = (
+                class_logits(features["class"]),
+                box_sides(features["box"]).astype(jnp.float32) * scale,
+                central(features[self.centerness_on]),
+            )
+            answers.append([m.reshape(len(x), -1, m.shape[-1]) for m in maps])
+        logits, sides, centerness = (
+            jnp.concatenate(parts, axis=1).astype(jnp.float32)
+            for parts in zip(*answers, strict=True)
+        )
+        return logits, sides, centerness[..., 0]
 
 
 class RPNHead(nn.Module):
@@ -146,6 +210,38 @@ class FCHead(nn.Module):
         return x
 
 
+class ConvFCHead(nn.Module):
+    """3x3 convolutions, then one fully connected layer (Wu & He 2018, 4.2).
+
+    Attributes:
+      features: outputs.
+      channels: of the convolutions.
+      depth: convolutions.
+      norm: of the convolutions, each region an image of its own.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    features: int = 1024
+    channels: int = 256
+    depth: int = 4
+    norm: Kind = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, regions: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """`[R, S, S, C]` -> `[R, features]`.
+
+        Args:
+          regions: features of the regions.
+          keys: not used, there is no dropout; every region head takes them.
+        """
+        del keys
+        layers = _tower(self, self.channels, kernel_init=HE_NORMAL)
+        x = _climb(layers, regions, (None, 1))
+        dense = nn.Dense(self.features, kernel_init=XAVIER, dtype=self.dtype, name="fc")
+        return nn.relu(dense(x.reshape(len(x), -1)))
+
+
 class RegionPredictor(nn.Module):
     """Class logits and box deltas of each region (Girshick 2015, 2.1).
 
@@ -225,13 +321,32 @@ class _Doubling(nn.Module):
         return x + bias.astype(self.dtype)[None, None, None]
 
 
+class _Tower(nn.Module):
+    """3x3 convolutions with biases, norms and ReLUs, for heads that have several."""
+
+    depth: int
+    norm: Kind
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, here: tuple) -> jax.Array:
+        """`[B, H, W, C]` -> the same shape, zero outside the images."""
+        layers = _tower(self, x.shape[-1], use_bias=True)
+        return zero_outside(_climb(layers, x, here), *here)
+
+
 def _tower(
-    head: nn.Module, channels: int, kernel_init: Callable = _NORMAL
+    head: nn.Module,
+    channels: int,
+    kernel_init: Callable = _NORMAL,
+    use_bias: bool = False,
 ) -> list[tuple[Conv, Norm]]:
-    """The 3x3 convolutions that a head starts with, and their norms."""
-    conv = partial(
-        Conv, channels, use_bias=head.norm == "none", kernel_init=kernel_init
-    )
+    """The 3x3 convolutions that a head starts with, and their norms.
+
+    They have biases where they have no norm, and with `use_bias` before a norm too.
+    """
+    use_bias |= head.norm == "none"
+    conv = partial(Conv, channels, use_bias=use_bias, kernel_init=kernel_init)
     norm = partial(Norm, head.norm, dtype=head.dtype)
     return [
         (conv(dtype=head.dtype, name=f"conv{index}"), norm(name=f"norm{index}"))

@@ -5,6 +5,7 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxdet.nn.conv import Conv, max_pool
 from jaxdet.nn.norm import Kind, Norm
@@ -46,20 +47,68 @@ class VGG16(nn.Module):
           `{4: [B, ceil(H / 16), ceil(W / 16), 8 * width]}`.
         """
         x = pixels
-        for level, (count, multiple) in enumerate(_BLOCKS):
-            here = (sizes, 2**level)
-            if level > 0:
-                x = max_pool(x, **_POOLING)
-            for name in _names(level, count):
-                conv = Conv(
-                    self.width * multiple,
-                    use_bias=self.norm == "none",
-                    dtype=self.dtype,
-                    name=f"conv{name}",
-                )
-                norm = Norm(self.norm, dtype=self.dtype, name=f"norm{name}")
-                x = zero_outside(nn.relu(norm(conv(x), *here)), *here)
+        for level in range(len(_BLOCKS)):
+            x = _block(self, level, x, sizes)
         return {4: x}
+
+
+class VGG16SSD(nn.Module):
+    """VGG-16 as SSD changes it: convolutions for its fully connected layers (3).
+
+    The last pooling keeps the extents, so conv6 looks as far as fc6 did by dilation.
+
+    Attributes:
+      width: channels of the first block; conv6 and conv7 have sixteen times as many.
+      norm: `"none"` as published, `"group"` to learn from scratch.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    width: int = 64
+    norm: Kind = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: jax.Array, sizes: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """Normalised pixels -> conv4_3, scaled to a learned length, and conv7.
+
+        Args:
+          pixels: `[B, H, W, 3]`, zero outside the true images.
+          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
+            the canvas is image.
+
+        Returns:
+          `{3: [B, ceil(H / 8), ceil(W / 8), 8 * width]`,
+          `4: [B, ceil(H / 16), ceil(W / 16), 16 * width]}`.
+        """
+        x = pixels
+        for level in range(4):
+            x = _block(self, level, x, sizes)
+        stages = {3: UnitLength(dtype=self.dtype, name="unit4_3")(x)}
+        x = max_pool(_block(self, 4, x, sizes), stride=1)
+        x = zero_outside(x, sizes, 16)
+        features = 16 * self.width
+        x = _layer(self, "6", features, x, (sizes, 16), dilation=6)
+        stages[4] = _layer(self, "7", features, x, (sizes, 16), kernel=1)
+        return stages
+
+
+class UnitLength(nn.Module):
+    """Features divided by their length, times a learned scale (Liu et al. 2015)."""
+
+    scale: float = 20.0  # of each channel at the start of training
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` -> the same shape; zeros stay zeros."""
+        init = nn.initializers.constant(self.scale)
+        scale = self.param("scale", init, x.shape[-1:])
+        values = x.astype(jnp.float32)
+        squares = jnp.sum(values**2, axis=-1, keepdims=True)
+        values = values * lax.rsqrt(squares + 1e-10) * scale[None, None, None]
+        return values.astype(self.dtype)
 
 
 def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
@@ -84,6 +133,30 @@ def layers() -> tuple[tuple[int, int, int], ...]:
     pool = (_POOLING["window"], 2, _POOLING["padding"][0])
     first, *others = (((3, 1, 1),) * count for count, _ in _BLOCKS)
     return sum(((pool, *convs) for convs in others), first)
+
+
+def _block(
+    network: VGG16 | VGG16SSD, level: int, x: jax.Array, sizes: jax.Array | None
+) -> jax.Array:
+    """One block, made within the network that calls."""
+    count, multiple = _BLOCKS[level]
+    if level > 0:
+        x = max_pool(x, **_POOLING)
+    for name in _names(level, count):
+        x = _layer(network, name, network.width * multiple, x, (sizes, 2**level))
+    return x
+
+
+def _layer(network, name: str, features: int, x, here, **options) -> jax.Array:
+    conv = Conv(
+        features,
+        use_bias=network.norm == "none",
+        dtype=network.dtype,
+        name=f"conv{name}",
+        **options,
+    )
+    norm = Norm(network.norm, dtype=network.dtype, name=f"norm{name}")
+    return zero_outside(nn.relu(norm(conv(x), *here)), *here)
 
 
 def _names(level: int, count: int) -> list[str]:

@@ -45,6 +45,22 @@ def test_padding_of_ones_own_agrees_with_flax(rng, extents, padding):
         assert expected.shape[1:3] == tuple(-(-extent // 4) for extent in extents)
 
 
+def test_max_pool_at_every_cell_agrees_with_flax(rng):
+    x = jnp.asarray(rng.uniform(size=(1, 7, 8, 3)), jnp.float32)
+    expected = nn.max_pool(x, (3, 3), (1, 1), padding="SAME")
+    chex.assert_trees_all_equal(max_pool(x, stride=1), expected)
+
+
+def test_dilation_agrees_with_flax(rng):
+    x = jnp.asarray(rng.normal(size=(1, 15, 14, 3)), jnp.float32)
+    ours = Conv(5, dilation=6)
+    flax = nn.Conv(5, (3, 3), kernel_dilation=6, padding=[(6, 6)] * 2)
+    variables = drawn.variables(rng, ours, x)
+    expected = flax.apply(variables, x)
+    assert expected.shape == (1, 15, 14, 5)
+    chex.assert_trees_all_close(ours.apply(variables, x), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("extents", [(8, 10), (7, 9)])
 @pytest.mark.parametrize(
     ("window", "padding"), [(3, (1, 1)), (3, (0, 2)), (3, (0, 0)), (2, (0, 1))]

@@ -75,8 +75,9 @@ def test_a_missing_stage_is_named(stages):
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])
-def test_padding_changes_nothing(stages, norm):
-    fpn = FPN(3, 7, 8, norm=norm)
+@pytest.mark.parametrize("top_down", [True, False])
+def test_padding_changes_nothing(stages, norm, top_down):
+    fpn = FPN(3, 7, 8, norm=norm, top_down=top_down)
     variables = fpn.init(jax.random.key(0), stages)
     alone = fpn.apply(variables, stages)
     # The same features in a larger canvas full of rubbish.
@@ -92,3 +93,18 @@ def test_padding_changes_nothing(stages, norm):
         chex.assert_trees_all_close(
             padded[level][:, :height, :width], features, atol=1e-4
         )
+
+
+def test_without_the_top_down_path_levels_know_nothing_of_each_other(stages):
+    fpn = FPN(3, 7, 8, top_down=False)
+    variables = fpn.init(jax.random.key(0), stages)
+    whole = jax.eval_shape(FPN(3, 7, 8).init, jax.random.key(0), stages)
+    chex.assert_trees_all_equal_shapes(variables, whole)  # only the path is missing
+    pyramid = fpn.apply(variables, stages)
+    for level in stages:
+        alone = jax.tree.map(jnp.zeros_like, stages) | {level: stages[level]}
+        chex.assert_trees_all_equal(fpn.apply(variables, alone)[level], pyramid[level])
+    # The coarsest stage has nothing above it in either.
+    joined = FPN(3, 7, 8).apply(variables, stages)
+    for level, same in {3: False, 4: False, 5: True, 6: True, 7: True}.items():
+        assert np.array_equal(joined[level], pyramid[level]) == same

@@ -1,12 +1,22 @@
 """Heads: order of the answers, sharing, starting values, dropout, doubling."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.heads import DenseHead, FCHead, MaskHead, RegionPredictor, RPNHead
+from jaxdet.nn.heads import (
+    ConvFCHead,
+    DenseHead,
+    FCHead,
+    FCOSHead,
+    MaskHead,
+    RegionPredictor,
+    RPNHead,
+)
 from tests.nn import drawn
 
 
@@ -94,6 +104,24 @@ def test_fully_connected_layers_by_hand():
     np.testing.assert_array_equal(answers, [[3, 1], [11, 0]])
 
 
+def test_convolutions_before_a_fully_connected_layer(rng):
+    head = ConvFCHead(2, channels=3, depth=1, norm="frozen")
+    regions = jnp.asarray(rng.normal(size=(4, 2, 2, 3)), jnp.float32)
+    variables = drawn.variables(rng, head, regions)
+    params, norm = variables["params"], variables["constants"]["norm0"]["frozen"]
+    assert set(params["conv0"]) == {"kernel"}  # the norm has the bias
+    kernel = jnp.zeros((3, 3, 3, 3)).at[1, 1].set(params["conv0"]["kernel"][1, 1])
+    params = {**params, "conv0": {"kernel": kernel}}
+    answer = jax.jit(head.apply)({**variables, "params": params}, regions)
+    x = np.asarray(regions) @ np.asarray(kernel[1, 1])
+    factor = norm["scale"] / np.sqrt(norm["var"] + 1e-5)
+    x = (x - np.reshape(norm["mean"], (1, 1, 1, 3))) * np.reshape(factor, (1, 1, 1, 3))
+    x = np.maximum(x + np.reshape(norm["bias"], (1, 1, 1, 3)), 0).reshape(4, -1)
+    fc = params["fc"]
+    expected = np.maximum(x @ fc["kernel"] + np.reshape(fc["bias"], (1, 2)), 0)
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
+
+
 def test_dropout_is_drawn_for_each_image_alone(rng):
     regions = jnp.asarray(rng.normal(size=(6, 2, 2, 3)), jnp.float32)
     head = FCHead(64, depth=1, dropout=0.25)
@@ -173,3 +201,83 @@ def test_masks_in_bfloat16_are_float32_logits():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert masks.dtype == jnp.float32
     assert {"conv3", "norm3"} <= set(variables["params"])
+
+
+def fcos_pyramid(rng):
+    shapes = {4: (2, 2, 1, 8), 3: (2, 4, 2, 8)}
+    return {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+
+
+@pytest.mark.parametrize("tower", ["box", "class"])
+def test_what_the_towers_of_fcos_answer(rng, tower):
+    pyramid = fcos_pyramid(rng)
+    head = FCOSHead(3, depth=0, centerness_on=tower)
+    variables = drawn.variables(rng, head, pyramid)
+    params = variables["params"]
+    # Each answer is read from the cell alone, and no level is as large as another.
+    for name in ("classes", "sides", "centerness"):
+        kernel = np.zeros_like(params[name]["kernel"])
+        kernel[1, 1] = params[name]["kernel"][1, 1]
+        params[name]["kernel"] = kernel
+    params["scales"] = np.array([2.0, 3.0])
+    logits, sides, centerness = jax.jit(head.apply)(variables, pyramid)
+    assert logits.shape == (2, 10, 3) and sides.shape == (2, 10, 4)
+    assert centerness.shape == (2, 10)
+
+    def answer(cell, name):
+        return cell @ params[name]["kernel"][1, 1] + params[name]["bias"]
+
+    for cell, index, scale in (
+        (pyramid[3][1, 3, 1], 3 * 2 + 1, 2.0),
+        (pyramid[4][1, 1, 0], 8 + 1, 3.0),
+    ):
+        near = functools.partial(np.testing.assert_allclose, atol=1e-5)
+        near(logits[1, index], answer(cell, "classes"))
+        near(sides[1, index], scale * answer(cell, "sides"))
+        near(centerness[1, index], answer(cell, "centerness")[0])
+
+
+@pytest.mark.parametrize(("tower", "other"), [("box", "class"), ("class", "box")])
+def test_which_tower_says_the_centerness(rng, tower, other):
+    pyramid = fcos_pyramid(rng)
+    head = FCOSHead(3, depth=1, centerness_on=tower)
+    variables = drawn.variables(rng, head, pyramid)
+
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        return jnp.sum(head.apply({"params": params}, pyramid)[2])
+
+    slopes = slope(variables["params"])
+    assert np.any(slopes[f"{tower}_tower"]["conv0"]["kernel"])
+    assert not np.any(slopes[f"{other}_tower"]["conv0"]["kernel"])
+
+
+def test_what_the_head_of_fcos_starts_with(rng):
+    pyramid = fcos_pyramid(rng)
+    params = jax.jit(FCOSHead(3, depth=0, bias=-4.6).init)(jax.random.key(0), pyramid)
+    np.testing.assert_allclose(params["params"]["classes"]["bias"], -4.6, rtol=1e-6)
+    np.testing.assert_array_equal(params["params"]["scales"], [1, 1])
+    start = FCOSHead(3, depth=1, dtype=jnp.bfloat16).init_with_output
+    answers, params = jax.eval_shape(start, jax.random.key(0), pyramid)
+    chex.assert_type(answers, jnp.float32)
+    params = params["params"]
+    for tower in ("class_tower", "box_tower"):
+        # The convolutions have biases before their norms too.
+        assert set(params[tower]["conv0"]) == {"kernel", "bias"}
+        assert set(params[tower]["norm0"]) == {"group"}
+    plain = FCOSHead(3, depth=0, level_scales=False)
+    assert "scales" not in jax.eval_shape(plain.init, jax.random.key(0), pyramid)
+
+
+def test_the_head_of_fcos_does_not_see_the_padding(rng):
+    features = rng.normal(size=(1, 2, 3, 4)).astype(np.float32)
+    canvas = np.ones((1, 4, 4, 4), np.float32)
+    canvas[:, :2, :3] = features
+    head = FCOSHead(2, depth=2)
+    variables = drawn.variables(rng, head, {4: features})
+    alone = jax.jit(head.apply)(variables, {4: features})
+    padded = jax.jit(head.apply)(variables, {4: canvas}, jnp.array([[32, 48]]))
+    for ours, expected in zip(padded, alone, strict=True):
+        kept = ours.reshape(1, 4, 4, -1)[:, :2, :3].reshape(expected.shape)
+        chex.assert_trees_all_close(kept, expected, atol=1e-5)
