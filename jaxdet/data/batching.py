@@ -47,6 +47,21 @@ class InputConfig:
     """Stop, or put another image of the same canvas in their place and warn."""
     flip: float = 0.5
     """Probability that a training image is mirrored."""
+    distort_colours: float = 0.0
+    """Probability that a training image's colours change; SSD's is 1."""
+    expand: float = 0.0
+    """Probability that a training image is put on a larger one; SSD's is 0.5."""
+    crop: float = 0.0
+    """Probability that a training image makes room for a patch of it; SSD's is 1."""
+    stretch: bool = False
+    """Whether images fill their canvas, without keeping their shapes, as SSD's do."""
+    sides: tuple[int, int] | None = None
+    """What the shorter side of an image becomes, and the most that the longer one may
+    become, as in torchvision; the image goes to the smallest canvas that holds it.
+    None: as large as fits the canvas."""
+    fractions: bool = False
+    """Whether resized pixels stay floats and are never averaged, as in torchvision;
+    such batches are four times as large."""
     workers: int = min(8, os.cpu_count() or 1)
     """Threads that prepare batches ahead, by default one a core, at most 8; 0: none."""
     prefetch: int = 8
@@ -61,7 +76,14 @@ class InputConfig:
             ("unreadable_images", ("error", "skip")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {allowed}")
-        self._require("flip", 0 <= self.flip <= 1, "in [0, 1]")
+        for name in ("flip", "distort_colours", "expand", "crop"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        if self.sides is not None:
+            right = 1 <= self.sides[0] <= self.sides[-1] and len(self.sides) == 2
+            self._require("sides", right, "two numbers from 1 on, the second no less")
+            for name in ("stretch", "expand", "crop"):
+                allowed = f"{False if name == 'stretch' else 0} with sides {self.sides}"
+                self._require(name, not getattr(self, name), allowed)
         for name, least in (
             ("max_objects", 1),
             ("max_regions", 0),
@@ -174,7 +196,8 @@ def training_batches(
 
     Returns:
       Batches of NumPy arrays with truth, and with masks and regions where `config`
-      asks for them; crowd objects are among the valid ones.
+      asks for them; crowd objects are among the valid ones. Scales are those of the
+      image as augmented.
 
     Raises:
       DataError: at once for what `check` finds; later for an image that cannot be read
@@ -207,7 +230,8 @@ def training_batches(
             flip = rng.random() < config.flip
             planned = positions[row, slot_of_all]
             position, image = _first_readable(read, planned, members[canvas], rng)
-            _put(batch, slot, data_set, position, image, flip=flip)
+            change = functools.partial(_augmented, rng, config, flip)
+            _put(batch, slot, data_set, position, image, config, change)
         return batch
 
     return _prepared_ahead(training_batch, start, stop, config)
@@ -247,7 +271,7 @@ def evaluation_batches(
         for slot, position in enumerate(positions):
             image = read(position)
             if image is not None:
-                _put(batch, slot, data_set, position, image, flip=False)
+                _put(batch, slot, data_set, position, image, config)
         return batch
 
     return _prepared_ahead(evaluation_batch, 0, len(batches), config)
@@ -279,7 +303,9 @@ def _padding_batch(
     cells = (*slots, config.mask_size, config.mask_size)
     region_slots = (count, config.max_regions)
     return Batch(
-        images=np.zeros((count, *canvas, 3), np.uint8),
+        images=np.zeros(
+            (count, *canvas, 3), np.float32 if config.fractions else np.uint8
+        ),
         sizes=np.tile(np.array(canvas, np.int32), (count, 1)),
         scales=np.ones((count, 2), np.float32),
         image_ids=np.full(count, -1, np.int32),
@@ -355,10 +381,13 @@ def _put(
     data_set: DataSet,
     position: int,
     image: np.ndarray,
-    *,
-    flip: bool,
+    config: InputConfig,
+    change: Callable | None = None,
 ) -> None:
-    """Puts one image and all that is known of it into a slot that was padding."""
+    """Puts one image and all that is known of it into a slot that was padding.
+
+    `change` is from `transforms.Example` to another, with all of its regions.
+    """
     from jaxdet.data import transforms
 
     truth, regions = batch.truth, batch.regions
@@ -374,24 +403,42 @@ def _put(
             values[: regions.valid.shape[1]] for values in data_set.proposals[position]
         )
         example = example._replace(regions=best)
-    if flip:
-        example = transforms.flip_horizontally(example)
-    example, scale = transforms.resize_to_canvas(
-        example, canvas, out=batch.images[slot]
+    if change is not None:
+        example = change(example)
+    size = example.image.shape[:2]
+    rule = {"stretch": config.stretch, "sides": config.sides}
+    batch.sizes[slot] = transforms.fitted_size(size, canvas, **rule)
+    example, batch.scales[slot] = transforms.resize_to_canvas(
+        example, canvas, **rule, out=batch.images[slot]
     )
-    batch.sizes[slot] = transforms.fitted_size(image.shape[:2], canvas)
-    batch.scales[slot] = scale
     batch.image_ids[slot] = position
-    truth.boxes[slot, : len(kept)] = example.boxes
-    truth.labels[slot, : len(kept)] = example.labels
-    truth.crowd[slot, : len(kept)] = example.crowd
-    truth.valid[slot, : len(kept)] = True
+    count = len(example.boxes)
+    truth.boxes[slot, :count] = example.boxes
+    truth.labels[slot, :count] = example.labels
+    truth.crowd[slot, :count] = example.crowd
+    truth.valid[slot, :count] = True
     if truth.masks is not None:
-        truth.masks[slot, : len(kept)] = example.masks
+        truth.masks[slot, :count] = example.masks
     if regions is not None:
-        regions.boxes[slot, : len(best)] = example.regions
-        regions.scores[slot, : len(best)] = scores
-        regions.valid[slot, : len(best)] = True
+        # A crop leaves those outside it without area.
+        left = np.all(example.regions[:, 2:] > example.regions[:, :2], axis=1)
+        regions.boxes[slot, : left.sum()] = example.regions[left]
+        regions.scores[slot, : left.sum()] = scores[left]
+        regions.valid[slot, : left.sum()] = True
+
+
+def _augmented(rng: np.random.Generator, config: InputConfig, flip: bool, example):
+    """One training image, changed as SSD does: colours, expansion, patch, mirror."""
+    from jaxdet.data import augmentation, transforms
+
+    for probability, change in (
+        (config.distort_colours, augmentation.distort_colours),
+        (config.expand, augmentation.expand),
+        (config.crop, augmentation.crop),
+    ):
+        if rng.random() < probability:
+            example = change(rng, example)
+    return transforms.flip_horizontally(example) if flip else example
 
 
 def _largest(boxes: np.ndarray, count: int) -> np.ndarray:
@@ -404,8 +451,10 @@ def _members_by_canvas(data_set: DataSet, config: InputConfig) -> list[np.ndarra
     """The positions of the images of each canvas."""
     from jaxdet.data import transforms
 
-    nearest = transforms.nearest_canvas(data_set.sizes, config.canvases)
-    return [np.flatnonzero(nearest == i) for i in range(len(config.canvases))]
+    canvas = transforms.canvas_of_each(
+        data_set.sizes, config.canvases, sides=config.sides
+    )
+    return [np.flatnonzero(canvas == i) for i in range(len(config.canvases))]
 
 
 def _check_proposals(data_set: DataSet, config: InputConfig) -> None:

@@ -15,6 +15,23 @@ from jaxdet.data import image_files
 from jaxdet.data.dataset import DataError, DataSet, Objects, read_json
 from jaxdet.data.masks import compact, crop
 
+_LEFT_OUT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _LEFT_OUT)
+"""Of COCO's 80 classes, in its order."""
+_NAMES = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
+fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow,
+elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee,
+skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana,
+apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair,
+couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard,
+cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase,
+scissors, teddy bear, hair drier, toothbrush
+"""
+CLASS_NAMES = tuple(_NAMES.strip().replace("\n", " ").split(", "))
+"""Of the same."""
+
 OVERHANG = 2.0
 """Pixels by which a box may reach out of its image; more is a mistake, no rounding."""
 

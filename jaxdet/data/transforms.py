@@ -1,10 +1,13 @@
 """Image and truth, changed together: pure functions on one example, without jax."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from jaxdet.data.dataset import DataError
 
 
 class Example(NamedTuple):
@@ -16,6 +19,31 @@ class Example(NamedTuple):
     crowd: np.ndarray  # [N] bool
     masks: np.ndarray | None = None  # [N, M, M] float32, cut to the boxes
     regions: np.ndarray | None = None  # [P, 4] float32, as boxes
+
+
+def canvas_of_each(
+    sizes: np.ndarray,
+    canvases: Sequence[tuple[int, int]],
+    *,
+    sides: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Where each image goes: `nearest_canvas`; with `sides`, `smallest_canvas`.
+
+    Args:
+      sizes: `[N, 2]` (height, width) of the images.
+      canvases: (height, width) of each.
+      sides: see `size_by_sides`.
+
+    Returns:
+      `[N]` indices into the canvases.
+
+    Raises:
+      DataError: if no canvas holds an image at its new size.
+    """
+    if sides is None:
+        return nearest_canvas(sizes, canvases)
+    new = [size_by_sides(size, sides) for size in np.reshape(sizes, (-1, 2)).tolist()]
+    return smallest_canvas(np.array(new), canvases)
 
 
 def nearest_canvas(
@@ -32,18 +60,34 @@ def nearest_canvas(
     return distances.argmin(axis=1)
 
 
-def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+def fitted_size(
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    *,
+    stretch: bool = False,
+    sides: tuple[int, int] | None = None,
+) -> tuple[int, int]:
     """The largest (height, width) of the shape of `size` that fits into `canvas`.
 
-    Rounded to whole pixels, at least one a side.
+    Rounded to whole pixels, at least one a side; all of the canvas with `stretch`; with
+    `sides` what `size_by_sides` says, whatever the canvas.
     """
+    if stretch:
+        return canvas
+    if sides is not None:
+        return size_by_sides(size, sides)
     ratio = min(canvas[0] / size[0], canvas[1] / size[1])
     height, width = (max(1, round(side * ratio)) for side in size)
     return height, width
 
 
 def resize_to_canvas(
-    example: Example, canvas: tuple[int, int], *, out: np.ndarray | None = None
+    example: Example,
+    canvas: tuple[int, int],
+    *,
+    stretch: bool = False,
+    sides: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[Example, np.ndarray]:
     """Scales an example to the largest size that fits, into the upper left corner.
 
@@ -54,22 +98,105 @@ def resize_to_canvas(
     Args:
       example: not modified.
       canvas: (height, width).
-      out: `[height, width, 3]` uint8 zeros to draw on, made here if None.
+      stretch: fill all of the canvas, whatever becomes of the shape.
+      sides: see `size_by_sides`; that size must fit into the canvas.
+      out: `[height, width, 3]` uint8 zeros to draw on, made here if None. On float32
+        pixels keep their fractions, and are never averaged: torchvision's numbers.
 
     Returns:
       The example on its canvas, zeros outside the image; and `[2]` float32, new pixels
       per old pixel (height, width). As the new size is whole, the two differ slightly.
     """
     old_size = example.image.shape[:2]
-    height, width = fitted_size(old_size, canvas)
+    height, width = fitted_size(old_size, canvas, stretch=stretch, sides=sides)
     scale = np.array([height / old_size[0], width / old_size[1]])
     image = np.zeros((*canvas, 3), np.uint8) if out is None else out
-    method = cv2.INTER_AREA if scale.min() < 0.5 else cv2.INTER_LINEAR
     corner = image[:height, :width]
-    cv2.resize(example.image, (width, height), dst=corner, interpolation=method)
+    if image.dtype == np.float32:
+        corner[:] = _interpolated(example.image, (height, width))
+    else:
+        method = cv2.INTER_AREA if scale.min() < 0.5 else cv2.INTER_LINEAR
+        cv2.resize(example.image, (width, height), dst=corner, interpolation=method)
     factors = scale[[1, 0, 1, 0]]
-    moved = _move_boxes(example, lambda boxes: (boxes * factors).astype(np.float32))
+    moved = move_boxes(example, lambda boxes: (boxes * factors).astype(np.float32))
     return moved._replace(image=image), scale.astype(np.float32)
+
+
+def size_by_sides(size: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that torchvision resizes an image to: rounded down.
+
+    Args:
+      size: (height, width) of the image.
+      sides: what the shorter side becomes, unless the longer one would become more than
+        the second number.
+    """
+    factor = min(sides[0] / min(size), sides[1] / max(size))
+    height, width = (max(1, math.floor(side * factor)) for side in size)
+    return height, width
+
+
+def canvases_of_sides(
+    sides: tuple[int, int], *, multiple: int = 32
+) -> tuple[tuple[int, int], ...]:
+    """The canvases that torchvision puts images on, one by one: no larger than needed.
+
+    Args:
+      sides: as in `size_by_sides`.
+      multiple: of which all heights and widths are.
+
+    Returns:
+      (height, width) of each.
+    """
+    shorter, longer = (-(-side // multiple) * multiple for side in sides)
+    upright = [(height, shorter) for height in range(shorter, longer + 1, multiple)]
+    upright += [(longer, width) for width in range(multiple, shorter, multiple)]
+    lying = [(width, height) for height, width in upright]
+    return tuple(dict.fromkeys(upright + lying))
+
+
+def smallest_canvas(
+    sizes: np.ndarray, canvases: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """The canvas of least area that holds each image as it is.
+
+    `[N, 2]` (height, width) and C of them -> `[N]` indices in [0, C).
+
+    Raises:
+      DataError: if none holds one of them, naming it.
+    """
+    sizes = np.reshape(sizes, (-1, 1, 2))
+    holds = np.all(sizes <= np.array(canvases)[None], axis=-1)
+    if not holds.any(axis=1).all():
+        height, width = sizes[~holds.any(axis=1)][0, 0].tolist()
+        raise DataError(
+            f"canvases is {tuple(canvases)}; one must hold an image that is resized "
+            f"to {height}x{width}"
+        )
+    areas = np.prod(np.array(canvases, float), axis=1)
+    return np.where(holds, areas[None], np.inf).argmin(axis=1)
+
+
+def _interpolated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, in float32 throughout.
+
+    OpenCV's coordinates are rounded otherwise than torch's: 1e-5 of a pixel's range,
+    which a deep network makes 1e-4 of a score.
+    """
+    image = image.astype(np.float32)
+    low, high, weight = _neighbours(image.shape[0], size[0])
+    weight = weight[:, None, None]
+    image = image[low] * (1 - weight) + image[high] * weight
+    low, high, weight = _neighbours(image.shape[1], size[1])
+    weight = weight[None, :, None]
+    return image[:, low] * (1 - weight) + image[:, high] * weight
+
+
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each new pixel the two old ones around it, and the weight of the second."""
+    pixels, half = np.arange(new, dtype=np.float32), np.float32(0.5)
+    where = np.maximum(np.float32(old / new) * (pixels + half) - half, np.float32(0))
+    low = where.astype(np.int32)
+    return low, np.minimum(low + 1, old - 1), where - low.astype(np.float32)
 
 
 def flip_horizontally(example: Example) -> Example:
@@ -82,10 +209,10 @@ def flip_horizontally(example: Example) -> Example:
 
     masks = None if example.masks is None else example.masks[:, :, ::-1]
     image = cv2.flip(example.image, 1)
-    return _move_boxes(example, mirror)._replace(image=image, masks=masks)
+    return move_boxes(example, mirror)._replace(image=image, masks=masks)
 
 
-def _move_boxes(example: Example, move: Callable[[np.ndarray], np.ndarray]) -> Example:
+def move_boxes(example: Example, move: Callable[[np.ndarray], np.ndarray]) -> Example:
     """The example with its objects and regions elsewhere."""
     regions = None if example.regions is None else move(example.regions)
     return example._replace(boxes=move(example.boxes), regions=regions)

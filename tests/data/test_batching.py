@@ -58,6 +58,9 @@ class TestInputConfig:
             ("flip", -0.1, "in [0, 1]"),
             ("flip", 1.1, "in [0, 1]"),
             ("flip", float("nan"), "in [0, 1]"),
+            ("distort_colours", 2.0, "in [0, 1]"),
+            ("expand", -0.5, "in [0, 1]"),
+            ("crop", 1.5, "in [0, 1]"),
             ("workers", -1, "at least 0"),
             ("prefetch", 0, "at least 1"),
         ],
@@ -450,6 +453,147 @@ class TestMasks:
     def test_a_data_set_without_masks(self, mixed):
         with pytest.raises(DataError, match=r"'in memory' has no masks.* is 2; load"):
             batching.check(mixed, self.CONFIG, batch_size=1)
+
+
+class TestAugmentation:
+    ALL = dataclasses.replace(CONFIG, distort_colours=1.0, expand=0.5, crop=1.0)
+
+    @pytest.fixture
+    def marked(self):
+        """Black images, each with a white object, its mask and its region."""
+        image = np.zeros((32, 64, 3), np.uint8)
+        image[8:24, 10:40] = 255
+        data_set = in_memory_data_set([image] * 4, [[(10, 8, 40, 24, 1)]] * 4)
+        boxes = np.array([[10, 8, 40, 24]], np.float32)
+        return dataclasses.replace(
+            data_set,
+            read_masks=lambda position, cells: np.ones((1, cells, cells), np.float32),
+            proposals=[Proposals(boxes, np.ones(1, np.float32))] * 4,
+        )
+
+    def run(self, data_set, config, **arguments):
+        return batching.training_batches(
+            data_set, config, batch_size=4, seed=0, **arguments
+        )
+
+    def test_starting_later_repeats_the_unbroken_run(self, mixed):
+        unbroken = take(self.run(mixed, self.ALL), 6)
+        chex.assert_trees_all_equal(
+            next(self.run(mixed, self.ALL, start=5)), unbroken[5]
+        )
+        plain = take(self.run(mixed, CONFIG), 6)
+        assert not np.array_equal(plain[5].images, unbroken[5].images)
+        np.testing.assert_array_equal(plain[5].image_ids, unbroken[5].image_ids)
+
+    def test_all_that_is_known_moves_with_the_image(self, marked):
+        config = dataclasses.replace(
+            self.ALL, distort_colours=0.0, mask_size=2, max_regions=2
+        )
+        counts, regions = [], []
+        for batch in self.run(marked, config, stop=20):
+            valid = batch.truth.valid
+            counts.extend(valid.sum(axis=1))
+            assert not batch.truth.boxes[~valid].any()
+            np.testing.assert_array_equal(
+                batch.truth.masks.max(axis=(2, 3)), valid.astype(np.float32)
+            )
+            there, boxes = batch.regions.valid, batch.regions.boxes
+            assert there[valid[:, 0], 0].all() and not there[:, 1].any()
+            assert not boxes[~there].any() and not batch.regions.scores[~there].any()
+            assert (boxes[there][:, 2:] > boxes[there][:, :2]).all()
+            regions.extend(there[:, 0])
+            for slot in np.flatnonzero(valid[:, 0]):
+                height, width = batch.sizes[slot]
+                assert not batch.images[slot, height:].any()
+                assert not batch.images[slot, :, width:].any()
+                box = batch.truth.boxes[slot, 0]
+                rows, columns = np.nonzero(batch.images[slot, ..., 0] > 190)
+                seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                np.testing.assert_allclose(box, seen, atol=1.1)
+                np.testing.assert_allclose(batch.regions.boxes[slot, 0], box)
+        assert set(counts) == {0, 1} and not all(regions)
+
+    @pytest.mark.parametrize("name", ["distort_colours", "expand", "crop"])
+    def test_each_is_done_as_often_as_asked(self, marked, name):
+        def changed(probability):
+            config = dataclasses.replace(CONFIG, flip=0.0, **{name: probability})
+            (plain,) = self.run(marked, dataclasses.replace(CONFIG, flip=0.0), stop=1)
+            run = self.run(marked, config, stop=50)
+            images = np.concatenate([batch.images for batch in run])
+            return np.mean(np.any(images != plain.images[:1], axis=(1, 2, 3)))
+
+        assert changed(0.0) == 0
+        often, always = changed(0.4), changed(1.0)
+        assert always > 0.5  # not every draw changes this picture
+        assert 0.25 < often / always < 0.55
+
+    def test_evaluation_changes_nothing(self, mixed):
+        arguments = {"batch_size": 4}
+        chex.assert_trees_all_equal(
+            list(batching.evaluation_batches(mixed, self.ALL, **arguments)),
+            list(batching.evaluation_batches(mixed, CONFIG, **arguments)),
+        )
+
+
+class TestStretch:
+    @pytest.mark.parametrize("training", [True, False])
+    def test_images_fill_their_canvas(self, training):
+        data_set = in_memory_data_set(images_of([(15, 20)]), [[(4, 3, 8, 6, 1)]])
+        config = dataclasses.replace(CONFIG, flip=0.0, stretch=True)
+        (batch,) = (
+            batching.training_batches(data_set, config, batch_size=1, seed=0, stop=1)
+            if training
+            else batching.evaluation_batches(data_set, config, batch_size=1)
+        )
+        np.testing.assert_array_equal(batch.sizes, [[16, 32]])
+        np.testing.assert_allclose(batch.scales, [[16 / 15, 32 / 20]], rtol=1e-6)
+        np.testing.assert_allclose(batch.truth.boxes[0, 0], [6.4, 3.2, 12.8, 6.4])
+        assert batch.images.all()
+
+
+class TestTorchvisionsPixels:
+    @pytest.mark.parametrize("training", [True, False])
+    def test_sides_and_fractions(self, training):
+        image = np.full((10, 20, 3), 200, np.uint8)
+        data_set = in_memory_data_set([image], [[(4, 3, 8, 6, 1)]])
+        config = dataclasses.replace(
+            CONFIG,
+            flip=0.0,
+            canvases=((64, 64), (32, 32), (16, 32)),
+            sides=(15, 31),
+            fractions=True,
+        )
+        (batch,) = (
+            batching.training_batches(data_set, config, batch_size=1, seed=0, stop=1)
+            if training
+            else batching.evaluation_batches(data_set, config, batch_size=1)
+        )
+        assert batch.images.shape == (1, 16, 32, 3)  # the smallest that holds it
+        assert batch.images.dtype == np.float32
+        np.testing.assert_array_equal(batch.sizes, [[15, 30]])
+        np.testing.assert_allclose(batch.truth.boxes[0, 0], [6, 4.5, 12, 9])
+        np.testing.assert_allclose(batch.images[0, :15, :30], 200, rtol=1e-6)
+        assert not batch.images[0, 15:].any() and not batch.images[0, :, 30:].any()
+
+    def test_no_canvas_holds_an_image(self):
+        data_set = in_memory_data_set(images_of([(10, 20)]))
+        config = dataclasses.replace(CONFIG, canvases=((8, 8),), sides=(15, 31))
+        with pytest.raises(DataError, match=r"canvases is .*resized to 15x30"):
+            next(batching.evaluation_batches(data_set, config, batch_size=1))
+
+    @pytest.mark.parametrize(
+        ("fields", "problem"),
+        [
+            ({"sides": (0, 5)}, r"sides is \(0, 5\)"),
+            ({"sides": (8, 5)}, r"sides is \(8, 5\)"),
+            ({"sides": (8,)}, r"sides is \(8,\)"),
+            ({"sides": (5, 8), "stretch": True}, r"stretch is True.* False with sides"),
+            ({"sides": (5, 8), "crop": 1.0}, r"crop is 1\.0.* 0 with sides"),
+        ],
+    )
+    def test_impossible_rules(self, fields, problem):
+        with pytest.raises(ValueError, match=problem):
+            dataclasses.replace(CONFIG, **fields)
 
 
 class TestCheck:

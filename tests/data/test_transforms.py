@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jaxdet.data import transforms
+from jaxdet.data.dataset import DataError
 
 
 def example(image, boxes=()):
@@ -41,6 +42,17 @@ def _neighbours(old, new):
 )
 def test_fitted_size(size, canvas, fitted):
     assert transforms.fitted_size(size, canvas) == fitted
+
+
+def test_stretching_fills_the_canvas(rng):
+    assert transforms.fitted_size((50, 100), (64, 32), stretch=True) == (64, 32)
+    image = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    given = example(image, [[0, 0, 30, 20], [3, 2, 6, 10]])
+    resized, scale = transforms.resize_to_canvas(given, (40, 33), stretch=True)
+    np.testing.assert_allclose(scale, [2, 1.1], rtol=1e-6)
+    np.testing.assert_allclose(resized.boxes, [[0, 0, 33, 40], [3.3, 4, 6.6, 20]])
+    expected = bilinear(image, 40, 33)
+    np.testing.assert_allclose(resized.image.astype(float), expected, atol=1.0)
 
 
 def test_a_square_doubled_by_hand():
@@ -151,3 +163,55 @@ def test_regions_move_with_the_image_and_masks_are_mirrored():
     resized, _ = transforms.resize_to_canvas(given, (6, 30))
     np.testing.assert_array_equal(resized.regions, [[24, 3, 30, 6], [0, 0, 30, 6]])
     assert resized.masks is given.masks and resized.regions.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [  # as torchvision.models.detection.transform resizes them
+        ((480, 640), (800, 1066)),
+        ((427, 640), (800, 1199)),
+        ((640, 480), (1066, 800)),
+        ((100, 1000), (133, 1333)),
+        ((800, 1333), (800, 1333)),
+        ((1, 5000), (1, 1333)),
+    ],
+)
+def test_torchvisions_sizes_and_canvases(old, new):
+    sides = (800, 1333)
+    assert transforms.size_by_sides(old, sides) == new
+    canvases = transforms.canvases_of_sides(sides)
+    which = transforms.canvas_of_each(np.array([old]), canvases, sides=sides)[0]
+    assert canvases[which] == tuple(-(-side // 32) * 32 for side in new)
+
+
+def test_canvases_of_sides_by_hand():
+    canvases = transforms.canvases_of_sides((5, 10), multiple=4)
+    upright = {(8, 8), (12, 8), (12, 4)}
+    assert set(canvases) == upright | {(8, 12), (4, 12)}
+    assert len(canvases) == 5
+
+
+def test_an_image_that_no_canvas_holds():
+    with pytest.raises(DataError, match=r"canvases is .*resized to 10x20"):
+        transforms.canvas_of_each(
+            np.array([[5, 5], [5, 10]]), [(16, 16)], sides=(10, 20)
+        )
+
+
+def test_pixels_keep_their_fractions_on_floats():
+    image = np.zeros((1, 4, 3), np.uint8)
+    image[0, :, 0] = [0, 10, 20, 31]
+    canvas = np.zeros((2, 8, 3), np.float32)
+    resized, scale = transforms.resize_to_canvas(
+        example(image, [[1, 0, 2, 1]]), (2, 8), sides=(1, 3), out=canvas
+    )
+    # Centres of three pixels among four: 1/6, 1 1/2 and 2 5/6.
+    expected = [10 / 6, 15, 20 + 11 * 5 / 6]
+    np.testing.assert_allclose(canvas[0, :3, 0], expected, rtol=1e-6)
+    assert not canvas[1].any() and not canvas[:, 3:].any()
+    np.testing.assert_allclose(scale, [1, 0.75])
+    np.testing.assert_allclose(resized.boxes, [[0.75, 0, 1.5, 1]])
+    # Nothing is averaged, however small it becomes: this is sampled at 1 1/2.
+    tiny = np.zeros((1, 1, 3), np.float32)
+    transforms.resize_to_canvas(example(image), (1, 1), stretch=True, out=tiny)
+    assert tiny[0, 0, 0] == 15

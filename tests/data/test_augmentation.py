@@ -1,0 +1,247 @@
+"""SSD's augmentation: pictures drawn so that one sees where their boxes must be."""
+
+import colorsys
+
+import numpy as np
+import pytest
+
+from jaxdet.data import augmentation
+from jaxdet.data.transforms import Example
+
+
+def marked(height=60, width=80, boxes=((10, 20, 30, 50), (50, 5, 70, 25))):
+    """An image whose i-th box is filled with the colour 10 (i + 1), all else 200."""
+    image = np.full((height, width, 3), 200, np.uint8)
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        image[y1:y2, x1:x2] = 10 * (i + 1)
+    count = len(boxes)
+    return Example(
+        image,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.arange(count, dtype=np.int32),
+        np.zeros(count, bool),
+    )
+
+
+def seen(example):
+    """The boxes that the colours of `marked` fill, one for each label."""
+    found = []
+    for label in example.labels:
+        rows, columns = np.nonzero(example.image[..., 0] == 10 * (label + 1))
+        found.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    return np.array(found).reshape(-1, 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [augmentation.distort_colours, augmentation.expand, augmentation.crop],
+)
+def test_a_change_is_a_function_of_generator_and_example(change):
+    given = marked()._replace(
+        masks=np.ones((2, 4, 4), np.float32),
+        regions=np.array([[0, 0, 20, 20]], np.float32),
+    )
+    for values in given:
+        values.setflags(write=False)
+    images = []
+    for seed in range(12):
+        first, second = (change(np.random.default_rng(seed), given) for _ in range(2))
+        for before, after in zip(first, second, strict=True):
+            np.testing.assert_array_equal(before, after)
+        assert first.image.dtype == np.uint8 and first.boxes.dtype == np.float32
+        assert first.masks.dtype == first.regions.dtype == np.float32
+        assert first.labels.dtype == np.int32 and first.crowd.dtype == bool
+        images.append(first.image.tobytes())
+    assert len(set(images)) > 6
+
+
+@pytest.mark.parametrize("change", [augmentation.expand, augmentation.crop])
+def test_boxes_stay_where_their_colours_are(rng, change):
+    counts = []
+    for _ in range(100):
+        changed = change(rng, marked())
+        np.testing.assert_allclose(changed.boxes, seen(changed))
+        counts.append(len(changed.boxes))
+    if change is augmentation.crop:
+        assert set(counts) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("change", [augmentation.expand, augmentation.crop])
+def test_images_without_objects(rng, change):
+    sizes = set()
+    for _ in range(30):
+        changed = change(rng, marked(boxes=()))
+        assert changed.boxes.shape == (0, 4)
+        sizes.add(changed.image.shape)
+    assert len(sizes) > 15
+
+
+def test_expansion_surrounds_with_the_mean_colour(rng):
+    factors = []
+    for _ in range(200):
+        given = marked(30, 40, [(0, 0, 40, 30)])  # all of it
+        image = augmentation.expand(rng, given, largest=3.0).image
+        around = np.all(image == (123, 117, 104), axis=-1)
+        assert np.count_nonzero(~around) == 30 * 40
+        assert np.all(image[~around] == 10)
+        factors.append(image.shape[0] / 30)
+        np.testing.assert_allclose(image.shape[1] / 40, factors[-1], atol=0.05)
+    # Uniform in [1, 3].
+    assert 1 <= min(factors) < 1.1 and 2.9 < max(factors) <= 3
+    np.testing.assert_allclose(np.mean(factors), 2, atol=0.15)
+
+
+def test_expansion_moves_regions_and_keeps_masks(rng):
+    given = marked()
+    given = given._replace(regions=given.boxes + 1, masks=np.zeros((2, 3, 3)))
+    changed = augmentation.expand(rng, given)
+    np.testing.assert_array_equal(changed.regions, changed.boxes + 1)
+    assert changed.masks is given.masks
+
+
+def test_a_patch_cut_out_by_hand():
+    # The first object's centre (20, 35) lies in the patch, the second's (60, 15) not,
+    # and the third's (40, 30) on its right border, which belongs to the next patch.
+    given = marked(boxes=[(10, 20, 30, 50), (35, 5, 85, 25), (38, 28, 42, 32)])
+    given = given._replace(
+        crowd=np.array([True, False, False]),
+        regions=np.array([[0, 0, 20, 40], [50, 0, 80, 60]], np.float32),
+    )
+    cut = augmentation.cut_out(given, np.array([15, 10, 40, 45]))
+    np.testing.assert_array_equal(cut.image, given.image[10:45, 15:40])
+    np.testing.assert_array_equal(cut.boxes, [[0, 10, 15, 35]])
+    np.testing.assert_array_equal(cut.labels, [0])
+    np.testing.assert_array_equal(cut.crowd, [True])
+    np.testing.assert_array_equal(cut.regions[0], [0, 0, 5, 30])
+    x1, y1, x2, y2 = cut.regions[1]
+    assert (x2 - x1) * (y2 - y1) == 0  # nothing of it is left
+    np.testing.assert_array_equal(given.boxes[0], [10, 20, 30, 50])
+
+
+def test_masks_are_cut_with_their_boxes():
+    # Half of the object lies in the patch: the right half of a mask that grows from
+    # left to right, whose cells' centres are at 1/4, 1/2, .. of the way.
+    ramp = np.tile(np.array([0, 1, 2, 3], np.float32), (4, 1))
+    given = marked(60, 80, [(20, 10, 40, 50)])._replace(masks=ramp[None])
+    cut = augmentation.cut_out(given, np.array([30, 0, 80, 60]))
+    np.testing.assert_array_equal(cut.boxes, [[0, 10, 10, 50]])
+    np.testing.assert_allclose(
+        cut.masks, np.tile([1.75, 2.25, 2.75, 3.0], (1, 4, 1)), rtol=1e-6
+    )
+    whole = augmentation.cut_out(given, np.array([0, 0, 80, 60]))
+    np.testing.assert_allclose(whole.masks, ramp[None], atol=1e-5)
+
+
+def test_patches_are_as_large_and_overlap_as_much_as_they_say(monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(augmentation, "_LEAST_IOU", (0.5,))
+    given = marked(60, 80, [(20, 10, 60, 50)])
+    unchanged, overlaps = 0, []
+    for _ in range(200):
+        cut = augmentation.crop(rng, given)
+        height, width = cut.image.shape[:2]
+        if (height, width) == (60, 80):
+            unchanged += 1
+            continue
+        assert height >= 0.3 * 60 and width >= 0.3 * 80
+        assert 0.5 <= width / height <= 2
+        x1, y1, x2, y2 = cut.boxes[0]
+        overlap = (x2 - x1) * (y2 - y1)
+        overlaps.append(overlap / (40 * 40 + height * width - overlap))
+    assert min(overlaps) >= 0.5 and max(overlaps) < 0.95
+    assert 60 < unchanged < 140  # one of the two conditions left is "all of it"
+
+
+def test_the_object_that_a_patch_overlaps_stays_in_it(monkeypatch):
+    monkeypatch.setattr(augmentation, "_LEAST_IOU", (0.1,))
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        cut = augmentation.crop(rng, marked(boxes=[(0, 0, 40, 60)]))
+        assert len(cut.boxes) == 1
+
+
+def test_each_condition_is_drawn(monkeypatch):
+    asked = []
+
+    def find_patch(rng, example, least_iou):
+        asked.append(least_iou)
+
+    monkeypatch.setattr(augmentation, "_find_patch", find_patch)
+    rng, given = np.random.default_rng(0), marked()
+    for _ in range(700):
+        assert augmentation.crop(rng, given) is given  # no patch was found
+    for least in (0.1, 0.3, 0.5, 0.7, 0.9, None):
+        assert 70 < asked.count(least) < 130
+    assert 70 < 700 - len(asked) < 130
+
+
+def test_crowds_are_no_objects_to_overlap(monkeypatch):
+    monkeypatch.setattr(augmentation, "_LEAST_IOU", (0.9,) * 100)
+    small = marked(60, 80, [(0, 0, 4, 4)])  # no patch overlaps it by so much
+    rng = np.random.default_rng(0)
+    assert all(augmentation.crop(rng, small) is small for _ in range(5))
+    crowd = small._replace(crowd=np.ones(1, bool))
+    assert any(augmentation.crop(rng, crowd) is not crowd for _ in range(5))
+
+
+class Fixed:
+    """A generator that draws what it is told."""
+
+    def __init__(self, *, chances, values=()):
+        self.chances, self.values = list(chances), list(values)
+
+    def random(self):
+        return self.chances.pop(0)
+
+    def uniform(self, low, high):
+        value = self.values.pop(0)
+        assert low <= value <= high
+        return value
+
+
+YES, NO = 0.4, 0.6
+
+
+def distorted(pixel, **drawn):
+    given = marked(1, 1, ())._replace(image=np.array([[pixel]], np.uint8))
+    rng = Fixed(**drawn)
+    changed = augmentation.distort_colours(rng, given)
+    assert not rng.chances and not rng.values
+    return changed.image[0, 0].tolist()
+
+
+def test_brightness_and_contrast_by_hand():
+    # Chances: brightness, contrast, contrast first, saturation, hue.
+    assert distorted([10, 100, 250], chances=[NO, NO, NO, NO, NO]) == [10, 100, 250]
+    brighter = distorted([10, 100, 250], chances=[YES, NO, NO, NO, NO], values=[20.0])
+    assert brighter == [30, 120, 255]
+    softer = distorted([10, 100, 250], chances=[NO, YES, YES, NO, NO], values=[0.5])
+    assert softer == [5, 50, 125]
+    both = distorted([10, 100, 250], chances=[YES, YES, NO, NO, NO], values=[-20, 1.5])
+    assert both == [0, 120, 255]
+
+
+@pytest.mark.parametrize("pixel", [[200, 100, 50], [20, 220, 120], [90, 90, 90]])
+def test_hue_and_saturation_are_those_of_colorsys(pixel):
+    hue, saturation, value = colorsys.rgb_to_hsv(*np.array(pixel) / 255)
+    turned = distorted(pixel, chances=[NO, NO, NO, NO, YES], values=[18.0])
+    expected = colorsys.hsv_to_rgb((hue + 18 / 360) % 1, saturation, value)
+    np.testing.assert_allclose(turned, 255 * np.array(expected), atol=0.6)
+    paler = distorted(pixel, chances=[NO, NO, NO, YES, NO], values=[0.5])
+    expected = colorsys.hsv_to_rgb(hue, saturation * 0.5, value)
+    np.testing.assert_allclose(paler, 255 * np.array(expected), atol=0.6)
+
+
+def test_contrast_comes_before_or_after_saturation():
+    # 1.5 times 200 is clipped to 255 before the colour is looked at, or after.
+    drawn = {"values": [1.5, 0.5]}
+    first = distorted([200, 100, 50], chances=[NO, YES, YES, YES, NO], **drawn)
+    last = distorted([200, 100, 50], chances=[NO, YES, NO, YES, NO], **drawn)
+    assert first == [255, 202, 165] and last == [255, 225, 188]
+
+
+def test_colours_change_boxes_in_nothing(rng):
+    given = marked()
+    changed = augmentation.distort_colours(rng, given)
+    assert changed.boxes is given.boxes and changed.labels is given.labels
+    assert changed.image.shape == given.image.shape
