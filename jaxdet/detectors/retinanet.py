@@ -53,6 +53,9 @@ class RetinaNetConfig:
     """Whole pixels, as torchvision."""
     channels: int = 256
     """Of the pyramid and the heads (4)."""
+    top_down: bool = True
+    """Whether levels take up what coarser ones have found; False: the backbone's stages
+    side by side, an ablation of the pyramid."""
     extra_levels: Literal["c5", "p5"] = "c5"
     """What P6 is made from (4, footnote 2)."""
     head_depth: int = 4
@@ -153,6 +156,11 @@ TORCHVISION = RetinaNetConfig(
     detections=300,
 )
 
+# Its second version, trained for longer (torchvision, pull request 5756).
+TORCHVISION_V2 = dataclasses.replace(
+    TORCHVISION, extra_levels="c5", head_norm="group", box_loss="giou"
+)
+
 # Its normaliser is a moving average over steps (0.9, from 100) of each GPU's positives;
 # here it is the batch's own count, so that a loss is a function of the batch alone.
 DETECTRON2 = RetinaNetConfig(anchor_offset=0.0, mask_padding=False)
@@ -171,6 +179,7 @@ class RetinaNetNetwork(nn.Module):
             finest=config.levels[0],
             coarsest=config.levels[-1],
             channels=config.channels,
+            top_down=config.top_down,
             extra=config.extra_levels,
             norm=config.fpn_norm,
             dtype=dtype,
@@ -243,7 +252,7 @@ def predict(network, batch: Batch, *, config: RetinaNetConfig) -> Detections:
     boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
     used = _anchors_on_images(batch, config)
     answer = partial(
-        _detect, anchor_boxes=boxes, canvas=batch.images.shape, config=config
+        _detect, anchor_boxes=boxes, canvas=batch.images.shape[1:3], config=config
     )
     return jax.vmap(answer)(logits, deltas, used, batch.sizes)
 
@@ -288,20 +297,13 @@ def _detect(logits, deltas, used, size, *, anchor_boxes, canvas, config):
     """One image: `[A, K]`, `[A, 4]`, `[A]`, `[2]` -> `Detections` of it alone."""
     scores = jax.nn.sigmoid(logits)
     scores = jnp.where(used[:, None] & (scores > config.score_threshold), scores, -1.0)
-    best_scores, best_anchors, best_labels = [], [], []
-    start = 0
-    for level in config.levels:
-        layout = {"levels": (level,), "per_cell": config.anchors_per_cell}
-        count = anchors.count(canvas[1:3], **layout)
-        of_level = scores[start : start + count].reshape(-1)
-        best, place = jax.lax.top_k(of_level, min(config.candidates, len(of_level)))
-        best_scores.append(best)
-        best_anchors.append(start + place // config.num_classes)
-        best_labels.append(place % config.num_classes)
-        start += count
-    scores = jnp.concatenate(best_scores)
-    index = jnp.concatenate(best_anchors)
-    labels = jnp.concatenate(best_labels)
+    scores, index, labels = anchors.best_of_levels(
+        scores,
+        canvas,
+        levels=config.levels,
+        per_cell=config.anchors_per_cell,
+        limit=config.candidates,
+    )
     found = box_ops.clip(box_coding.decode(deltas[index], anchor_boxes[index]), size)
     return nms.best_detections(
         found,

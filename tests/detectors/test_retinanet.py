@@ -14,6 +14,7 @@ from jaxdet.detectors.retinanet import (
     DETECTRON2,
     TORCHVISION,
     RetinaNetConfig,
+    RetinaNetNetwork,
     loss,
     predict,
     retinanet,
@@ -146,6 +147,13 @@ def test_detectron2_constants():
     assert DETECTRON2.anchor_sizes[0] == pytest.approx((32, 40.3175, 50.7968), abs=1e-3)
     assert not DETECTRON2.anchor_rounded and DETECTRON2.anchor_offset == 0.0
     assert DETECTRON2.extra_levels == "c5" and DETECTRON2.detections == 100
+
+
+@pytest.mark.parametrize("top_down", [True, False])
+def test_the_pyramid_may_lack_its_top_down_path(top_down):
+    config = dataclasses.replace(SMALL, top_down=top_down)
+    network = RetinaNetNetwork(config, ResNet(depth=10, width=16))
+    assert network.bind({}).fpn.top_down == top_down
 
 
 def test_the_recipe_makes_the_same_detector_again():
