@@ -76,6 +76,9 @@ def detect_with(
         trained.variables,
         names_of_labels(trained.detector, trained.run.class_names),
         canvases=config.canvases,
+        stretch=config.stretch,
+        sides=config.sides,
+        fractions=config.fractions,
         min_score=min_score,
         propose=propose,
         max_regions=config.max_regions,
@@ -122,6 +125,9 @@ def make_detect(
     class_names: Sequence[str],
     *,
     canvases: Sequence[tuple[int, int]],
+    stretch: bool = False,
+    sides: tuple[int, int] | None = None,
+    fractions: bool = False,
     min_score: float = 0.0,
     propose: Propose | None = None,
     max_regions: int = 0,
@@ -134,6 +140,9 @@ def make_detect(
       class_names: the name of each label.
       canvases: (height, width) of each canvas that images may be resized to; one
         compilation each. An image goes to the one of nearest aspect ratio.
+      stretch: whether it fills that canvas, without keeping its shape.
+      sides: see `InputConfig`.
+      fractions: see `InputConfig`.
       min_score: lower scores are left out.
       propose: from an image to its proposals, for a detector that needs some.
       max_regions: how many of them it takes, the best; 0: it needs none.
@@ -149,6 +158,7 @@ def make_detect(
             f"max_regions is {max_regions}, but propose is None; a function from an "
             "image to `Proposals` is needed"
         )
+    rule = {"stretch": stretch, "sides": sides}
     predict = jax.jit(detector.predict)
     variables = jax.device_put(variables)
 
@@ -161,7 +171,9 @@ def make_detect(
                 "least 1"
             )
         proposals = propose(image) if max_regions else _NOTHING
-        batch = _batch_of_one(image, canvases, proposals, max_regions)
+        batch = _batch_of_one(
+            image, canvases, proposals, max_regions, fractions, **rule
+        )
         found = jax.tree.map(
             lambda values: np.asarray(values)[0], predict(variables, batch)
         )
@@ -188,13 +200,19 @@ def _batch_of_one(
     canvases: Sequence[tuple[int, int]],
     proposals: Proposals,
     max_regions: int,
+    fractions: bool = False,
+    *,
+    stretch: bool = False,
+    sides: tuple[int, int] | None = None,
 ) -> Batch:
-    size = image.shape[:2]
-    canvas = canvases[transforms.nearest_canvas(np.array([size]), canvases)[0]]
+    size, rule = image.shape[:2], {"stretch": stretch, "sides": sides}
+    which = transforms.canvas_of_each(np.array([size]), canvases, sides=sides)[0]
+    canvas = canvases[which]
     objects = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
     best, scores = (values[:max_regions] for values in proposals)
     example = transforms.Example(image, *objects, regions=best)
-    example, scale = transforms.resize_to_canvas(example, canvas)
+    blank = np.zeros((*canvas, 3), np.float32 if fractions else np.uint8)
+    example, scale = transforms.resize_to_canvas(example, canvas, **rule, out=blank)
     regions = None
     if max_regions:
         empty = max_regions - len(best)
@@ -205,7 +223,7 @@ def _batch_of_one(
         )
     return Batch(
         images=example.image[None],
-        sizes=np.array([transforms.fitted_size(size, canvas)], np.int32),
+        sizes=np.array([transforms.fitted_size(size, canvas, **rule)], np.int32),
         scales=scale[None],
         image_ids=np.zeros(1, np.int32),
         regions=regions,

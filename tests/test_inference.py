@@ -52,6 +52,60 @@ def test_boxes_are_in_the_pictures_own_pixels(detect, size):
     np.testing.assert_allclose(found.scores, [0.75, 0.2])
 
 
+def test_a_stretched_picture_fills_its_canvas():
+    def check(variables, batch):
+        assert batch.images.shape == (1, 64, 64, 3)
+        return predict(variables, batch)
+
+    detector = Detector(init=None, loss=None, predict=check)
+    detect = inference.make_detect(
+        detector,
+        {"sure": np.float32(0.75)},
+        ("cat", "dog"),
+        canvases=CANVASES[:1],
+        stretch=True,
+    )
+    found = detect(np.zeros((40, 200, 3), np.uint8))
+    expected = [[100, 20, 200, 40], [0, 0, 200, 40]]
+    np.testing.assert_allclose(found.boxes, expected, rtol=1e-5)
+
+
+def test_torchvisions_pixels():
+    def check(variables, batch):
+        assert batch.images.shape == (1, 32, 64, 3)
+        assert batch.images.dtype == np.float32
+        return predict(variables, batch)
+
+    detect = inference.make_detect(
+        Detector(init=None, loss=None, predict=check),
+        {"sure": np.float32(0.75)},
+        ("cat", "dog"),
+        canvases=[(64, 64), (32, 64)],
+        sides=(30, 63),
+        fractions=True,
+    )
+    found = detect(np.zeros((20, 40, 3), np.uint8))
+    expected = [[20, 10, 40, 20], [0, 0, 40, 20]]
+    np.testing.assert_allclose(found.boxes, expected, rtol=1e-5)
+
+
+def test_a_run_says_whether_pictures_are_stretched(tmp_path):
+    def sizes(variables, batch):
+        found = predict({"sure": 0.75}, batch)
+        return found.replace(scores=found.scores * 0 + batch.sizes[:, :1] / 100)
+
+    for stretch, height in ((True, 64), (False, 32)):
+        config = TrainingConfig(
+            input=InputConfig(canvases=((64, 64),), stretch=stretch)
+        )
+        detector = Detector(None, None, sizes, num_classes=2)
+        workdir = tmp_path / str(stretch)
+        save_run(workdir, detector, in_memory_data_set([]), config)
+        trained = inference.Trained(detector, {}, load_run(workdir))
+        found = inference.detect_with(trained)(np.zeros((40, 80, 3), np.uint8))
+        np.testing.assert_allclose(found.scores, height / 100)
+
+
 def test_scores_below_the_least_are_left_out():
     detector = Detector(init=None, loss=None, predict=predict)
     detect = inference.make_detect(

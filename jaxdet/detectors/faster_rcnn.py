@@ -84,6 +84,12 @@ TORCHVISION = FasterRCNNConfig(
     aligned=False,
 )
 
+# Its second version (Li et al. 2021), with ConvFCHead(norm="frozen").
+TORCHVISION_V2 = dataclasses.replace(
+    TORCHVISION,
+    rpn=dataclasses.replace(rpn.TORCHVISION, head_depth=2, fpn_norm="frozen"),
+)
+
 DETECTRON2 = FasterRCNNConfig(rpn=rpn.DETECTRON2, samples=0)
 
 # ResNet(coarsest=4) and ResNetHead: the last stage looks at each region by itself.

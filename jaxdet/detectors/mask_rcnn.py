@@ -38,6 +38,9 @@ class MaskRCNNConfig:
     """3x3 convolutions of the mask head (Figure 4)."""
     mask_norm: Kind = "none"
     """Of those convolutions; "group" learns from scratch."""
+    soft_targets: bool = False
+    """Cells on the border of an object are to be painted as much as it covers them, as
+    in torchvision; not in full or not at all (3.1)."""
     mask_weight: float = 1.0
     """Of the mask loss in the sum (3)."""
 
@@ -48,7 +51,10 @@ class MaskRCNNConfig:
 
 
 PAPER = MaskRCNNConfig(faster_rcnn.FPN_PAPER)
-TORCHVISION = MaskRCNNConfig(faster_rcnn.TORCHVISION)
+TORCHVISION = MaskRCNNConfig(faster_rcnn.TORCHVISION, soft_targets=True)
+TORCHVISION_V2 = dataclasses.replace(
+    TORCHVISION, faster_rcnn=faster_rcnn.TORCHVISION_V2, mask_norm="frozen"
+)
 DETECTRON2 = MaskRCNNConfig(faster_rcnn.DETECTRON2)
 
 
@@ -78,8 +84,10 @@ def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
     targets = jax.vmap(partial(masks.masks_in_regions, size=logits.shape[-1]))(
         batch.truth.masks, batch.truth.boxes, samples.boxes, samples.objects
     )
-    wrong = jnp.where(targets >= 0.5, -logits, logits)
-    misses = jnp.mean(jax.nn.softplus(wrong), axis=(2, 3))  # [B, R]
+    if not config.soft_targets:
+        targets = (targets >= 0.5).astype(jnp.float32)
+    entropies = losses.focal_loss(logits, targets, alpha=None, gamma=0.0)
+    misses = jnp.mean(entropies, axis=(2, 3))  # [B, R]
     count = losses.device_mean_count(samples.positive, axis_name=axis_name)
     mask_loss = jnp.sum(misses, where=samples.positive) / count
     metrics["mask_loss"] = config.mask_weight * mask_loss

@@ -55,6 +55,22 @@ class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
         assert np.any(kernel[..., 0]) and not np.any(kernel[..., 1:])
 
 
+def test_cells_that_an_object_covers_in_part(monkeypatch):
+    def quarter(masks, boxes, regions, index, size):
+        return jnp.full((len(regions), size, size), 0.25)
+
+    monkeypatch.setattr(file.masks, "masks_in_regions", quarter)
+    config = dataclasses.replace(SMALL, soft_targets=True)
+    detector, batch = small_mask_rcnn(config=config), scenes.batch()
+    variables = jax.jit(detector.init)(jax.random.key(0), batch)
+    last = variables["params"]["mask_head"]["output"]
+    last["kernel"], last["bias"] = jnp.zeros_like(last["kernel"]), last["bias"] * 0 + 2
+    _, metrics = jax.jit(detector.loss)(variables, batch, jax.random.key(0))
+    right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
+    expected = 0.25 * right + 0.75 * wrong
+    np.testing.assert_allclose(metrics["mask_loss"], expected, rtol=1e-5)
+
+
 def test_a_truth_without_masks_is_refused():
     detector, batch = small_mask_rcnn(), scenes.batch()
     batch = batch.replace(truth=batch.truth.replace(masks=None))
@@ -63,7 +79,9 @@ def test_a_truth_without_masks_is_refused():
         jax.eval_shape(detector.loss, variables, batch, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ["PAPER", "TORCHVISION", "DETECTRON2"])
+@pytest.mark.parametrize(
+    "name", ["PAPER", "TORCHVISION", "TORCHVISION_V2", "DETECTRON2"]
+)
 def test_the_references_configs_are_recipes(name):
     config = getattr(file, name)
     assert (config.mask_pool_size, config.mask_channels, config.mask_depth) == (
