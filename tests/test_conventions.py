@@ -22,6 +22,8 @@ ALLOWED = {
     "export": {"training", "evaluation", "detectors.detector"} | BESIDE,
     "data": {"data", "structs", "ops"},
     "weights": {"weights", "structs", "ops"},
+    "pretrained": {"inference", "training", "detectors", "nn"} | BESIDE,
+    "torchvision": {"inference", "training", "detectors", "nn"} | BESIDE,
     "visualize": {"visualize", "structs", "ops"},
 }
 # Packages that only these files may import.
@@ -29,6 +31,7 @@ OPTIONAL = {
     "tensorflow_datasets": {"data/tfds.py", "data/digits.py"},
     "grain": {"data/batching.py"},
     "cv2": {
+        "data/augmentation.py",
         "data/digits.py",
         "data/image_files.py",
         "data/masks.py",
@@ -39,7 +42,7 @@ OPTIONAL = {
     "pycocotools": {"data/masks.py", "evaluation/coco.py"},
     "sklearn": {"data/digits.py"},
     "skimage": {"data/digits.py"},
-    "tensorboardX": {"training/log.py"},
+    "tensorboardX": {"training/log.py", "weights.py"},
     "tensorflow": set(),
     "torch": {"weights.py"},
     "matplotlib": set(),
