@@ -66,7 +66,7 @@ def from_scratch(training: TrainingConfig, *, recipe: TrainingConfig) -> Trainin
     """
     if training.frozen not in ((), recipe.frozen):
         raise ConfigError(
-            f"--training.frozen {training.frozen} without --backbone-weights; "
+            f"--training.frozen {training.frozen} without pretrained weights; "
             "a network from scratch has nothing worth freezing: leave it out"
         )
     return dataclasses.replace(training, frozen=())

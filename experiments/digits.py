@@ -1,7 +1,7 @@
-"""The R-CNN line on digits, from scratch: python -m experiments.digits faster_rcnn
+"""Detectors on digits, from scratch: python -m experiments.digits faster_rcnn
 
-The other detectors: rcnn, sppnet, fast_rcnn, rpn, mask_rcnn; each in minutes on two CPU
-cores, by the same training and evaluation, on 8,000 drawn images. Those that take
+The others: rcnn, sppnet, fast_rcnn, rpn, mask_rcnn, fcos, ssd; each in minutes on two
+CPU cores, by the same training and evaluation, on 8,000 drawn images. Those that take
 region proposals get selective search's, made once on 2,000 images and kept. SPP-net
 never trains its convolutions: it takes Fast R-CNN's, which are trained first where they
 are not there yet. Targets and measured numbers stand in the README's table.
@@ -16,10 +16,12 @@ from jaxdet.data.dataset import DataSet
 from jaxdet.detectors import (
     fast_rcnn,
     faster_rcnn,
+    fcos,
     mask_rcnn,
     rcnn,
     rpn,
     sppnet,
+    ssd,
 )
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.inference import load_trained
@@ -85,11 +87,35 @@ FASTER_RCNN = faster_rcnn.FasterRCNNConfig(
 MASK_RCNN = mask_rcnn.MaskRCNNConfig(
     FASTER_RCNN, mask_pool_size=10, mask_channels=32, mask_depth=2, mask_norm="group"
 )
+FCOS = fcos.FCOSConfig(
+    num_classes=10,
+    levels=(3, 4),
+    limits=(24.0,),  # half of the digits to each level
+    channels=64,
+    head_depth=2,
+    detections=50,
+)
 
 
-def backbone(coarsest: int) -> ResNet:
-    """A ResNet-10 of half the usual width, up to a stage."""
-    return ResNet(depth=10, width=32, norm="group", coarsest=coarsest)
+def _standing(*sides: float) -> tuple[tuple[float, float], ...]:
+    """Default boxes of those areas, one and a half times as high as wide: digits."""
+    return tuple((1.25 * side, 0.8 * side) for side in sides)
+
+
+SSD = ssd.SSDConfig(
+    num_classes=10,
+    levels=(3, 4),
+    steps=(8.0, 16.0),
+    shapes=(_standing(14, 18, 23), _standing(29, 37, 46)),
+    detections=50,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+
+
+def backbone(coarsest: int, *, depth: int = 10) -> ResNet:
+    """A ResNet of half the usual width, up to a stage."""
+    return ResNet(depth=depth, width=32, norm="group", coarsest=coarsest)
 
 
 def region_head() -> FCHead:
@@ -207,6 +233,38 @@ def train_mask_rcnn(
     _train(mask_rcnn.mask_rcnn(detector, backbone(4), region_head()), training, workdir)
 
 
+def train_fcos(
+    detector: fcos.FCOSConfig = FCOS,
+    training: TrainingConfig = TRAINING,
+    *,
+    workdir: pathlib.Path = RUNS / "fcos",
+):
+    """FCOS: no anchors; points that say how far the sides of their digit are.
+
+    Args:
+      detector: numbers of the detector; the classes are the ten digits.
+      training: numbers of the training.
+      workdir: the run folder; started again, a run goes on where it stopped.
+    """
+    _train(fcos.fcos(detector, backbone(4)), training, workdir)
+
+
+def train_ssd(
+    detector: ssd.SSDConfig = SSD,
+    training: TrainingConfig = TRAINING,
+    *,
+    workdir: pathlib.Path = RUNS / "ssd",
+):
+    """SSD: two stages of a ResNet-18 look by themselves, without a pyramid.
+
+    Args:
+      detector: numbers of the detector; the classes are the ten digits.
+      training: numbers of the training.
+      workdir: the run folder; started again, a run goes on where it stopped.
+    """
+    _train(ssd.ssd(detector, backbone(4, depth=18)), training, workdir)
+
+
 def with_proposals(data_set: DataSet) -> DataSet:
     """Selective search, fit for digits; made on first use, then read."""
     return proposals.with_selective_search(
@@ -244,5 +302,7 @@ if __name__ == "__main__":
             "rpn": train_rpn,
             "faster_rcnn": train_faster_rcnn,
             "mask_rcnn": train_mask_rcnn,
+            "fcos": train_fcos,
+            "ssd": train_ssd,
         }
     )

@@ -7,10 +7,12 @@ import inspect
 import itertools
 import json
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
@@ -34,23 +36,30 @@ from experiments import (
     rcnn_voc,
     retinanet_coco,
     retinanet_folder,
+    scale_comparison,
     sppnet_voc,
+    ssd300_voc,
+    transfer_folder,
     voc_recipes,
 )
-from jaxdet import weights
+from jaxdet import pretrained, weights
 from jaxdet.data import batching, coco, digits, tfds
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
-from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.detector import Detector, rebuild
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
+from jaxdet.detectors.fcos import FCOSConfig
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.detectors.rcnn import RCNNConfig
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.detectors.sppnet import SPPNetConfig
-from jaxdet.inference import Trained, load_trained
+from jaxdet.detectors.ssd import SSDConfig
+from jaxdet.inference import Found, Trained, load_trained
+from jaxdet.nn.efficientnet import EfficientNetLite0
+from jaxdet.training import optimizer
 from jaxdet.training.checkpoint import RunError, load_run, save_run
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.step import create_state
@@ -178,6 +187,7 @@ def test_help_explains(script, monkeypatch, capsys):
     "config",
     [
         FastRCNNConfig,
+        FCOSConfig,
         FasterRCNNConfig,
         InputConfig,
         MaskRCNNConfig,
@@ -186,6 +196,7 @@ def test_help_explains(script, monkeypatch, capsys):
         RegionConfig,
         RetinaNetConfig,
         SPPNetConfig,
+        SSDConfig,
         TrainingConfig,
     ],
 )
@@ -281,7 +292,7 @@ def test_the_number_of_classes_follows_the_data(few_digits):
 )
 def test_nothing_can_be_frozen_from_scratch(main, recipe, tmp_path):
     training = dataclasses.replace(recipe, frozen=("fpn/.*",))
-    with pytest.raises(ValueError, match=r"fpn.*without --backbone-weights"):
+    with pytest.raises(ValueError, match=r"fpn.*without pretrained weights"):
         main(tmp_path, training=training)
 
 
@@ -325,11 +336,25 @@ def test_evaluate_prints_writes_and_draws(
         ({"annotations": "a.json", "tfds_directory": "t"}, "--tfds-directory t"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"pictures": -1}, "--pictures is -1"),
+        ({"canvas_multiple": 0}, "--canvas-multiple is 0"),
+        ({"data": "coco", "annotations": "a.json"}, "--data coco and --annotations"),
+        ({"weights": "some.pth"}, "--weights some.pth and the run folder .*; one"),
     ],
 )
 def test_evaluate_refuses_contradictions(tmp_path, options, problem):
     with pytest.raises(DataError, match=problem):
-        evaluate.main(tmp_path, **options)
+        evaluate.main(**{"workdir": tmp_path} | options)
+
+
+def test_evaluate_of_torchvisions_weights(run, coco_folder, monkeypatch, capsys):
+    def trained(weights, *, canvas_multiple):
+        assert (weights.name, canvas_multiple) == ("some.pth", 64)
+        return load_trained(run)
+
+    monkeypatch.setattr(evaluate.torchvision, "trained", trained)
+    weights = pathlib.Path("some.pth")
+    evaluate.main(weights=weights, canvas_multiple=64, data=coco_folder)
+    assert "AP50" in capsys.readouterr().out
 
 
 def test_evaluate_searches_for_as_many_regions_as_the_run(
@@ -367,11 +392,60 @@ def test_detect_draws_every_picture_and_names_those_it_cannot_read(run, tmp_path
         Image.fromarray(noise).save(folder / name)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     output = tmp_path / "found"
-    detect.main(run, (folder,), output=output, min_score=0.0, step="latest")
+    detect.main((run, folder), output=output, min_score=0.0, step="latest")
     names = {path.name for path in output.iterdir()}
     assert names == {"one.png", "one_2.png", "detections.json"}
     found = coco.load(output / "detections.json", folder)  # it is COCO's format
     assert len(found) == 2 and len(found.class_names) == 10
+
+
+def found_a_cat(image):
+    height, width = image.shape[:2]
+    box = np.array([[0, 0, width / 2, height]], np.float32)
+    return Found(box, np.array([0.75], np.float32), np.array([15]), ("cat",))
+
+
+def test_detect_needs_no_run(tmp_path, monkeypatch, capsys):
+    trained = Trained(
+        Detector(None, None, None, num_classes=80),
+        {},
+        types.SimpleNamespace(
+            class_names=pretrained.CLASS_NAMES, category_ids=pretrained.CATEGORY_IDS
+        ),
+    )
+    monkeypatch.setattr(pretrained, "trained_ssd_mobilenet_v2", lambda: trained)
+    monkeypatch.setattr(
+        detect.inference, "detect_with", lambda given, min_score: found_a_cat
+    )
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(photo)
+    output, json_file = tmp_path / "found", tmp_path / "elsewhere" / "found.json"
+    detect.main((photo,), output=output, json_file=json_file)
+    assert [path.name for path in output.iterdir()] == ["photo.png"]
+    found = json.loads(json_file.read_text())
+    (annotation,) = found["annotations"]
+    assert annotation["category_id"] == 17 and annotation["bbox"] == [0, 0, 60, 90]
+    names = {entry["id"]: entry["name"] for entry in found["categories"]}
+    assert len(names) == 80 and names[17] == "cat"
+    assert f"{photo}: cat 0.75" in capsys.readouterr().out
+
+
+def test_detect_takes_torchvisions_weights(run, tmp_path, monkeypatch):
+    photo, weights = tmp_path / "photo.png", tmp_path / "some.pth"
+    Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(photo)
+    monkeypatch.setattr(
+        detect.torchvision, "trained", {weights: load_trained(run)}.__getitem__
+    )
+    output = tmp_path / "found"
+    detect.main((photo,), weights=weights, output=output)
+    assert (output / "photo.png").exists()
+    with pytest.raises(DataError, match=r"some\.pth and the run folder"):
+        detect.main((run, photo), weights=weights)
+
+
+def test_detect_says_that_only_runs_have_steps(tmp_path):
+    with pytest.raises(DataError, match="--step latest without a run folder"):
+        detect.main((tmp_path / "photo.png",), step="latest")
 
 
 def test_drawings_have_names_of_their_own():
@@ -390,7 +464,7 @@ def test_detect_overwrites_no_picture(tmp_path, monkeypatch):
     pathlib.Path("one.png").write_bytes(b"precious")
     for output in (tmp_path, pathlib.Path()):
         with pytest.raises(DataError, match=r"would overwrite the picture .*one\.png"):
-            detect.main(tmp_path, (pathlib.Path("."),), output=output)
+            detect.main((pathlib.Path("."),), output=output)
     assert {path.name for path in tmp_path.iterdir()} == {"one.png"}
 
 
@@ -408,7 +482,7 @@ def test_detect_passes_over_its_own_drawings(tmp_path):
 def test_detect_without_pictures(run, tmp_path, monkeypatch, pictures):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"no pictures|no such file"):
-        detect.main(run, tuple(map(pathlib.Path, pictures)))
+        detect.main((run, *map(pathlib.Path, pictures)))
 
 
 def test_evaluate_takes_only_the_classes_of_the_run(run, coco_folder, tmp_path):
@@ -426,6 +500,7 @@ RECIPES = {
     "fast_rcnn_voc": fast_rcnn_voc.main,
     "faster_rcnn_voc vgg16": faster_rcnn_voc.train_vgg16,
     "faster_rcnn_voc resnet50_c4": faster_rcnn_voc.train_resnet50_c4,
+    "ssd300_voc": ssd300_voc.main,
     "faster_rcnn_fpn_coco": faster_rcnn_fpn_coco.main,
     "mask_rcnn_coco": mask_rcnn_coco.main,
 }
@@ -474,6 +549,7 @@ HALVES, BACKBONE = {"backbone", "region_head"}, {"backbone"}
         (fast_rcnn_voc.main, "vgg16", HALVES, 4),
         (faster_rcnn_voc.train_vgg16, "vgg16", HALVES, 4),
         (faster_rcnn_voc.train_resnet50_c4, "resnet50", HALVES, 2),
+        (ssd300_voc.main, "vgg16", BACKBONE, 0),
         (faster_rcnn_fpn_coco.main, "resnet50", BACKBONE, 2),
         (mask_rcnn_coco.main, "resnet50", BACKBONE, 2),
     ],
@@ -499,6 +575,43 @@ def test_torchvisions_weights_fit(
         replaced
     )
     assert len(training.frozen) == frozen
+
+
+def test_ssd_keeps_a_part_of_the_fully_connected_layers(monkeypatch):
+    # Of 2 channels to 8, then of 8 to 8; numbers tell which row and column they are of.
+    fc6 = np.zeros((7, 7, 2, 8)) + np.arange(0, 700, 100)[:, None, None, None]
+    fc6 += np.arange(0, 70, 10)[:, None, None] + np.arange(8)
+    head = {
+        "fc0": {"kernel": fc6.reshape(-1, 8), "bias": np.arange(8)},
+        "fc1": {"kernel": np.arange(64).reshape(8, 8), "bias": np.arange(8)},
+    }
+    convs = {"conv5_3": {"bias": np.ones(2)}}
+    monkeypatch.setattr(weights, "read_state_dict", lambda file: {})
+    for name, params in (("vgg16", convs), ("vgg16_head", head)):
+        read = functools.partial(dict, params=params)
+        monkeypatch.setattr(
+            weights, f"{name}_from_torchvision", lambda state, read=read: read()
+        )
+    vgg16 = {
+        "conv5_3": {"bias": np.zeros(2)},
+        "conv6": {"kernel": np.zeros((3, 3, 2, 2)), "bias": np.zeros(2)},
+        "conv7": {"kernel": np.zeros((1, 1, 2, 2)), "bias": np.zeros(2)},
+        "unit4_3": {"scale": np.full(2, 20.0)},
+    }
+    fresh = {"params": {"backbone": {"backbone": vgg16, "level5_conv1": {}}}}
+    params = ssd300_voc._pretrained("vgg16.npz")(fresh)["params"]["backbone"]
+    assert params.keys() == {"backbone", "level5_conv1"}
+    after = params["backbone"]
+    kept = np.array([[0, 30, 60], [300, 330, 360], [600, 630, 660]])
+    for channel in (0, 1):
+        for output, place in enumerate((0, 4)):
+            kernel = after["conv6"]["kernel"][:, :, channel, output]
+            np.testing.assert_array_equal(kernel, kept + place)
+    np.testing.assert_array_equal(after["conv6"]["bias"], [0, 4])
+    np.testing.assert_array_equal(after["conv7"]["kernel"], [[[[0, 4], [32, 36]]]])
+    np.testing.assert_array_equal(after["conv7"]["bias"], [0, 4])
+    np.testing.assert_array_equal(after["conv5_3"]["bias"], [1, 1])
+    np.testing.assert_array_equal(after["unit4_3"]["scale"], [20, 20])
 
 
 @pytest.mark.parametrize("years", ["07", "07+12"])
@@ -561,6 +674,122 @@ def test_folder_recipes_fit_their_data(script, coco_folder, asked):
 
 
 @pytest.fixture
+def transfer_data(coco_folder, monkeypatch):
+    """What `transfer_folder.main` is told of COCO's folder; the weights are zeros."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    init = functools.partial(EfficientNetLite0().init, jax.random.key(0))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape), jax.eval_shape(init, image))
+    monkeypatch.setattr(pretrained, "efficientnet_lite0", lambda: zeros)
+    annotations = coco_folder / "annotations"
+    return {
+        "annotations": annotations / "instances_train2017.json",
+        "images": coco_folder / "train2017",
+        "validation_annotations": annotations / "instances_val2017.json",
+        "validation_images": coco_folder / "val2017",
+    }
+
+
+def test_transfer_starts_from_what_is_known(transfer_data, asked):
+    main = transfer_folder.main
+    detector, data_set, training, options = asked(main, **transfer_data)
+    assert detector.num_classes == 10
+    assert (len(data_set), len(options["validation"])) == (16, 6)
+    fresh = _trace(detector, data_set, training).variables
+    before, after = fresh["params"], options["pretrained"](fresh)["params"]
+    assert {part for part in after if after[part] is not before[part]} == {"backbone"}
+    trainable, frozen = optimizer.partition(before, training.frozen)
+    assert all(re.match("backbone/(stem|stage[12])_", path) for path in frozen)
+    assert not any(re.match("backbone/(stem|stage[12])_", path) for path in trainable)
+
+
+def test_transfer_from_scratch_freezes_nothing(transfer_data, asked):
+    main = functools.partial(asked, transfer_folder.main, **transfer_data)
+    detector, data_set, training, options = main(from_scratch=True)
+    assert training.frozen == () and options["pretrained"] is None
+    learned = _trace(detector, data_set, training).variables["params"]["backbone"]
+    assert "stem_norm" in learned
+    with pytest.raises(ValueError, match="nothing worth freezing"):
+        frozen = dataclasses.replace(training, frozen=("fpn/.*",))
+        main(training=frozen, from_scratch=True)
+
+
+@pytest.mark.slow
+def test_transfer_trains(transfer_data, tmp_path):
+    small = dataclasses.replace(transfer_folder.TRAINING.input, canvases=((64, 64),))
+    training = dataclasses.replace(short(transfer_folder.TRAINING), input=small)
+    transfer_folder.main(**transfer_data, training=training, workdir=tmp_path)
+    assert "evaluation at step 4" in log_of(tmp_path)
+
+
+def test_sizes_are_those_of_small_scenes():
+    # Of 10, 20 and 40 pixels: small, medium and large; the middle one is not found.
+    boxes = [[0, 0, 10, 10], [20, 0, 20, 20], [60, 0, 40, 40]]
+    truth = {
+        "info": {},
+        "images": [{"id": 1, "width": 128, "height": 128}],
+        "categories": [{"id": 1, "name": "0"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0}
+            | {"area": float(box[2] * box[3])}
+            for i, box in enumerate(boxes, 1)
+        ],
+    }
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": boxes[i], "score": 0.9}
+        for i in (0, 2)
+    ]
+    numbers = scale_comparison.metrics_by_size(truth, found)
+    by_size = [numbers[name] for name in ("APs", "APm", "APl")]
+    assert by_size == pytest.approx([1, 0, 1])
+
+
+@pytest.mark.parametrize("way", scale_comparison.WAYS)
+def test_ways_to_find_all_sizes_fit_their_data(way, few_digits):
+    data_set = few_digits("train", digit_sides=scale_comparison.DIGIT_SIDES)
+    detector = scale_comparison.detector(way)
+    assert rebuild(detector.recipe).recipe == detector.recipe
+    state = _trace(detector, data_set, scale_comparison.TRAINING)
+    assert ("stage4_block0" in state.variables["params"]["backbone"]) == (
+        way != "image_pyramid"
+    )
+    assert ("lateral2" in state.variables["params"]["fpn"]) == (way != "image_pyramid")
+
+
+def test_the_scale_comparison_leaves_a_table(tmp_path, few_digits, monkeypatch, capsys):
+    folders = []
+
+    def no_train(*parts, workdir, **more):
+        workdir.mkdir()
+        folders.append(workdir.name)
+        return types.SimpleNamespace(variables={})
+
+    measured = dict.fromkeys(scale_comparison.PRECISIONS, 0.25) | {"AR1": 0.5}
+    monkeypatch.setattr(scale_comparison, "train", no_train)
+    monkeypatch.setattr(scale_comparison, "evaluate", lambda *_, **__: measured)
+    monkeypatch.setattr(digits, "load", few_digits)
+    scale_comparison.main(workdir=tmp_path, ways=("plain_stages", "fpn"))
+    assert folders == ["plain_stages", "fpn"]
+    text = (tmp_path / "scales.md").read_text()
+    assert text == capsys.readouterr().out
+    assert text.splitlines() == [
+        "| | AP | AP50 | AP75 | APs | APm | APl |",
+        "|---|---|---|---|---|---|---|",
+        "| plain stages | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 |",
+        "| fpn | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 |",
+    ]
+    rows = json.loads((tmp_path / "scales.json").read_text())
+    assert rows["fpn"] == dict.fromkeys(scale_comparison.PRECISIONS, 0.25)
+
+
+@pytest.mark.slow
+def test_all_sizes_are_learned_in_three_ways(scratch):
+    scale_comparison.main(short(scale_comparison.TRAINING))
+    for way in scale_comparison.WAYS:
+        assert "evaluation at step 4" in log_of(f"runs/scale_comparison/{way}")
+        assert load_trained(f"runs/scale_comparison/{way}").detector.num_classes == 10
+
+
+@pytest.fixture
 def scratch(few_digits, tmp_path, monkeypatch):
     """An empty folder to work in, where digits are few and proposals are kept."""
     monkeypatch.chdir(tmp_path)
@@ -585,7 +814,9 @@ def test_fast_rcnn_learns_digits_on_proposals(scratch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rcnn", "rpn", "faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize(
+    "name", ["rcnn", "rpn", "faster_rcnn", "mask_rcnn", "fcos", "ssd"]
+)
 def test_other_detectors_learn_digits(name, scratch):
     train = getattr(experiments.digits, f"train_{name}")
     training = inspect.signature(train).parameters["training"].default

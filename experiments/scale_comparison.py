@@ -1,0 +1,138 @@
+"""Three ways to find all sizes, compared: python -m experiments.scale_comparison
+
+Digits of 10 to 64 pixels on scenes of 128, and one RetinaNet, for as many steps each:
+
+    image_pyramid  one level of features, made for objects of one octave, which learns
+                   images of half, of their own and of twice their size, and predicts
+                   on all three
+    plain_stages   three levels, each a stage of the backbone: the finer, the shallower
+    fpn            the same three levels, joined by the top-down path
+
+The heads, the anchors' sizes in the pixels that they see, and everything else are the
+same. AP by size is COCO's with boxes three times as large, since a scene is about a
+third of a photograph: small objects have areas below 10.7 x 10.7 pixels, large ones
+above 32 x 32. Measured numbers stand in the README's table.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Literal
+
+from experiments import command_line, quickstart
+from jaxdet.data import digits
+from jaxdet.data.dataset import DataSet
+from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.image_pyramid import (
+    AllScalesConfig,
+    ImagePyramidConfig,
+    at_all_scales,
+    image_pyramid,
+)
+from jaxdet.detectors.retinanet import retinanet
+from jaxdet.evaluation.coco import PRECISIONS, coco_metrics
+from jaxdet.evaluation.evaluate import evaluate
+from jaxdet.training.config import TrainingConfig
+from jaxdet.training.loop import train
+
+DIGIT_SIDES = (10, 64)
+MAGNIFIED = 3.0  # before COCO's evaluator, whose ranges end at 32 and 96 pixels
+LEVELS = dataclasses.replace(
+    quickstart.DETECTOR,
+    levels=(2, 3, 4),
+    anchor_sizes=((8.0, 11.3), (16.0, 22.6), (32.0, 45.3)),
+)
+ONE_LEVEL = dataclasses.replace(LEVELS, levels=(3,), anchor_sizes=((16.0, 22.6),))
+SCALES = (0.5, 1.0, 2.0)
+# An octave and a little more, so that objects between two scales are learned in both.
+LEARNED = AllScalesConfig(scales=SCALES, object_sizes=(11.3, 32.0))
+LOOKED_AT = ImagePyramidConfig(scales=SCALES, detections=50)
+TRAINING = dataclasses.replace(quickstart.TRAINING, steps=400)
+
+Way = Literal["image_pyramid", "plain_stages", "fpn"]
+WAYS: tuple[Way, ...] = ("image_pyramid", "plain_stages", "fpn")
+
+
+def main(
+    training: TrainingConfig = TRAINING,
+    *,
+    ways: tuple[Way, ...] = WAYS,
+    workdir: pathlib.Path = pathlib.Path("runs/scale_comparison"),
+):
+    """Trains all three and leaves a table of their APs, `scales.json` and `scales.md`.
+
+    Args:
+      training: numbers of each training.
+      ways: which to train; the table is of these.
+      workdir: holds the run folder of each; started again, they go on where they
+        stopped.
+    """
+    data_set, validation = (
+        digits.load(split, digit_sides=DIGIT_SIDES) for split in ("train", "validation")
+    )
+    rows = {}
+    for way in ways:
+        state = train(
+            detector(way),
+            data_set,
+            training,
+            workdir=workdir / way,
+            validation=validation,
+            metrics=metrics_by_size,
+        )
+        numbers = _evaluated(detector(way), state.variables, validation, training)
+        rows[way] = {name: numbers[name] for name in PRECISIONS}
+    text = table(rows)
+    (workdir / "scales.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (workdir / "scales.md").write_text(text)
+    print(text, end="")
+
+
+def detector(way: Way) -> Detector:
+    """One of the three, on the quickstart's backbone."""
+    if way == "image_pyramid":
+        backbone = dataclasses.replace(quickstart.BACKBONE, coarsest=3)
+        one_level = at_all_scales(retinanet(ONE_LEVEL, backbone), LEARNED)
+        return image_pyramid(one_level, LOOKED_AT)
+    levels = dataclasses.replace(LEVELS, top_down=way == "fpn")
+    return retinanet(levels, quickstart.BACKBONE)
+
+
+def metrics_by_size(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
+    """COCO's metrics with all boxes magnified, so that its sizes fit small scenes."""
+    annotations = list(_magnified(ground_truth["annotations"]))
+    truth = ground_truth | {"annotations": annotations}
+    return coco_metrics(truth, list(_magnified(detections)))
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Markdown: a row a way, its APs in per cent."""
+    lines = ["| | " + " | ".join(PRECISIONS) + " |", "|---" * 7 + "|"]
+    for way, numbers in rows.items():
+        cells = [f"{100 * numbers[name]:.1f}" for name in PRECISIONS]
+        lines.append(f"| {way.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _magnified(entries: Iterable[dict]) -> Iterable[dict]:
+    for entry in entries:
+        larger = {"bbox": [MAGNIFIED * value for value in entry["bbox"]]}
+        if "area" in entry:
+            larger["area"] = MAGNIFIED**2 * entry["area"]
+        yield entry | larger
+
+
+def _evaluated(model, variables, validation: DataSet, training: TrainingConfig):
+    return evaluate(
+        model,
+        variables,
+        validation,
+        training.input,
+        batch_size=training.batch_size,
+        metrics=metrics_by_size,
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)
