@@ -45,6 +45,7 @@ OPTIONAL = {
     "tensorboardX": {"training/log.py", "weights.py"},
     "tensorflow": set(),
     "torch": {"weights.py"},
+    "safetensors": {"weights.py"},
     "matplotlib": set(),
 }
 
