@@ -767,6 +767,8 @@ def test_the_scale_comparison_leaves_a_table(tmp_path, few_digits, monkeypatch, 
     monkeypatch.setattr(scale_comparison, "train", no_train)
     monkeypatch.setattr(scale_comparison, "evaluate", lambda *_, **__: measured)
     monkeypatch.setattr(digits, "load", few_digits)
+    few_digits("train", digit_sides=scale_comparison.DIGIT_SIDES)
+    capsys.readouterr()  # what TFDS says where it draws them
     scale_comparison.main(workdir=tmp_path, ways=("plain_stages", "fpn"))
     assert folders == ["plain_stages", "fpn"]
     text = (tmp_path / "scales.md").read_text()
