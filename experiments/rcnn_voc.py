@@ -45,12 +45,12 @@ def main(
     """Trains on trainval and evaluates on the test images of 2007.
 
     Args:
-      data: VOCdevkit, or the folder of a prepared TFDS `voc/2007`.
+      data: VOCdevkit, or of prepared TFDS sets the folder `voc` or `voc/2007`.
       backbone_weights: torchvision's AlexNet for ImageNet (.pth or .npz). Without it
         the network starts from scratch, with group norm.
       detector: numbers of the detector.
       training: numbers of the training.
-      years: of the trainval images; both take VOCdevkit.
+      years: of the trainval images; both take a folder that holds both.
       proposal_files: region proposals (.npz or .json) for the images to train on, then
         for those of the test; selective search makes and keeps some if not given.
       precision: of the network's arithmetic; parameters and losses are float32.

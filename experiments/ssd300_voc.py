@@ -56,12 +56,12 @@ def main(
     """Trains on trainval and evaluates on the test images of 2007.
 
     Args:
-      data: VOCdevkit, or the folder of a prepared TFDS `voc/2007`.
+      data: VOCdevkit, or of prepared TFDS sets the folder `voc` or `voc/2007`.
       backbone_weights: torchvision's VGG-16 for ImageNet (.pth or .npz). Without it the
         network starts from scratch, with group norm.
       detector: numbers of the detector.
       training: numbers of the training.
-      years: of the trainval images; both take VOCdevkit.
+      years: of the trainval images; both take a folder that holds both.
       precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from experiments.command_line import Precision
 from jaxdet import weights
 from jaxdet.data import proposals, tfds, voc
-from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.dataset import DataError, DataSet, join
 from jaxdet.evaluation.voc import voc_metrics
 from jaxdet.nn.alexnet import AlexNet
 from jaxdet.nn.heads import FCHead
@@ -35,20 +35,24 @@ def load(data: pathlib.Path, years: Years) -> tuple[DataSet, DataSet]:
     """Trainval of the years, and test of 2007.
 
     Args:
-      data: `VOCdevkit`, with `VOC2007` and `VOC2012`, or the folder of a prepared TFDS
-        `voc/2007`.
-      years: "07+12" takes `VOCdevkit`.
+      data: `VOCdevkit`, with `VOC2007` and `VOC2012`; or the folder `voc` of prepared
+        TFDS sets, with `2007` and `2012`, or that of the prepared `voc/2007` alone.
+      years: "07+12" takes a folder that holds both.
 
     Raises:
       DataError: a file is missing or not as it should be.
     """
+    if (data / "2007").is_dir():  # TFDS's folder of all years
+        read = functools.partial(tfds.load, data_dir=data.parent)
+        train = [read(f"voc/20{year}", "train+validation") for year in years.split("+")]
+        return train[0] if len(train) == 1 else join(*train), read("voc/2007", "test")
     if not (data / "dataset_info.json").exists():
         folders = [data / f"VOC20{year}" for year in years.split("+")]
         return voc.load(*folders), voc.load(data / "VOC2007", split="test")
     if years != "07":
         raise DataError(
             f"--years {years}, but --data {data} is a data set that TFDS prepared, of "
-            "one year; give VOCdevkit, the folder of VOC2007 and VOC2012"
+            "one year; give VOCdevkit, the folder of VOC2007 and VOC2012, or TFDS's voc"
         )
     splits = ("train+validation", "test")
     return tuple(tfds.load_directory(data, split) for split in splits)

@@ -96,6 +96,7 @@ def load(
         read_masks=functools.partial(_read_masks, objects, segmentations)
         if masks
         else None,
+        read_encoded=functools.partial(_read_encoded, paths),
     )
 
 
@@ -252,10 +253,10 @@ def _image_sizes(
         size = image.get("height"), image.get("width")
         if size == (None, None):
             size = image_files.read_size(paths[position])
-        if not all(_is_number(side) and side >= 1 and side % 1 == 0 for side in size):
+        if not (all(map(_is_number, size)) and image_files.can_be(size)):
             raise DataError(
                 f"{file}: image {image['id']!r} has (height, width) {size}; "
-                "allowed: whole numbers above 0, or neither"
+                "allowed: whole numbers above 0, of an image that can be read, or none"
             )
         sizes[position] = size
     return sizes
@@ -296,6 +297,12 @@ def _read_objects(
             raise DataError(
                 f"{file}: annotation {annotation['id']!r} has iscrowd {crowd!r}; "
                 "allowed: 0, 1"
+            )
+        area = annotation.get("area")
+        if area is not None and not (_is_number(area) and area >= 0):
+            raise DataError(
+                f"{file}: annotation {annotation['id']!r} has area {area!r}; allowed: "
+                "a finite number from 0 on"
             )
         size = tuple(sizes_as_lists[position])
         box = annotation.get("bbox")
@@ -396,6 +403,10 @@ def _read_image(
     return pixels
 
 
+def _read_encoded(paths: Sequence[str], position: int) -> bytes:
+    return image_files.read_encoded(paths[position])
+
+
 def _read_masks(
     objects: Sequence[Objects], segmentations: Sequence[list], position: int, cells: int
 ) -> np.ndarray:
@@ -413,6 +424,6 @@ def _ground_truth(file: pathlib.Path, bad: frozenset) -> dict:
     for annotation in kept:
         if annotation.get("area") is None:
             _, _, width, height = annotation["bbox"]
-            annotation["area"] = width * height
+            annotation["area"] = max(width, 0) * max(height, 0)
         annotation.setdefault("iscrowd", 0)
     return {**content, "annotations": kept}

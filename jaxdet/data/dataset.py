@@ -1,10 +1,15 @@
 """What every data set is to the rest of jaxdet, wherever it was read from."""
 
 import dataclasses
+import functools
+import itertools
 import json
+import os
 import pathlib
+import reprlib
+import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,6 +32,28 @@ def read_json(file: pathlib.Path) -> Any:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not json ({error})") from error
+
+
+def cache_folder() -> pathlib.Path:
+    """Where things are kept: the folder `$JAXDET_CACHE`, else `~/.cache/jaxdet`."""
+    folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/jaxdet"
+    return pathlib.Path(folder).expanduser()
+
+
+def write_whole(file: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file under another name first: what has its name is whole.
+
+    Args:
+      file: its path; the folder is there.
+      write: puts the content into an open file.
+    """
+    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        with open(unfinished, "wb") as stream:
+            write(stream)
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class Objects(NamedTuple):
@@ -59,6 +86,84 @@ class DataSet:
     # (position, M) -> [N, M, M] float32 in [0, 1], `objects`' masks cut to their boxes
     read_masks: Callable[[int, int], np.ndarray] | None = None
     proposals: Sequence[Proposals] | None = None  # one an image
+    # position -> the bytes of the image's file, where there is one
+    read_encoded: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+
+def join(first: DataSet, *others: DataSet) -> DataSet:
+    """All images of several data sets as one, such as VOC's of 2007 and of 2012.
+
+    Image ids begin with the name of their data set: `"voc/2007/5.0.0 train/17"`. Masks
+    and proposals stay if all have them.
+
+    Raises:
+      DataError: two data sets have the same name, or other classes.
+    """
+    data_sets = (first, *others)
+    names = [data_set.name for data_set in data_sets]
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"{' and '.join(names)}: image ids begin with the names of the data sets; "
+            "allowed: different names"
+        )
+    for other in others:
+        for key in ("class_names", "category_ids"):
+            here, there = getattr(first, key), getattr(other, key)
+            if here != there:
+                raise DataError(
+                    f"{first.name} and {other.name} cannot be joined: {key} of one are "
+                    f"{reprlib.repr(here)}, of the other {reprlib.repr(there)}"
+                )
+    readers = {
+        key: functools.partial(_read_joined, data_sets, key)
+        for key in ("read_image", "read_masks", "read_encoded")
+        if all(getattr(data_set, key) for data_set in data_sets)
+    }
+    proposals = [data_set.proposals for data_set in data_sets]
+    return DataSet(
+        name="+".join(names),
+        class_names=first.class_names,
+        category_ids=first.category_ids,
+        image_ids=tuple(
+            _joined_id(data_set, image_id)
+            for data_set in data_sets
+            for image_id in data_set.image_ids
+        ),
+        sizes=np.concatenate([data_set.sizes for data_set in data_sets]),
+        objects=tuple(found for data_set in data_sets for found in data_set.objects),
+        ground_truth=functools.partial(_joined_ground_truth, data_sets),
+        proposals=None if None in proposals else tuple(itertools.chain(*proposals)),
+        **readers,
+    )
+
+
+def _joined_id(data_set: DataSet, image_id: int | str) -> str:
+    return f"{data_set.name}/{image_id}"
+
+
+def _read_joined(data_sets: Sequence[DataSet], key: str, position: int, *options):
+    ends = np.cumsum([len(data_set) for data_set in data_sets])
+    which = int(np.searchsorted(ends, position, side="right"))
+    start = int(ends[which]) - len(data_sets[which])
+    return getattr(data_sets[which], key)(position - start, *options)
+
+
+def _joined_ground_truth(data_sets: Sequence[DataSet]) -> dict:
+    images, annotations = [], []
+    for data_set in data_sets:
+        content = data_set.ground_truth()
+        images += [
+            image | {"id": _joined_id(data_set, image["id"])}
+            for image in content["images"]
+        ]
+        annotations += [
+            annotation
+            | {"id": number, "image_id": _joined_id(data_set, annotation["image_id"])}
+            for number, annotation in enumerate(
+                content["annotations"], len(annotations) + 1
+            )
+        ]
+    return content | {"images": images, "annotations": annotations}

@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from jaxdet.data.dataset import CACHE_VARIABLE, DataError, DataSet
+from jaxdet.data.dataset import DataError, DataSet, cache_folder
 from jaxdet.data.tfds import load_directory
 
 _SPLITS = ("train", "validation")
@@ -75,8 +75,8 @@ def load(
     scenes = Scenes(
         train_images, validation_images, side, tuple(digit_sides), max_digits, seed
     )
-    folder = data_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/jaxdet"
-    builder = Digits(scenes, pathlib.Path(folder).expanduser() / scenes.name)
+    folder = pathlib.Path(data_dir).expanduser() if data_dir else cache_folder()
+    builder = Digits(scenes, folder / scenes.name)
     try:
         # Into a folder that gets its name when all is written: never half a data set.
         builder.download_and_prepare()

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -26,11 +27,15 @@ _END_OF_JPEG = b"\xff\xd9"
 
 def read(path: str | os.PathLike) -> np.ndarray:
     """Reads and decodes the image file at `path`; see `decode`."""
+    return decode(read_encoded(path), str(path))
+
+
+def read_encoded(path: str | os.PathLike) -> bytes:
+    """The bytes of the file at `path`, whatever they are."""
     try:
-        encoded = pathlib.Path(path).read_bytes()
+        return pathlib.Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return decode(encoded, str(path))
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -40,6 +45,17 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
             return _size(file, str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def can_be(size: Sequence[float]) -> bool:
+    """Whether an image may have this (height, width).
+
+    Whole numbers above 0, and no more pixels than Pillow takes for harmless.
+    """
+    limit = PIL.Image.MAX_IMAGE_PIXELS or np.inf
+    return all(side >= 1 and side % 1 == 0 for side in size) and (
+        size[0] * size[1] <= 2 * limit
+    )
 
 
 def decode(encoded: bytes, name: str) -> np.ndarray:

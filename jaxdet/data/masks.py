@@ -66,8 +66,10 @@ def crop(
         return (rows @ pixels @ columns.T).clip(0, 1)
     side = _SUPERSAMPLING * cells
     scale = side / np.array([x2 - x1, y2 - y1])
+    # What lies far outside of the box is drawn nearer: COCO's code walks every edge.
     polygons = [
-        ((points.reshape(-1, 2) - [x1, y1]) * scale).ravel() for points in segmentation
+        ((points.reshape(-1, 2) - [x1, y1]) * scale).clip(-99 * side, 99 * side).ravel()
+        for points in segmentation
     ]
     runs = coco_mask.merge(coco_mask.frPyObjects(polygons, side, side))
     fine = coco_mask.decode(runs).reshape(cells, _SUPERSAMPLING, cells, _SUPERSAMPLING)
@@ -148,6 +150,8 @@ def _read_counts(text: str) -> list[int]:
     counts, value, shift = [], 0, 0
     for character in text:
         bits = ord(character) - 48
+        if shift > 60:
+            return []  # No image has so many pixels.
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

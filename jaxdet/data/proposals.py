@@ -13,7 +13,6 @@ import logging
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -23,11 +22,12 @@ from tqdm import tqdm
 
 from jaxdet.data.coco import OVERHANG
 from jaxdet.data.dataset import (
-    CACHE_VARIABLE,
     DataError,
     DataSet,
     Proposals,
+    cache_folder,
     read_json,
+    write_whole,
 )
 
 _SHARD = 100  # images a file of the cache: what an interruption costs at most
@@ -218,7 +218,7 @@ def save(path: str | os.PathLike, data_set: DataSet) -> None:
         {"image_id": image_id, "boxes": boxes.tolist(), "scores": scores.tolist()}
         for image_id, (boxes, scores) in zip(data_set.image_ids, proposals, strict=True)
     ]
-    _write(file, lambda stream: stream.write(json.dumps(entries).encode()))
+    write_whole(file, lambda stream: stream.write(json.dumps(entries).encode()))
 
 
 def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
@@ -344,16 +344,15 @@ def _open_cache(
 ) -> pathlib.Path:
     """The folder, with an index that says what its proposals are of."""
     if cache_dir is None:
-        caches = pathlib.Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/jaxdet")
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         readable = re.sub(r"[^\w.-]+", "_", name)
-        cache_dir = caches / "proposals" / f"{readable}-{digest}"
+        cache_dir = cache_folder() / "proposals" / f"{readable}-{digest}"
     folder = pathlib.Path(cache_dir).expanduser()
     index = folder / "index.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not index.exists():
         text = json.dumps(identity, indent=2)
-        _write(index, lambda stream: stream.write(text.encode()))
+        write_whole(index, lambda stream: stream.write(text.encode()))
     try:
         found = dict(json.loads(index.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -428,25 +427,14 @@ def _unflatten(arrays: dict[str, np.ndarray]) -> list[Proposals]:
 
 
 def _write_npz(file: pathlib.Path, **arrays: np.ndarray) -> None:
-    _write(file, lambda stream: np.savez_compressed(stream, **arrays))
-
-
-def _write(file: pathlib.Path, write: Callable) -> None:
-    """Under another name first: what has its name is whole."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
-    try:
-        with open(unfinished, "wb") as stream:
-            write(stream)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(file, lambda stream: np.savez_compressed(stream, **arrays))
 
 
 def _read_npz(file: pathlib.Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # The readers of zip raise whatever they stumble over.
         raise DataError(f"{file}: cannot be read as npz ({error})") from error
     lacking = [key for key in keys if key not in arrays]
     if lacking:
@@ -508,7 +496,7 @@ def _checked(entry: dict, size: tuple[int, int], where: str) -> tuple[Proposals,
         boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
         ranks = np.arange(len(boxes)) / max(len(boxes), 1)
         scores = np.array(entry.get("scores", 1 - ranks), np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{where}: boxes or scores are not numbers ({error})"
         ) from error

@@ -114,6 +114,7 @@ def load(
             category_ids,
             tuple(class_names),
         ),
+        read_encoded=functools.partial(_read_encoded, entries),
     )
 
 
@@ -178,7 +179,8 @@ def _read_annotation(entry: _Entry) -> _Annotation:
         root = ElementTree.parse(file).getroot()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        # The latter two for encodings that are unknown, or of several bytes.
         raise DataError(f"{file}: not xml ({error})") from error
     size = _read_size(root, file) or image_files.read_size(entry.image)
     rows = [_read_row(element, size, file) for element in root.iterfind("object")]
@@ -190,9 +192,10 @@ def _read_size(root: ElementTree.Element, file: pathlib.Path) -> tuple[int, int]
     if root.find("size") is None:
         return None
     size = tuple(_number(root, f"size/{side}", file) for side in ("height", "width"))
-    if not all(side >= 1 and side % 1 == 0 for side in size):
+    if not image_files.can_be(size):
         raise DataError(
-            f"{file}: (height, width) is {size}; allowed: whole numbers above 0"
+            f"{file}: (height, width) is {size}; allowed: whole numbers above 0 of an "
+            "image that can be read"
         )
     height, width = map(int, size)
     return height, width
@@ -258,3 +261,7 @@ def _read_image(
             f"orientation applied; allowed: {expected}, as in {entry.annotation}"
         )
     return pixels
+
+
+def _read_encoded(entries: Sequence[_Entry], position: int) -> bytes:
+    return image_files.read_encoded(entries[position].image)

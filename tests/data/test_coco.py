@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -494,3 +495,23 @@ class TestMasks:
     def test_a_json_of_boxes_only(self, load, content):
         with pytest.raises(DataError, match="annotation 5 has no segmentation"):
             load(content, masks=True)
+
+
+@pytest.mark.parametrize("area", [-1, float("nan"), float("inf"), "60", True, []])
+def test_bad_areas_are_named(load, content, area):
+    content["annotations"][0]["area"] = area
+    message = rf"annotation 5 has area {re.escape(repr(area))}; allowed: a finite"
+    with pytest.raises(DataError, match=message):
+        load(content)
+
+
+def test_images_too_large_to_be_read_are_named(load, content):
+    content["images"][0] |= {"height": 100_000, "width": 100_000}
+    message = r"image 7 has \(height, width\) \(100000, 100000\).*can be read"
+    with pytest.raises(DataError, match=message):
+        load(content)
+
+
+def test_files_are_handed_out_as_they_are(load, content, tmp_path):
+    expected = (tmp_path / "images" / "deep" / "a.png").read_bytes()
+    assert load(content).read_encoded(1) == expected

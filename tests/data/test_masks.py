@@ -72,6 +72,16 @@ class TestCrop:
         sampled = blob[rows][:, columns].reshape(cells, fine, cells, fine)
         np.testing.assert_allclose(grid, sampled.mean(axis=(1, 3)), atol=0.02)
 
+    def test_a_polygon_far_beyond_its_box_costs_no_more(self):
+        far = [-9e5, -9e5, 9e5, -9e5, 9e5, 9e5, -9e5, 9e5]
+        grid = crop([far], [3, 3, 3 + 1e-4, 4], 7)
+        np.testing.assert_array_equal(grid, np.ones((7, 7)))
+
+    def test_counts_without_end_are_refused(self):
+        runs = {"size": list(SIZE), "counts": "o" * 1_000_000}
+        with pytest.raises(ValueError, match="sum up to 20"):
+            masks.compact(runs, SIZE)
+
     def test_compressed_run_lengths_are_the_same(self, blob):
         box = [8, 5, 25, 15]
         expected = crop(run_lengths(blob), box, 28)

@@ -1,17 +1,20 @@
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import PIL.Image
 import pycocotools.mask
 import pytest
 import tensorflow_datasets
+import tensorflow_datasets.object_detection.coco
 
-from jaxdet.data import tfds
+from jaxdet.data import tfds, voc
 from jaxdet.data.dataset import DataError
 
 FEATURES = tensorflow_datasets.features
@@ -158,17 +161,120 @@ def test_the_layout_of_voc(prepare):
     assert data.read_masks is None
 
 
-def test_voc_counts_pixels_from_one(tmp_path):
-    class Voc(TinySet, skip_registration=True):
-        name = "voc"
+BOX = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
+BELOW = FEATURES.BBox(ymin=0.5, xmin=0.25, ymax=1.0, xmax=0.5)
 
-    # The devkit's xmin 1, ymin 3, xmax 4, ymax 8: four columns, six rows.
-    box = FEATURES.BBox(ymin=3 / 8, xmin=1 / 8, ymax=1.0, xmax=4 / 8)
-    example = voc_example(encoded(8, 8), ("bird", box, "rear", True, False))
-    builder = Voc(VOC, [example], data_dir=tmp_path, file_format="array_record")
-    builder.download_and_prepare()
-    (objects,) = tfds.from_builder(builder, "train").objects
-    np.testing.assert_array_equal(objects.boxes, [[0, 2, 4, 8]])
+
+class TestSetsOfTfds:
+    """TFDS's own builders, of other images: what they are called, and their features.
+
+    The images are of height 8 and width 16.
+    """
+
+    @pytest.fixture
+    def load(self, tmp_path, monkeypatch):
+        def load(name, *examples, with_tensorflow=False):
+            if with_tensorflow:
+                module = tensorflow_datasets.object_detection.coco
+                only_type = types.SimpleNamespace(int64=np.int64)
+                monkeypatch.setattr(module, "tf", only_type)
+            options = {"data_dir": tmp_path, "file_format": "array_record"}
+            builder = tensorflow_datasets.builder(name, **options)
+            examples = [{"image": encoded(8, 16), **example} for example in examples]
+            splits = {"train": list(enumerate(examples))}
+            builder._split_generators = lambda dl_manager: splits
+            builder.download_and_prepare()
+            return tfds.load(name, "train", data_dir=tmp_path)
+
+        return load
+
+    @pytest.mark.parametrize("name", ["voc/2007", "voc/2012"])
+    def test_voc(self, load, name):
+        things = [
+            {"label": "bird", "bbox": BELOW, "is_difficult": False},
+            {"label": "tvmonitor", "bbox": BELOW, "is_difficult": True},
+        ]
+        things = [{"pose": "rear", "is_truncated": True, **thing} for thing in things]
+        labels = {"labels": [], "labels_no_difficult": []}
+        data = load(name, {"image/filename": "a.jpg", "objects": things, **labels})
+        (objects,) = data.objects
+        # The devkit's xmin 4, ymin 4, xmax 8, ymax 8.
+        np.testing.assert_array_equal(objects.boxes, [[3, 3, 8, 8]] * 2)
+        np.testing.assert_array_equal(objects.labels, [2, 19])
+        np.testing.assert_array_equal(objects.crowd, [False, True])
+        assert data.class_names == voc.CLASSES and data.image_ids == (0,)
+
+    @pytest.mark.parametrize("name", ["coco/2014", "coco/2017"])
+    def test_coco(self, load, name):
+        thing = {"id": 1, "area": 7, "bbox": BOX, "label": 79, "is_crowd": True}
+        ids = {"image/id": 42, "image/filename": "a.jpg"}
+        data = load(name, {**ids, "objects": [thing]}, with_tensorflow=True)
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4]])
+        assert (objects.labels[0], objects.crowd[0]) == (79, True)
+        assert data.image_ids == (42,) and len(data.class_names) == 80
+        assert data.ground_truth()["annotations"][0]["area"] == 7
+
+    def test_wider_face(self, load):
+        flags = {"blur": 2, "occlusion": 1}
+        flags |= dict.fromkeys(("expression", "illumination", "pose"), True)
+        faces = [
+            {"bbox": BOX, "invalid": False, **flags},
+            {"bbox": BELOW, "invalid": True, **flags},
+        ]
+        data = load("wider_face", {"image/filename": "a.jpg", "faces": faces})
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4], [4, 4, 8, 8]])
+        np.testing.assert_array_equal(objects.labels, [0, 0])
+        np.testing.assert_array_equal(objects.crowd, [False, True])
+        assert data.class_names == ("face",)
+
+    def test_kitti(self, load):
+        # Upside down: of 8 rows the car has the four topmost.
+        car = {"type": "Car", "bbox": BELOW, "occluded": "unknown"}
+        car |= dict.fromkeys(("truncated", "alpha", "rotation_y"), 0.5)
+        car |= {"dimensions": [1.0, 2.0, 3.0], "location": [1.0, 2.0, 3.0]}
+        data = load("kitti", {"image/file_name": "a.png", "objects": [car]})
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.boxes, [[4, 0, 8, 4]])
+        assert data.class_names[objects.labels[0]] == "Car"
+        assert len(data.class_names) == 8
+
+    def test_open_images(self, load):
+        unknown = ("is_occluded", "is_truncated", "is_depiction", "is_inside")
+        flags = {"source": "xclick", "bbox": BOX, **dict.fromkeys(unknown, -1)}
+        things = [
+            {"label": label, "is_group_of": group, **flags}
+            for label, group in ((5, 1), (600, 0), (7, -1))
+        ]
+        no_boxes = {"objects": [], "objects_trainable": []}
+        example = {"image/filename": "a.jpg", "bobjects": things, **no_boxes}
+        data = load("open_images_v4", example)
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.labels, [5, 600, 7])
+        np.testing.assert_array_equal(objects.crowd, [True, False, False])
+        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4]] * 3)
+        assert len(data.class_names) == 601
+
+
+@pytest.mark.parametrize(
+    ("box_format", "box"),
+    [
+        ("REL_YXYX", (0.25, 0.5, 0.5, 1.0)),
+        ("REL_XYXY", (0.5, 0.25, 1.0, 0.5)),
+        ("YXYX", (2.0, 8.0, 4.0, 16.0)),
+        ("XYXY", (8.0, 2.0, 16.0, 4.0)),
+        ("XYWH", (8.0, 2.0, 8.0, 2.0)),
+        (None, (0.25, 0.5, 0.5, 1.0)),
+    ],
+)
+def test_boxes_in_other_formats(prepare, box_format, box):
+    inner = {"bbox": FEATURES.BBoxFeature(bbox_format=box_format)}
+    features = {"image": FEATURES.Image(), "faces": FEATURES.Sequence(inner)}
+    example = {"image": encoded(8, 16), "faces": [{"bbox": np.array(box)}]}
+    data = tfds.load_directory(prepare(features, [example]), "train")
+    np.testing.assert_array_equal(data.objects[0].boxes, [[8, 2, 16, 4]])
+    assert data.class_names == ("face",)
 
 
 def masked(dtype=np.uint8, shape=(2, 2), **options):
@@ -284,6 +390,14 @@ def test_sets_that_are_not_prepared(tmp_path, name):
         tfds.load(name, "train", data_dir=tmp_path)
 
 
+def test_what_tfds_needs_to_prepare_a_set(tmp_path):
+    needs = r'pip install "tensorflow-datasets\[tensorflow,wider-face\]"'
+    with pytest.raises(DataError, match=needs):
+        tfds.load("wider_face", "train", data_dir=tmp_path)
+    with pytest.raises(DataError, match=r'"tensorflow-datasets\[tensorflow\]"'):
+        tfds.load("voc/2007", "train", data_dir=tmp_path)
+
+
 def test_what_is_no_name_and_no_folder(tmp_path):
     with pytest.raises(DataError, match=r"'voc 2007'.*allowed: name"):
         tfds.load("voc 2007", "train", data_dir=tmp_path)
@@ -307,9 +421,15 @@ def test_a_file_format_that_needs_tensorflow(prepare):
         (
             {
                 "image": FEATURES.Image(),
-                "faces": FEATURES.Sequence({"bbox": FEATURES.BBoxFeature()}),
+                "faces": FEATURES.Sequence(
+                    {
+                        "bbox": FEATURES.BBoxFeature(),
+                        "mood": FEATURES.ClassLabel(num_classes=3),
+                        "pose": FEATURES.ClassLabel(num_classes=2),
+                    }
+                ),
             },
-            "faces needs a ClassLabel.* among bbox",
+            "faces has the classes of mood, pose; allowed: .* label or type",
         ),
     ],
 )
@@ -390,6 +510,20 @@ def test_bad_boxes_name_data_set_image_and_box(prepare_boxes, bad):
         tfds.load_directory(folder, "train")
 
 
+def test_bad_boxes_can_be_dropped(prepare_boxes, caplog):
+    bad = [(-0.125, 0.0, 0.5, 0.5), (float("nan"), 0.0, 0.5, 0.5), (0.5, 0.0, 0.5, 0.5)]
+    folder = prepare_boxes((0.0, 0.0, 0.5, 0.5), *bad)
+    with caplog.at_level(logging.WARNING):
+        data = tfds.load_directory(folder, "train", bad_boxes="skip")
+    np.testing.assert_array_equal(data.objects[0].boxes, [[0, 0, 20, 10]])
+    assert len(data.ground_truth()["annotations"]) == 1
+    assert "dropped 3 objects without area, or bad boxes" in caplog.text
+    with pytest.raises(DataError, match="image 7"):  # no index of the other kind
+        tfds.load_directory(folder, "train")
+    with pytest.raises(ValueError, match="bad_boxes is 'no'"):
+        tfds.load_directory(folder, "train", bad_boxes="no")
+
+
 def test_repeated_image_ids_are_errors(prepare):
     twice = [coco_example(7, encoded(8, 8)) for _ in range(2)]
     with pytest.raises(DataError, match="image/id are not unique"):
@@ -399,6 +533,74 @@ def test_repeated_image_ids_are_errors(prepare):
 def test_broken_images_are_errors(prepare):
     folder = prepare(COCO, [coco_example(7, io.BytesIO(b"\xff\xd8 no image"))])
     with pytest.raises(DataError, match=r"tiny_set/1\.0\.0 train, image 7"):
+        tfds.load_directory(folder, "train")
+
+
+class TestTheNextStart:
+    @pytest.fixture
+    def folder(self, prepare):
+        objects = [(1, 77, BOX, 79, False), (2, 5, BELOW, 3, True)]
+        examples = [coco_example(i, encoded(8, 16), *objects[:i]) for i in range(3)]
+        return prepare(COCO, examples)
+
+    @pytest.fixture
+    def passes(self, monkeypatch):
+        """What was read from end to end, one after the other."""
+        names = []
+        read = tfds._read_index
+
+        def counted(*arguments):
+            names.append(arguments[3])
+            return read(*arguments)
+
+        monkeypatch.setattr(tfds, "_read_index", counted)
+        return names
+
+    def test_reads_nothing_but_the_index(self, folder, passes):
+        first = tfds.load_directory(folder, "train")
+        second = tfds.load_directory(folder, "train")
+        assert passes == ["tiny_set/1.0.0 train"]
+        assert second.ground_truth() == first.ground_truth()
+        assert second.image_ids == first.image_ids == (0, 1, 2)
+        np.testing.assert_array_equal(second.sizes, first.sizes)
+        assert second.read_image(2).shape == (8, 16, 3)
+        assert second.read_encoded(2) == first.read_encoded(2)
+
+    def test_a_slice_has_its_own(self, folder):
+        whole, start, end = (
+            tfds.load_directory(folder, f"train{part}").image_ids
+            for part in ("", "[:1]", "[1:]")
+        )
+        assert start + end == whole
+        assert tfds.load_directory(folder, "train[1:]").image_ids == end
+        assert len(list(folder.glob("index-*.npz"))) == 3
+
+    @pytest.mark.parametrize("file", ["features.json", "tiny_set-train.array_record*"])
+    def test_notices_what_has_changed(self, folder, passes, file):
+        tfds.load_directory(folder, "train")
+        (changed,) = folder.glob(file)
+        os.utime(changed, (1, 1))
+        tfds.load_directory(folder, "train")
+        assert len(passes) == 2
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_broken_descriptions_are_errors(prepare, file):
+    folder = prepare(COCO, [coco_example(7, encoded(8, 8))])
+    (folder / file).write_text('{"name": [')
+    with pytest.raises(DataError, match=f"{folder}: no data set that TFDS prepared"):
+        tfds.load_directory(folder, "train")
+
+
+def test_broken_shards_are_errors(prepare):
+    folder = prepare(COCO, [coco_example(7, encoded(8, 8))])
+    (shard,) = folder.glob("*.array_record*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"train, position 0: cannot be read \(.*"):
+        tfds.load_directory(folder, "train")
+    shard.unlink()
+    with pytest.raises(DataError, match=f"{shard}: cannot be read"):
         tfds.load_directory(folder, "train")
 
 

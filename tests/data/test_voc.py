@@ -125,7 +125,22 @@ def test_bad_annotations_are_named(folder, content, problem):
         voc.load(folder({"a": content}))
 
 
-@pytest.mark.parametrize("side", ["0", "40.5", "tall"])
+def test_encodings_that_are_unknown_are_named(folder):
+    root = folder({"a": ""})
+    for encoding in ("x", "utf-7"):
+        text = f"<?xml version='1.0' encoding='{encoding}'?><annotation/>"
+        (root / "Annotations" / "a.xml").write_text(text)
+        with pytest.raises(DataError, match=r"a\.xml: not xml .*encoding"):
+            voc.load(root)
+
+
+def test_files_are_handed_out_as_they_are(folder):
+    root = folder({"a": "", "b": ""})
+    content = (root / "JPEGImages" / "b.jpg").read_bytes()
+    assert voc.load(root).read_encoded(1) == content
+
+
+@pytest.mark.parametrize("side", ["0", "40.5", "tall", "1e9", "1e300"])
 def test_bad_sizes_are_named(folder, side):
     with pytest.raises(DataError, match=r"a\.xml: .*height.*allowed"):
         voc.load(folder({"a": ""}, size=SIZE.replace("40", side)))

@@ -1,0 +1,262 @@
+"""Files with mistakes: each is read, or refused with an error that names it."""
+
+import copy
+import dataclasses
+import io
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from jaxdet.data import coco, image_files, proposals, voc
+from jaxdet.data.dataset import DataError
+
+WIDTH, HEIGHT = 24, 16
+SQUARE = [2, 3, 9, 3, 9.5, 11, 2, 11]
+COCO = {
+    "info": {},
+    "images": [
+        {"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
+        {"id": 2, "file_name": "b.png"},
+    ],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 3,
+            "bbox": [2, 3, 7.5, 8],
+            "area": 60,
+            "iscrowd": 0,
+            "segmentation": [SQUARE],
+        },
+        {
+            "id": 2,
+            "image_id": 1,
+            "category_id": 5,
+            "bbox": [0, 0, 24, 2],
+            "iscrowd": 1,
+            "segmentation": {"size": [HEIGHT, WIDTH], "counts": [2, 10, 372]},
+        },
+    ],
+    "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+}
+HOSTILE = [
+    *(None, True, 0, -1, -0.5, 1e-30, 1e9, 1e18, 1e308, 2**31, 2**63, 10**400),
+    *(float("nan"), float("inf"), float("-inf")),
+    *("", "1", "nan", "../a.png", "a\0.png", "\ud800", "x" * 10_000, "~~~", "o" * 999),
+    *([], [[]], {}, [0] * 9, [1e7] * 8, [[1e5, 0, 0, 1e5, -1e5, 3]], {"size": []}),
+    *([[[[1]]]], [None] * 4, [1, 2, 3, 4], {"size": [16, 24], "counts": "PPYo0"}),
+]
+VOC = """<annotation>
+<size><width>24</width><height>16</height><depth>3</depth></size>
+<object><name>cat</name><pose>Left</pose><difficult>0</difficult>
+<bndbox><xmin>3</xmin><ymin>2</ymin><xmax>20</xmax><ymax>9.5</ymax></bndbox></object>
+<object><name>dog</name><difficult>1</difficult>
+<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>24</xmax><ymax>16</ymax></bndbox></object>
+</annotation>"""
+HOSTILE_XML = [
+    *("", " ", "nan", "inf", "-1", "0", "1e9", "1e400", "25", "0x10", "½", "9" * 5000),
+    *("<a/>", "<object/>", "<size></size>", "<![CDATA[3]]>", "&lt;", "&nothing;"),
+    *("<bndbox/>", "<" * 50, "<a>" * 3000, "<?xml version='1.0' encoding='x'?>"),
+]
+
+
+@pytest.fixture
+def picture(rng):
+    pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def mutated_bytes(rng, content):
+    """A few bytes changed, cut, put in or repeated."""
+    content = bytearray(content)
+    for _ in range(rng.integers(1, 3)):
+        start = int(rng.integers(len(content) + 1))
+        stop = start + int(rng.integers(1, 9))
+        of_text = rng.random() < 0.5
+        noise = rng.integers(*((32, 127) if of_text else (0, 256)), stop - start)
+        match rng.integers(5):
+            case 0:
+                del content[start:]
+            case 1:
+                del content[start:stop]
+            case 2:
+                content[start:start] = content[start : start + 400]
+            case 3:
+                content[start:start] = bytes(noise.tolist())
+            case 4:
+                content[start : start + 1] = bytes(noise[:1].tolist())
+    return bytes(content)
+
+
+def mutated_json(rng, content):
+    """One or two values replaced, left out or repeated, at any depth."""
+    content = copy.deepcopy(content)
+    for _ in range(rng.integers(1, 3)):
+        places = list(places_in(content))
+        if not places:
+            break
+        container, key = places[rng.integers(len(places))]
+        match rng.integers(4):
+            case 0:
+                del container[key]
+            case 1 if isinstance(container, list):
+                container.append(copy.deepcopy(container[key]))
+            case _:
+                container[key] = copy.deepcopy(HOSTILE[rng.integers(len(HOSTILE))])
+    return json.dumps(content).encode()
+
+
+def places_in(content):
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in list(items):
+            yield content, key
+            yield from places_in(value)
+
+
+def mutated_xml(rng, text):
+    """One or two texts or tags replaced by something else."""
+    for _ in range(rng.integers(1, 3)):
+        parts = text.replace("<", "\n<").replace(">", ">\n").split("\n")
+        parts[rng.integers(len(parts))] = HOSTILE_XML[rng.integers(len(HOSTILE_XML))]
+        text = "".join(parts)
+    return text.encode()
+
+
+def read_or_refused(read, count):
+    """Calls `read` with `count` random streams; how many of them were read."""
+    successes = 0
+    for seed in range(count):
+        try:
+            read(np.random.default_rng(seed))
+            successes += 1
+        except DataError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"of seed {seed}: {error!r}") from error
+    return successes
+
+
+def assert_sound(data_set):
+    """Whatever was read can be trained on and evaluated."""
+    count = len(data_set.class_names)
+    assert len(data_set) == len(data_set.sizes) == len(data_set.objects) > 0
+    assert (data_set.sizes >= 1).all() and data_set.sizes.dtype == np.int32
+    for (height, width), objects in zip(data_set.sizes, data_set.objects, strict=True):
+        boxes, labels, crowd = objects
+        assert len(boxes) == len(labels) == len(crowd)
+        assert (boxes >= 0).all() and (boxes <= [width, height] * 2).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert ((labels >= 0) & (labels < count)).all()
+    for annotation in data_set.ground_truth()["annotations"]:
+        assert np.isfinite([*annotation["bbox"], annotation["area"]]).all()
+        assert annotation["area"] >= 0 and annotation["iscrowd"] in (0, 1)
+
+
+def look_at(data_set):
+    """Reads all pixels and masks."""
+    for position, size in enumerate(data_set.sizes.tolist()):
+        if data_set.read_masks is not None:
+            masks = data_set.read_masks(position, 7)
+            assert len(masks) == len(data_set.objects[position].boxes)
+            assert ((masks >= 0) & (masks <= 1)).all()
+        assert data_set.read_image(position).shape == (*size, 3)
+
+
+class TestCoco:
+    @pytest.mark.parametrize("mutated", [mutated_json, mutated_bytes])
+    @pytest.mark.parametrize(
+        "options", [{}, {"masks": True}, {"masks": True, "bad_boxes": "skip"}], ids=str
+    )
+    def test_json(self, tmp_path, picture, mutated, options):
+        for name in ("a.png", "b.png"):
+            picture.save(tmp_path / name)
+        file = tmp_path / "boxes.json"
+        content = COCO if mutated is mutated_json else json.dumps(COCO).encode()
+
+        def read(rng):
+            file.write_bytes(mutated(rng, content))
+            data_set = coco.load(file, tmp_path, **options)
+            assert_sound(data_set)
+            look_at(data_set)
+
+        assert 0 < read_or_refused(read, 150) < 150
+
+
+class TestVoc:
+    @pytest.mark.parametrize("mutated", [mutated_xml, mutated_bytes])
+    def test_xml(self, tmp_path, picture, mutated):
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (tmp_path / part).mkdir(parents=True)
+        picture.save(tmp_path / "JPEGImages" / "a.png")
+        (tmp_path / "ImageSets/Main/trainval.txt").write_text("a\n")
+        file = tmp_path / "Annotations" / "a.xml"
+        content = VOC if mutated is mutated_xml else VOC.encode()
+
+        def read(rng):
+            file.write_bytes(mutated(rng, content))
+            data_set = voc.load(tmp_path)
+            assert_sound(data_set)
+            look_at(data_set)
+
+        assert 0 < read_or_refused(read, 250) < 250
+
+    def test_splits(self, tmp_path, picture):
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (tmp_path / part).mkdir(parents=True)
+        for stem in ("000012", "000013"):
+            picture.save(tmp_path / "JPEGImages" / f"{stem}.png")
+            (tmp_path / "Annotations" / f"{stem}.xml").write_text(VOC)
+        file = tmp_path / "ImageSets/Main/trainval.txt"
+
+        def read(rng):
+            file.write_bytes(mutated_bytes(rng, b"000012\n000013  1\n"))
+            assert_sound(voc.load(tmp_path))
+
+        assert 0 < read_or_refused(read, 100) < 100
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_images(picture, format):
+    buffer = io.BytesIO()
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    picture.save(buffer, format, exif=exif.tobytes())
+
+    def read(rng):
+        encoded = mutated_bytes(rng, buffer.getvalue())
+        pixels = image_files.decode(encoded, "a picture")
+        assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
+        assert pixels.shape[:2] == image_files.size(encoded, "a picture")
+
+    assert read_or_refused(read, 150) < 150
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_proposals(tmp_path, picture, suffix):
+    for name in ("a.png", "b.png"):
+        picture.save(tmp_path / name)
+    (tmp_path / "boxes.json").write_text(json.dumps(COCO))
+    data_set = coco.load(tmp_path / "boxes.json", tmp_path)
+    boxes = np.array([[1, 2, 3, 4], [0, 0, 24, 16], [5.5, 1, 9, 9]], np.float32)
+    found = [
+        proposals.Proposals(boxes[:count], np.ones(count, np.float32))
+        for count in (3, 1)
+    ]
+    file = tmp_path / f"proposals{suffix}"
+    proposals.save(file, dataclasses.replace(data_set, proposals=found))
+    content = file.read_bytes()
+
+    def read(rng):
+        if suffix == ".json" and rng.random() < 0.7:
+            file.write_bytes(mutated_json(rng, json.loads(content)))
+        else:
+            file.write_bytes(mutated_bytes(rng, content))
+        for boxes, scores in proposals.load(file, data_set).proposals:
+            assert len(boxes) == len(scores) and np.isfinite(scores).all()
+            assert (boxes >= 0).all() and (boxes <= [WIDTH, HEIGHT] * 2).all()
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+    assert 0 < read_or_refused(read, 250) < 250
