@@ -1,19 +1,21 @@
-"""What SSD does to its training images: colours, expansion, crops (Liu et al. 2016).
+"""Training images made different: colours, expansion, crops, size.
 
-Each is a pure function of a random generator and an example. Whether an example is
-changed at all is up to the caller; how is drawn here.
+Each is a pure function of a random generator and an example; masks and regions follow.
+Whether an example is changed at all is up to the caller; how is drawn here. Section
+numbers are those of SSD (Liu et al. 2016) where no other paper is named.
 """
 
 import cv2
 import numpy as np
 
-from jaxdet.data.transforms import Example, move_boxes
+from jaxdet.data.transforms import Example, fitted_size, move_boxes
 
 MEAN_COLOUR = (123, 117, 104)
 """Of ImageNet's images: what surrounds an expanded one."""
 
 # A patch overlaps some object at least so much (2.2); None: it need not at all.
 _LEAST_IOU = (0.1, 0.3, 0.5, 0.7, 0.9, None)
+_LEAST_VISIBLE = 0.25  # share of a box that a random crop must leave
 _TRIALS = 50  # for a patch that fulfils its condition, as in the authors' code
 
 
@@ -68,27 +70,78 @@ def crop(rng: np.random.Generator, example: Example) -> Example:
     One of seven conditions is drawn: all of the image; a patch whose IoU with some
     object that stays is at least 0.1, 0.3, 0.5, 0.7 or 0.9; any patch. Its sides are
     0.3 to 1 of the image's, one at most twice the other; where no such patch is found,
-    the image stays as it is. Without objects any patch will do. See `cut_out`.
+    the image stays as it is. Without objects any patch will do. Objects stay, cut to
+    the patch, if their centre lies in it.
     """
     choice = rng.integers(1 + len(_LEAST_IOU))
     if choice == len(_LEAST_IOU):
         return example
     patch = _find_patch(rng, example, _LEAST_IOU[choice])
-    return example if patch is None else cut_out(example, patch)
+    if patch is None:
+        return example
+    return cut_out(example, patch, _centres_inside(example.boxes, patch))
 
 
-def cut_out(example: Example, patch: np.ndarray) -> Example:
-    """What lies in a patch: objects stay if their centre does.
+def random_crop(
+    rng: np.random.Generator, example: Example, *, smallest: float = 0.5
+) -> Example:
+    """A patch of any shape, whose sides are `smallest` to 1 of the image's.
 
-    Those that stay are cut to it, and their masks with them. So are all regions; those
-    outside are left without area.
+    Objects stay by their visible part, and are cut to it: if a quarter of their area is
+    in the patch and at least one pixel each way (of a thinner one, all). Of crowds any
+    pixel stays: there may be whole objects in it.
+    """
+    height, width = example.image.shape[:2]
+    sides = np.rint(rng.uniform(smallest, 1, 2) * (width, height)).astype(int)
+    return _visible_in(example, _random_patch(rng, example, np.maximum(sides, 1)))
+
+
+def jitter_scale(
+    rng: np.random.Generator,
+    example: Example,
+    canvas: tuple[int, int],
+    *,
+    factors: tuple[float, float] = (0.1, 2.0),
+    stretch: bool = False,
+) -> tuple[Example, tuple[int, int]]:
+    """An example smaller or larger than fits its canvas (Ghiasi et al. 2021, 3).
+
+    What would reach out of the canvas is cut off: any part of the image may be the one
+    that is seen. Objects stay as in `random_crop`.
+
+    Args:
+      rng: draws the factor, uniformly, and the part.
+      example: not modified.
+      canvas: (height, width).
+      factors: least and greatest, of the size that fits the canvas: 0.1 and 2 are
+        large-scale jitter; the paper's standard jitter has 0.8 and 1.25.
+      stretch: see `fitted_size`.
+
+    Returns:
+      The part that is seen, in pixels as they were; and the (height, width) which it is
+      to be resized to, at most the canvas.
+    """
+    factor, size = rng.uniform(*factors), example.image.shape[:2]
+    height, width = (max(1, round(factor * side)) for side in canvas)
+    whole = fitted_size(size, (height, width), stretch=stretch)
+    seen = min(whole[0], canvas[0]), min(whole[1], canvas[1])
+    if seen == whole:
+        return example, seen
+    sides = np.rint(np.array(size) * seen / whole).astype(int)[::-1]
+    return _visible_in(example, _random_patch(rng, example, np.maximum(sides, 1))), seen
+
+
+def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
+    """What lies in a patch: the objects that stay, their masks, and all regions, cut.
+
+    Regions outside the patch are left without area.
 
     Args:
       example: not modified.
       patch: `[4]` int (x1, y1, x2, y2), within the image.
+      stays: `[N]` bool, which objects do; each overlaps the patch.
     """
     x1, y1, x2, y2 = patch
-    stays = _centres_inside(example.boxes, patch)
     corner = np.array([x1, y1, x1, y1], np.float32)
     limits = np.array([x2 - x1, y2 - y1] * 2, np.float32)
     whole = example.boxes[stays]
@@ -113,16 +166,32 @@ def _find_patch(
     for _ in range(_TRIALS):
         sides = np.rint(rng.uniform(0.3, 1, 2) * (width, height)).astype(int)
         sides = np.maximum(sides, 1)
-        corner = rng.integers((width, height) - sides, endpoint=True)
+        patch = _random_patch(rng, example, sides)
         if not 0.5 <= sides[0] / sides[1] <= 2:
             continue
-        patch = np.concatenate([corner, corner + sides])
         if len(objects) == 0 or least_iou is None:
             return patch
         staying = objects[_centres_inside(objects, patch)]
         if _iou(staying, patch).max(initial=0) >= least_iou:
             return patch
     return None
+
+
+def _random_patch(
+    rng: np.random.Generator, example: Example, sides: np.ndarray
+) -> np.ndarray:
+    """Somewhere in the image, `[4]` int; of `sides` (width, height)."""
+    corner = rng.integers(example.image.shape[1::-1] - sides, endpoint=True)
+    return np.concatenate([corner, corner + sides])
+
+
+def _visible_in(example: Example, patch: np.ndarray) -> Example:
+    """What lies in a patch, where objects stay by their visible part."""
+    boxes = example.boxes.astype(float)  # rounding must not make a whole one smaller
+    sides, visible = boxes[:, 2:] - boxes[:, :2], _visible_sides(boxes, patch)
+    enough = np.prod(visible, axis=1) >= _LEAST_VISIBLE * np.prod(sides, axis=1)
+    a_pixel = np.all(visible >= np.minimum(sides, 1), axis=1)
+    return cut_out(example, patch, a_pixel & (enough | example.crowd))
 
 
 def _centres_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
@@ -133,12 +202,17 @@ def _centres_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
 
 def _iou(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
     """Of each box with the patch, `[N]`."""
-    low, high = np.maximum(boxes[:, :2], patch[:2]), np.minimum(boxes[:, 2:], patch[2:])
-    overlap = np.prod(np.maximum(high - low, 0), axis=1)
+    overlap = np.prod(_visible_sides(boxes, patch), axis=1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(
         patch[2:] - patch[:2]
     )
     return overlap / (areas - overlap)
+
+
+def _visible_sides(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """(width, height) of the part of each box in a patch, `[N, 2]`."""
+    low, high = np.maximum(boxes[:, :2], patch[:2]), np.minimum(boxes[:, 2:], patch[2:])
+    return np.maximum(high - low, 0)
 
 
 def _cut_masks(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -7,11 +7,13 @@ and hosts agree on their shares of a batch without talking.
 
 import dataclasses
 import functools
+import itertools
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,6 +47,8 @@ class InputConfig:
     """Of an image with more: stop, or leave out the smallest and warn."""
     unreadable_images: Literal["error", "skip"] = "error"
     """Stop, or put another image of the same canvas in their place and warn."""
+    max_unreadable: float = 0.1
+    """Of a data set's images, the share that may be skipped; more stop the run."""
     flip: float = 0.5
     """Probability that a training image is mirrored."""
     distort_colours: float = 0.0
@@ -53,6 +57,15 @@ class InputConfig:
     """Probability that a training image is put on a larger one; SSD's is 0.5."""
     crop: float = 0.0
     """Probability that a training image makes room for a patch of it; SSD's is 1."""
+    random_crop: float = 0.0
+    """Probability that a training image makes room for a patch of any shape, half to
+    all of each side; objects stay by their visible part."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Least and greatest factor by which a training image becomes smaller or larger
+    than fits its canvas, which cuts off the rest; 0.1 and 2: large-scale jitter."""
+    multi_scale: tuple[float, ...] = (1.0,)
+    """Factors of the canvases in training: each batch draws one. Sides are rounded to
+    multiples of 32, but a factor of 1 leaves them as they are."""
     stretch: bool = False
     """Whether images fill their canvas, without keeping their shapes, as SSD's do."""
     sides: tuple[int, int] | None = None
@@ -65,7 +78,8 @@ class InputConfig:
     workers: int = min(8, os.cpu_count() or 1)
     """Threads that prepare batches ahead, by default one a core, at most 8; 0: none."""
     prefetch: int = 8
-    """Batches in preparation or waiting at any time, at most; each lies in memory."""
+    """Batches in preparation or waiting at any time, at most; each lies in memory, in
+    training on the devices too."""
 
     def __post_init__(self):
         pairs = all(len(canvas) == 2 and min(canvas) >= 1 for canvas in self.canvases)
@@ -76,14 +90,28 @@ class InputConfig:
             ("unreadable_images", ("error", "skip")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {allowed}")
-        for name in ("flip", "distort_colours", "expand", "crop"):
+        changes = ("flip", "distort_colours", "expand", "crop", "random_crop")
+        for name in ("max_unreadable", *changes):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        jitter, factors = self.scale_jitter, self.multi_scale
+        finite = len(jitter) == 2 and 0 < jitter[0] <= jitter[1] < math.inf
+        two_numbers = "two numbers above 0, the second no less"
+        self._require("scale_jitter", finite, two_numbers)
+        positive = len(factors) > 0 and all(0 < factor < math.inf for factor in factors)
+        self._require("multi_scale", positive, "one or more numbers above 0")
         if self.sides is not None:
             right = 1 <= self.sides[0] <= self.sides[-1] and len(self.sides) == 2
             self._require("sides", right, "two numbers from 1 on, the second no less")
-            for name in ("stretch", "expand", "crop"):
-                allowed = f"{False if name == 'stretch' else 0} with sides {self.sides}"
-                self._require(name, not getattr(self, name), allowed)
+            for name, allowed in (
+                ("stretch", False),
+                ("expand", 0),
+                ("crop", 0),
+                ("random_crop", 0),
+                ("scale_jitter", (1.0, 1.0)),
+                ("multi_scale", (1.0,)),
+            ):
+                fits = getattr(self, name) == allowed
+                self._require(name, fits, f"{allowed} with sides {self.sides}")
         for name, least in (
             ("max_objects", 1),
             ("max_regions", 0),
@@ -92,6 +120,12 @@ class InputConfig:
             ("prefetch", 1),
         ):
             self._require(name, getattr(self, name) >= least, f"at least {least}")
+
+    @property
+    def training_canvases(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of all that training can meet; it compiles once for each."""
+        every = itertools.product(self.canvases, self.multi_scale)
+        return tuple(dict.fromkeys(_scaled(*pair) for pair in every))
 
     def _require(self, name: str, right: bool, allowed: str) -> None:
         if not right:
@@ -136,7 +170,7 @@ def check(
         raise DataError(
             f"data set {data_set.name!r} has no masks, but mask_size is "
             f"{config.mask_size}; load it with them (jaxdet.data.coco.load, "
-            "masks=True) or set mask_size=0"
+            "masks=True; experiments.prepare --masks) or set mask_size=0"
         )
 
 
@@ -148,7 +182,7 @@ def steps_per_epoch(data_set: DataSet, config: InputConfig, batch_size: int) -> 
 
 def plan_epoch(
     data_set: DataSet, config: InputConfig, batch_size: int, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which images each batch of an epoch holds: a pure function of its arguments.
 
     The images of a canvas are shuffled and cut into batches; their last batch is filled
@@ -158,7 +192,7 @@ def plan_epoch(
 
     Returns:
       Positions in the data set `[steps, B]`, and canvases `[steps]` as indices into
-      `config.canvases`; both int.
+      `config.canvases`, both int; and the factors of the canvases `[steps]`.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(epoch,))
     rng = np.random.default_rng(stream)
@@ -168,7 +202,8 @@ def plan_epoch(
         positions.append(np.resize(rng.permutation(members), (steps, batch_size)))
         canvases.append(np.full(steps, canvas))
     order = rng.permutation(sum(map(len, canvases)))
-    return np.concatenate(positions)[order], np.concatenate(canvases)[order]
+    factors = rng.choice(config.multi_scale, len(order))
+    return np.concatenate(positions)[order], np.concatenate(canvases)[order], factors
 
 
 def training_batches(
@@ -181,7 +216,8 @@ def training_batches(
     stop: int | None = None,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[Batch]:
+    place: Callable[[Batch], Any] | None = None,
+) -> Iterator[Any]:
     """Augmented batches of steps `start`, `start + 1`, ..., endless if `stop` is None.
 
     Args:
@@ -193,6 +229,8 @@ def training_batches(
       stop: the step before which to end.
       process: which of the hosts this is; it gets its contiguous share of each batch.
       processes: how many hosts share a batch.
+      place: what else the threads do with each batch, such as sending it to the devices
+        (`jaxdet.training.prefetch.on_devices`); its answer comes instead of the batch.
 
     Returns:
       Batches of NumPy arrays with truth, and with masks and regions where `config`
@@ -217,28 +255,37 @@ def training_batches(
     read = functools.partial(_read, data_set, config, set())
     share = batch_size // processes
 
-    def training_batch(step: int) -> Batch:
+    def training_batch(step: int) -> Any:
         epoch, row = divmod(step, steps)
-        positions, canvases = plan(epoch)
-        canvas = canvases[row]
-        batch = _padding_batch(
-            share, config.canvases[canvas], config, masks=config.mask_size > 0
-        )
+        positions, canvases, factors = plan(epoch)
+        others = members[canvases[row]]
+        canvas = _scaled(config.canvases[canvases[row]], factors[row])
+        batch = _padding_batch(share, canvas, config, masks=config.mask_size > 0)
         for slot in range(share):
             slot_of_all = process * share + slot
             rng = np.random.default_rng([seed, step, slot_of_all])
             flip = rng.random() < config.flip
             planned = positions[row, slot_of_all]
-            position, image = _first_readable(read, planned, members[canvas], rng)
-            change = functools.partial(_augmented, rng, config, flip)
-            _put(batch, slot, data_set, position, image, config, change)
-        return batch
+            change = functools.partial(_augmented, rng, config, canvas, flip)
+            try:
+                position, image = _first_readable(read, planned, others, rng)
+                _put(batch, slot, data_set, position, image, change)
+            except Exception as error:
+                name = data_set.image_ids[planned]
+                error.add_note(f"while preparing image {name!r} for step {step + 1}")
+                raise
+        return batch if place is None else place(batch)
 
     return _prepared_ahead(training_batch, start, stop, config)
 
 
 def evaluation_batches(
-    data_set: DataSet, config: InputConfig, *, batch_size: int
+    data_set: DataSet,
+    config: InputConfig,
+    *,
+    batch_size: int,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """Every image once, as it is, canvas by canvas in the order of the data set.
 
@@ -247,6 +294,13 @@ def evaluation_batches(
     `config` says to skip becomes one of them too. Of too many objects the largest are
     kept, always: metrics take theirs from `DataSet.ground_truth`, not from here; and
     there are no masks, which would cost time for nothing.
+
+    Args:
+      data_set: see `DataSet`.
+      config: see `InputConfig`.
+      batch_size: images a batch.
+      process: which of the hosts this is; batches go to one after the other in turn.
+      processes: how many hosts share the data set.
 
     Returns:
       Batches of NumPy arrays with truth, and with regions if `config` asks for them.
@@ -262,7 +316,7 @@ def evaluation_batches(
             config.canvases, _members_by_canvas(data_set, config), strict=True
         )
         for first in range(0, len(members), batch_size)
-    ]
+    ][process::processes]
     read = functools.partial(_read, data_set, config, set())
 
     def evaluation_batch(step: int) -> Batch:
@@ -271,15 +325,16 @@ def evaluation_batches(
         for slot, position in enumerate(positions):
             image = read(position)
             if image is not None:
-                _put(batch, slot, data_set, position, image, config)
+                fit = functools.partial(_fitted, config, canvas)
+                _put(batch, slot, data_set, position, image, fit)
         return batch
 
     return _prepared_ahead(evaluation_batch, 0, len(batches), config)
 
 
 def _prepared_ahead(
-    batch_of: Callable[[int], Batch], start: int, stop: int | None, config: InputConfig
-) -> Iterator[Batch]:
+    batch_of: Callable[[int], Any], start: int, stop: int | None, config: InputConfig
+) -> Iterator[Any]:
     """`batch_of(start)`, `batch_of(start + 1)`, ..., computed ahead by threads."""
     import grain
 
@@ -287,6 +342,8 @@ def _prepared_ahead(
     if start >= stop:
         return
     ahead = config.prefetch if config.workers else 0
+    # Threads, not processes: OpenCV and NumPy do nine tenths of the work without
+    # Python's lock, and no batch has to be copied from one process to another.
     options = grain.ReadOptions(min(config.workers, ahead), ahead)
     steps = grain.MapDataset.range(start, stop).map(batch_of)
     batches = iter(steps.to_iter_dataset(options))
@@ -371,6 +428,12 @@ def _read(
         if position not in unreadable:  # another thread may have been faster
             unreadable.add(position)
             _LOG.warning("unreadable images so far: %d; %s", len(unreadable), error)
+        if len(unreadable) > config.max_unreadable * len(data_set):
+            raise DataError(
+                f"data set {data_set.name!r}: {len(unreadable)} of {len(data_set)} "
+                "images could not be read, a greater share than "
+                f"max_unreadable={config.max_unreadable}; the last: {error}"
+            ) from error
         return None
     return image
 
@@ -381,17 +444,16 @@ def _put(
     data_set: DataSet,
     position: int,
     image: np.ndarray,
-    config: InputConfig,
-    change: Callable | None = None,
+    change: Callable,
 ) -> None:
     """Puts one image and all that is known of it into a slot that was padding.
 
-    `change` is from `transforms.Example` to another, with all of its regions.
+    `change` is from `transforms.Example` to another, with all of its regions, and to
+    the (height, width) that its image is to have on the canvas.
     """
     from jaxdet.data import transforms
 
     truth, regions = batch.truth, batch.regions
-    canvas = batch.images.shape[1:3]
     objects = data_set.objects[position]
     kept = _largest(objects.boxes, truth.valid.shape[1])
     example = transforms.Example(image, *(values[kept] for values in objects))
@@ -403,13 +465,10 @@ def _put(
             values[: regions.valid.shape[1]] for values in data_set.proposals[position]
         )
         example = example._replace(regions=best)
-    if change is not None:
-        example = change(example)
-    size = example.image.shape[:2]
-    rule = {"stretch": config.stretch, "sides": config.sides}
-    batch.sizes[slot] = transforms.fitted_size(size, canvas, **rule)
+    example, size = change(example)
+    batch.sizes[slot] = size
     example, batch.scales[slot] = transforms.resize_to_canvas(
-        example, canvas, **rule, out=batch.images[slot]
+        example, size, stretch=True, out=batch.images[slot]
     )
     batch.image_ids[slot] = position
     count = len(example.boxes)
@@ -427,18 +486,47 @@ def _put(
         regions.valid[slot, : left.sum()] = True
 
 
-def _augmented(rng: np.random.Generator, config: InputConfig, flip: bool, example):
-    """One training image, changed as SSD does: colours, expansion, patch, mirror."""
+def _scaled(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
+    if factor == 1:
+        return canvas
+    height, width = (max(32, 32 * round(side * factor / 32)) for side in canvas)
+    return height, width
+
+
+def _fitted(config: InputConfig, canvas: tuple[int, int], example):
+    """An image as it is, and the (height, width) it gets on its canvas."""
+    from jaxdet.data import transforms
+
+    return example, transforms.fitted_size(
+        example.image.shape[:2], canvas, stretch=config.stretch, sides=config.sides
+    )
+
+
+def _augmented(
+    rng: np.random.Generator,
+    config: InputConfig,
+    canvas: tuple[int, int],
+    flip: bool,
+    example,
+):
+    """A changed training image, and the (height, width) it gets on its canvas."""
     from jaxdet.data import augmentation, transforms
 
     for probability, change in (
         (config.distort_colours, augmentation.distort_colours),
         (config.expand, augmentation.expand),
         (config.crop, augmentation.crop),
+        (config.random_crop, augmentation.random_crop),
     ):
         if rng.random() < probability:
             example = change(rng, example)
-    return transforms.flip_horizontally(example) if flip else example
+    if flip:
+        example = transforms.flip_horizontally(example)
+    if config.scale_jitter == (1.0, 1.0):
+        return _fitted(config, canvas, example)
+    return augmentation.jitter_scale(
+        rng, example, canvas, factors=config.scale_jitter, stretch=config.stretch
+    )
 
 
 def _largest(boxes: np.ndarray, count: int) -> np.ndarray:

@@ -100,8 +100,9 @@ def resize_to_canvas(
       canvas: (height, width).
       stretch: fill all of the canvas, whatever becomes of the shape.
       sides: see `size_by_sides`; that size must fit into the canvas.
-      out: `[height, width, 3]` uint8 zeros to draw on, made here if None. On float32
-        pixels keep their fractions, and are never averaged: torchvision's numbers.
+      out: uint8 zeros to draw on, as large as the canvas or larger, made here if None.
+        On float32 pixels keep their fractions, and are never averaged: torchvision's
+        numbers.
 
     Returns:
       The example on its canvas, zeros outside the image; and `[2]` float32, new pixels
@@ -193,8 +194,10 @@ def _interpolated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each new pixel the two old ones around it, and the weight of the second."""
-    pixels, half = np.arange(new, dtype=np.float32), np.float32(0.5)
-    where = np.maximum(np.float32(old / new) * (pixels + half) - half, np.float32(0))
+    centres = np.arange(new, dtype=np.float32) + np.float32(0.5)
+    # As torch's fused product and difference: exact, then rounded once.
+    where = np.multiply(np.float32(old / new), centres, dtype=float) - 0.5
+    where = np.maximum(where, 0).astype(np.float32)
     low = where.astype(np.int32)
     return low, np.minimum(low + 1, old - 1), where - low.astype(np.float32)
 

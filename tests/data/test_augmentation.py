@@ -1,4 +1,4 @@
-"""SSD's augmentation: pictures drawn so that one sees where their boxes must be."""
+"""Augmentation: pictures drawn so that one sees where their boxes must be."""
 
 import colorsys
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdet.data import augmentation
-from jaxdet.data.transforms import Example
+from jaxdet.data.transforms import Example, resize_to_canvas
 
 
 def marked(height=60, width=80, boxes=((10, 20, 30, 50), (50, 5, 70, 25))):
@@ -32,9 +32,19 @@ def seen(example):
     return np.array(found).reshape(-1, 4)
 
 
+def part_seen(rng, example):
+    return augmentation.jitter_scale(rng, example, (60, 60))[0]
+
+
 @pytest.mark.parametrize(
     "change",
-    [augmentation.distort_colours, augmentation.expand, augmentation.crop],
+    [
+        augmentation.distort_colours,
+        augmentation.expand,
+        augmentation.crop,
+        augmentation.random_crop,
+        part_seen,
+    ],
 )
 def test_a_change_is_a_function_of_generator_and_example(change):
     given = marked()._replace(
@@ -55,18 +65,24 @@ def test_a_change_is_a_function_of_generator_and_example(change):
     assert len(set(images)) > 6
 
 
-@pytest.mark.parametrize("change", [augmentation.expand, augmentation.crop])
+@pytest.mark.parametrize(
+    "change",
+    [augmentation.expand, augmentation.crop, augmentation.random_crop, part_seen],
+)
 def test_boxes_stay_where_their_colours_are(rng, change):
     counts = []
     for _ in range(100):
         changed = change(rng, marked())
         np.testing.assert_allclose(changed.boxes, seen(changed))
         counts.append(len(changed.boxes))
-    if change is augmentation.crop:
-        assert set(counts) == {0, 1, 2}
+    every = {augmentation.expand: {2}, augmentation.crop: {0, 1, 2}}
+    assert set(counts) == every.get(change, {1, 2})
 
 
-@pytest.mark.parametrize("change", [augmentation.expand, augmentation.crop])
+@pytest.mark.parametrize(
+    "change",
+    [augmentation.expand, augmentation.crop, augmentation.random_crop, part_seen],
+)
 def test_images_without_objects(rng, change):
     sizes = set()
     for _ in range(30):
@@ -100,14 +116,13 @@ def test_expansion_moves_regions_and_keeps_masks(rng):
 
 
 def test_a_patch_cut_out_by_hand():
-    # The first object's centre (20, 35) lies in the patch, the second's (60, 15) not,
-    # and the third's (40, 30) on its right border, which belongs to the next patch.
-    given = marked(boxes=[(10, 20, 30, 50), (35, 5, 85, 25), (38, 28, 42, 32)])
+    given = marked(boxes=[(10, 20, 30, 50), (35, 5, 85, 25)])
     given = given._replace(
-        crowd=np.array([True, False, False]),
+        crowd=np.array([True, False]),
         regions=np.array([[0, 0, 20, 40], [50, 0, 80, 60]], np.float32),
     )
-    cut = augmentation.cut_out(given, np.array([15, 10, 40, 45]))
+    stays = np.array([True, False])
+    cut = augmentation.cut_out(given, np.array([15, 10, 40, 45]), stays)
     np.testing.assert_array_equal(cut.image, given.image[10:45, 15:40])
     np.testing.assert_array_equal(cut.boxes, [[0, 10, 15, 35]])
     np.testing.assert_array_equal(cut.labels, [0])
@@ -123,13 +138,25 @@ def test_masks_are_cut_with_their_boxes():
     # left to right, whose cells' centres are at 1/4, 1/2, .. of the way.
     ramp = np.tile(np.array([0, 1, 2, 3], np.float32), (4, 1))
     given = marked(60, 80, [(20, 10, 40, 50)])._replace(masks=ramp[None])
-    cut = augmentation.cut_out(given, np.array([30, 0, 80, 60]))
+    stays = np.ones(1, bool)
+    cut = augmentation.cut_out(given, np.array([30, 0, 80, 60]), stays)
     np.testing.assert_array_equal(cut.boxes, [[0, 10, 10, 50]])
     np.testing.assert_allclose(
         cut.masks, np.tile([1.75, 2.25, 2.75, 3.0], (1, 4, 1)), rtol=1e-6
     )
-    whole = augmentation.cut_out(given, np.array([0, 0, 80, 60]))
+    whole = augmentation.cut_out(given, np.array([0, 0, 80, 60]), stays)
     np.testing.assert_allclose(whole.masks, ramp[None], atol=1e-5)
+
+
+def test_objects_stay_in_sampled_patches_by_their_centre(monkeypatch):
+    # The first object's centre (20, 35) lies in the patch, the second's (60, 15) not,
+    # and the third's (40, 30) on its right border, which belongs to the next patch.
+    given = marked(boxes=[(10, 20, 30, 50), (35, 5, 85, 25), (38, 28, 42, 32)])
+    patch = np.array([15, 10, 40, 45])
+    monkeypatch.setattr(augmentation, "_find_patch", lambda *_: patch)
+    monkeypatch.setattr(augmentation, "_LEAST_IOU", (None,) * 1000)
+    cut = augmentation.crop(np.random.default_rng(0), given)
+    np.testing.assert_array_equal(cut.labels, [0])
 
 
 def test_patches_are_as_large_and_overlap_as_much_as_they_say(monkeypatch):
@@ -182,6 +209,142 @@ def test_crowds_are_no_objects_to_overlap(monkeypatch):
     assert all(augmentation.crop(rng, small) is small for _ in range(5))
     crowd = small._replace(crowd=np.ones(1, bool))
     assert any(augmentation.crop(rng, crowd) is not crowd for _ in range(5))
+
+
+def test_objects_stay_in_random_patches_by_their_visible_part(monkeypatch):
+    boxes_and_what_is_seen = [
+        ((30, 0, 70, 10), (30, 0, 40, 10)),  # a quarter
+        ((31, 0, 71, 10), None),  # less
+        ((39.5, 0, 40.6, 10), None),  # nearly half, but only half a pixel
+        ((5, 5, 5.5, 9), (5, 5, 5.5, 9)),  # as wide, but all of it
+        ((50, 0, 60, 10), None),
+        ((40, 0, 60, 10), None),
+        ((39, 0, 80, 60), (39, 0, 40, 60)),  # crowds from here on
+        ((39.5, 0, 80, 60), None),
+        ((50, 0, 60, 10), None),
+    ]
+    boxes, seen = zip(*boxes_and_what_is_seen, strict=True)
+    given = marked(boxes=())._replace(
+        boxes=np.array(boxes, np.float32),
+        labels=np.arange(9, dtype=np.int32),
+        crowd=np.arange(9) >= 6,
+    )
+    patch = np.array([0, 0, 40, 60])
+    monkeypatch.setattr(augmentation, "_random_patch", lambda *_: patch)
+    rng = np.random.default_rng(0)
+    for change in (augmentation.random_crop, stretched_to_twice_its_size):
+        cut = change(rng, given)
+        stay = [i for i in range(9) if seen[i] is not None]
+        np.testing.assert_array_equal(cut.labels, stay)
+        np.testing.assert_array_equal(cut.boxes, [seen[i] for i in stay])
+
+
+def stretched_to_twice_its_size(rng, example):
+    canvas, twice = example.image.shape[:2], (2.0, 2.0)
+    return augmentation.jitter_scale(rng, example, canvas, factors=twice)[0]
+
+
+def places(height, width):
+    """An image whose pixels hold their own column and row."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(width), np.arange(height)[:, None]
+    return image
+
+
+def naively_cut(example, cut):
+    """Which objects stay, and their boxes: by drawing each and counting its pixels."""
+    (x1, y1), (x2, y2) = cut.image[0, 0, :2], cut.image[-1, -1, :2]
+    stays, boxes = [], []
+    for index, (left, top, right, bottom) in enumerate(example.boxes.astype(int)):
+        drawn = np.zeros(example.image.shape[:2], bool)
+        drawn[top:bottom, left:right] = True
+        rows, columns = np.nonzero(drawn[y1 : y2 + 1, x1 : x2 + 1])
+        least = 1 if example.crowd[index] else drawn.sum() / 4
+        if len(rows) >= least:
+            stays.append(index)
+            sides = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            boxes.append(sides)
+    return stays, np.reshape(boxes, (-1, 4))
+
+
+@pytest.mark.parametrize("change", [augmentation.random_crop, part_seen])
+def test_visible_parts_are_those_of_drawn_objects(rng, change):
+    kept = 0
+    for _ in range(60):
+        corners = rng.integers(0, (70, 50), (8, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(1, 30, (8, 2))], axis=1)
+        boxes = np.minimum(boxes, [80, 60, 80, 60]).astype(np.float32)
+        given = marked(boxes=())._replace(
+            image=places(60, 80),
+            boxes=boxes,
+            labels=np.arange(8, dtype=np.int32),
+            crowd=rng.random(8) < 0.3,
+        )
+        cut = change(rng, given)
+        stays, expected = naively_cut(given, cut)
+        np.testing.assert_array_equal(cut.labels, stays)
+        np.testing.assert_array_equal(cut.boxes, expected)
+        np.testing.assert_array_equal(cut.crowd, given.crowd[stays])
+        kept += len(stays)
+    assert 0.3 * 60 * 8 < kept < 0.95 * 60 * 8
+
+
+def test_random_patches_are_of_any_size_and_place(rng):
+    given = marked(boxes=())._replace(image=places(60, 80))
+    cuts = [augmentation.random_crop(rng, given).image for _ in range(300)]
+    shares = np.array([image.shape[:2] for image in cuts]) / (60, 80)
+    assert shares.min() >= 0.5 and shares.max() <= 1
+    np.testing.assert_allclose(shares.mean(axis=0), 0.75, atol=0.04)
+    assert abs(np.corrcoef(shares.T)[0, 1]) < 0.2
+    for corner, limit in ((0, 0), (-1, (79, 59))):  # all sides of the image are reached
+        reached = np.array([image[corner, corner, :2] for image in cuts]) == limit
+        assert 2 < reached[:, 0].sum() < 50 and 2 < reached[:, 1].sum() < 50
+
+
+@pytest.mark.parametrize(
+    ("factor", "stretch", "part", "size"),
+    [
+        (0.5, False, (20, 40), (10, 20)),  # 20 x 40 fits into 40 x 40 as it is
+        (1.0, False, (20, 40), (20, 40)),
+        (2.0, False, (20, 20), (40, 40)),  # 40 x 80, of which half is seen
+        (4.0, False, (10, 10), (40, 40)),
+        (0.5, True, (20, 40), (20, 20)),
+        (2.0, True, (10, 20), (40, 40)),  # 80 x 80
+        (100.0, False, (1, 1), (40, 40)),
+        (0.001, False, (20, 40), (1, 1)),
+    ],
+)
+def test_jittered_sizes_by_hand(rng, factor, stretch, part, size):
+    given = marked(20, 40, ())
+    seen, new_size = augmentation.jitter_scale(
+        rng, given, (40, 40), factors=(factor, factor), stretch=stretch
+    )
+    assert seen.image.shape[:2] == part and new_size == size
+
+
+def test_jittered_pictures_have_their_boxes_on_the_canvas(rng):
+    factors, counts = [], []
+    for _ in range(150):
+        part, size = augmentation.jitter_scale(rng, marked(), (90, 100))
+        (height, width), canvas = size, np.zeros((90, 100, 3), np.uint8)
+        placed, scale = resize_to_canvas(part, size, stretch=True, out=canvas)
+        factors.append(scale.mean() / 1.25)  # 60 x 80 fits with 75 x 100
+        counts.append(len(placed.boxes))
+        assert canvas[:height, :width].all()
+        assert not canvas[height:].any() and not canvas[:, width:].any()
+        inside = np.zeros((90, 100), bool)
+        for label, (x1, y1, x2, y2) in zip(placed.labels, placed.boxes, strict=True):
+            # But for the pixels that an edge runs through, or lies beside.
+            inner = np.s_[int(y1) + 2 : int(y2) - 1, int(x1) + 2 : int(x2) - 1]
+            assert (placed.image[inner] == 10 * (label + 1)).all()
+            inside[
+                max(int(y1) - 1, 0) : int(y2) + 2, max(int(x1) - 1, 0) : int(x2) + 2
+            ] = 1
+        if len(placed.boxes) == 2:
+            assert (canvas[:height, :width][~inside[:height, :width]] == 200).all()
+    assert 0.1 <= min(factors) < 0.2 and 1.9 < max(factors) < 2.1
+    np.testing.assert_allclose(np.mean(factors), 1.05, atol=0.15)
+    assert set(counts) == {0, 1, 2}
 
 
 class Fixed:

@@ -18,6 +18,7 @@ CONFIG = InputConfig(
     canvases=((16, 32), (32, 16)), max_objects=3, workers=2, prefetch=3
 )
 WIDE, TALL = (10, 20), (20, 10)
+SKIP = {"unreadable_images": "skip", "max_unreadable": 1.0}
 
 
 def images_of(sizes, seed=0):
@@ -55,12 +56,21 @@ class TestInputConfig:
             ("mask_size", -1, "at least 0"),
             ("too_many_objects", "skip", "one of ('error', 'drop')"),
             ("unreadable_images", "drop", "one of ('error', 'skip')"),
+            ("max_unreadable", 1.5, "in [0, 1]"),
             ("flip", -0.1, "in [0, 1]"),
             ("flip", 1.1, "in [0, 1]"),
             ("flip", float("nan"), "in [0, 1]"),
             ("distort_colours", 2.0, "in [0, 1]"),
             ("expand", -0.5, "in [0, 1]"),
             ("crop", 1.5, "in [0, 1]"),
+            ("random_crop", -1.0, "in [0, 1]"),
+            ("scale_jitter", (0.0, 1.0), "two numbers above 0, the second no less"),
+            ("scale_jitter", (2.0, 0.1), "two numbers above 0"),
+            ("scale_jitter", (1.0, float("inf")), "two numbers above 0"),
+            ("scale_jitter", (0.1, 1.0, 2.0), "two numbers above 0"),
+            ("multi_scale", (), "one or more numbers above 0"),
+            ("multi_scale", (1.0, 0.0), "one or more numbers above 0"),
+            ("multi_scale", (float("inf"),), "one or more numbers above 0"),
             ("workers", -1, "at least 0"),
             ("prefetch", 0, "at least 1"),
         ],
@@ -74,7 +84,7 @@ class TestInputConfig:
 class TestPlan:
     def test_every_image_is_in_every_epoch(self, mixed):
         for epoch in range(3):
-            positions, canvases = batching.plan_epoch(mixed, CONFIG, 3, 0, epoch)
+            positions, canvases, _ = batching.plan_epoch(mixed, CONFIG, 3, 0, epoch)
             assert positions.shape == (5, 3)  # ceil(7 / 3) + ceil(4 / 3)
             assert sorted(canvases) == [0, 0, 0, 1, 1]
             assert set(positions.ravel()) == set(range(11))
@@ -82,7 +92,7 @@ class TestPlan:
 
     def test_a_batch_holds_images_of_one_canvas_and_none_twice(self, mixed):
         tall = {1, 4, 8, 10}
-        positions, canvases = batching.plan_epoch(mixed, CONFIG, 3, 0, 0)
+        positions, canvases, _ = batching.plan_epoch(mixed, CONFIG, 3, 0, 0)
         for row, canvas in zip(positions, canvases, strict=True):
             assert len(set(row)) == 3
             assert (set(row) <= tall) == (canvas == 1)
@@ -90,7 +100,7 @@ class TestPlan:
 
     def test_a_canvas_with_fewer_images_than_a_batch_repeats_them(self):
         data_set = in_memory_data_set(images_of([WIDE, TALL, TALL]))
-        positions, canvases = batching.plan_epoch(data_set, CONFIG, 5, 0, 0)
+        positions, canvases, _ = batching.plan_epoch(data_set, CONFIG, 5, 0, 0)
         assert sorted(canvases) == [0, 1]
         assert set(positions[list(canvases).index(0)]) == {0}
         assert sorted(np.unique(positions[list(canvases).index(1)])) == [1, 2]
@@ -102,9 +112,9 @@ class TestPlan:
             for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1)]
         ]
         chex.assert_trees_all_equal(plans[0], plans[1])
-        orders = {tuple(positions.ravel()) for positions, _ in plans}
+        orders = {tuple(positions.ravel()) for positions, *_ in plans}
         assert len(orders) == 4
-        company = [set(map(frozenset, positions)) for positions, _ in plans]
+        company = [set(map(frozenset, positions)) for positions, *_ in plans]
         assert not company[0] & company[2] and not company[0] & company[3]
         canvases = plans[0][1]
         assert np.count_nonzero(np.diff(canvases)) > 1 and len(canvases) == 10
@@ -113,7 +123,7 @@ class TestPlan:
         # Ratios 1 and 4: their middle is 2 by logarithm, 2.5 without it.
         config = InputConfig(canvases=((10, 10), (40, 10)))
         data_set = in_memory_data_set(images_of([(19, 10), (21, 10), (10, 90)]))
-        positions, canvases = batching.plan_epoch(data_set, config, 1, 0, 0)
+        positions, canvases, _ = batching.plan_epoch(data_set, config, 1, 0, 0)
         canvas_of = dict(zip(positions[:, 0], canvases, strict=True))
         assert canvas_of == {0: 0, 1: 1, 2: 0}
 
@@ -268,7 +278,7 @@ class TestTraining:
     def test_another_image_of_the_canvas_replaces_an_unreadable_one(self, caplog):
         images = [WIDE, *images_of([WIDE, WIDE, TALL])]
         data_set = in_memory_data_set(images, image_ids=["broken", "b", "c", "d"])
-        config = dataclasses.replace(CONFIG, unreadable_images="skip")
+        config = dataclasses.replace(CONFIG, **SKIP)
         arguments = {"batch_size": 3, "seed": 0}
         with caplog.at_level(logging.WARNING):
             run = take(batching.training_batches(data_set, config, **arguments), 8)
@@ -291,7 +301,7 @@ class TestTraining:
             return data_set.read_image(position)
 
         counted = dataclasses.replace(data_set, read_image=read_image)
-        config = dataclasses.replace(CONFIG, unreadable_images="skip", workers=0)
+        config = dataclasses.replace(CONFIG, **SKIP, workers=0)
         arguments = {"batch_size": 4, "seed": 0}
         run = take(batching.training_batches(counted, config, **arguments), 12)
         assert calls.count(0) == calls.count(1) == 1
@@ -303,10 +313,34 @@ class TestTraining:
 
     def test_a_canvas_without_a_readable_image(self):
         data_set = in_memory_data_set([WIDE, WIDE])
-        config = dataclasses.replace(CONFIG, unreadable_images="skip")
+        config = dataclasses.replace(CONFIG, **SKIP)
         run = batching.training_batches(data_set, config, batch_size=2, seed=0)
         with pytest.raises(DataError, match="none of the 2 images of one canvas"):
             next(run)
+
+    def test_no_more_images_than_a_share_are_skipped(self, caplog):
+        data_set = in_memory_data_set([WIDE, *images_of([WIDE] * 7), WIDE, WIDE])
+        config = dataclasses.replace(
+            CONFIG, unreadable_images="skip", max_unreadable=0.2, workers=0
+        )
+        run = batching.training_batches(data_set, config, batch_size=1, seed=0)
+        words = r"3 of 10 images .* max_unreadable=0\.2; the last: image \d cannot be"
+        with pytest.raises(DataError, match=words):
+            take(run, 10)
+        assert caplog.text.count("unreadable images so far") == 3
+
+    def test_what_cannot_be_prepared_is_named(self):
+        def read_image(position):
+            raise RuntimeError("a fault of the decoder")
+
+        broken = dataclasses.replace(
+            in_memory_data_set(images_of([WIDE]), image_ids=["odd"]),
+            read_image=read_image,
+        )
+        run = batching.training_batches(broken, CONFIG, batch_size=1, seed=0, start=6)
+        with pytest.raises(RuntimeError, match="decoder") as raised:
+            next(run)
+        assert "while preparing image 'odd' for step 7" in raised.value.__notes__
 
 
 class TestEvaluation:
@@ -325,6 +359,19 @@ class TestEvaluation:
                 counts[~padding], batch.image_ids[~padding] % 4
             )
 
+    def test_hosts_get_batches_in_turn(self, mixed):
+        whole = list(batching.evaluation_batches(mixed, CONFIG, batch_size=3))
+        shares = [
+            list(
+                batching.evaluation_batches(
+                    mixed, CONFIG, batch_size=3, process=process, processes=2
+                )
+            )
+            for process in (0, 1)
+        ]
+        chex.assert_trees_all_equal(shares[0], whole[0::2])
+        chex.assert_trees_all_equal(shares[1], whole[1::2])
+
     def test_nothing_is_flipped(self):
         image = images_of([(16, 32)])[0]
         data_set = in_memory_data_set([image] * 20)
@@ -342,7 +389,7 @@ class TestEvaluation:
         data_set = in_memory_data_set([WIDE, *images_of([WIDE])])
         with pytest.raises(DataError, match="image 0 cannot be read"):
             list(batching.evaluation_batches(data_set, CONFIG, batch_size=2))
-        config = dataclasses.replace(CONFIG, unreadable_images="skip")
+        config = dataclasses.replace(CONFIG, **SKIP)
         (batch,) = batching.evaluation_batches(data_set, config, batch_size=2)
         np.testing.assert_array_equal(batch.image_ids, [-1, 1])
 
@@ -456,7 +503,14 @@ class TestMasks:
 
 
 class TestAugmentation:
-    ALL = dataclasses.replace(CONFIG, distort_colours=1.0, expand=0.5, crop=1.0)
+    ALL = dataclasses.replace(
+        CONFIG,
+        distort_colours=1.0,
+        expand=0.5,
+        crop=1.0,
+        random_crop=0.5,
+        scale_jitter=(0.5, 1.5),
+    )
 
     @pytest.fixture
     def marked(self):
@@ -485,9 +539,13 @@ class TestAugmentation:
         assert not np.array_equal(plain[5].images, unbroken[5].images)
         np.testing.assert_array_equal(plain[5].image_ids, unbroken[5].image_ids)
 
-    def test_all_that_is_known_moves_with_the_image(self, marked):
+    @pytest.mark.parametrize(
+        "left_out",
+        [{"random_crop": 0.0, "scale_jitter": (1.0, 1.0)}, {"expand": 0.0}],
+    )
+    def test_all_that_is_known_moves_with_the_image(self, marked, left_out):
         config = dataclasses.replace(
-            self.ALL, distort_colours=0.0, mask_size=2, max_regions=2
+            self.ALL, distort_colours=0.0, mask_size=2, max_regions=2, **left_out
         )
         counts, regions = [], []
         for batch in self.run(marked, config, stop=20):
@@ -513,7 +571,9 @@ class TestAugmentation:
                 np.testing.assert_allclose(batch.regions.boxes[slot, 0], box)
         assert set(counts) == {0, 1} and not all(regions)
 
-    @pytest.mark.parametrize("name", ["distort_colours", "expand", "crop"])
+    @pytest.mark.parametrize(
+        "name", ["distort_colours", "expand", "crop", "random_crop"]
+    )
     def test_each_is_done_as_often_as_asked(self, marked, name):
         def changed(probability):
             config = dataclasses.replace(CONFIG, flip=0.0, **{name: probability})
@@ -527,12 +587,104 @@ class TestAugmentation:
         assert always > 0.5  # not every draw changes this picture
         assert 0.25 < often / always < 0.55
 
+    def test_what_a_random_crop_leaves_is_seen_larger(self, marked):
+        config = dataclasses.replace(CONFIG, flip=0.0, random_crop=1.0)
+        run = self.run(marked, config, stop=10)
+        scales = np.concatenate([batch.scales.max(axis=1) for batch in run])
+        assert min(scales) >= 0.5  # all of 32 x 64 fits into 16 x 32
+        assert 0.55 < np.mean(scales) < 0.8
+
+    def test_jittered_images_are_smaller_than_their_canvas_or_cut_to_it(self, mixed):
+        config = dataclasses.replace(CONFIG, flip=0.0, scale_jitter=(0.25, 2.0))
+        shares, scales = [], []
+        for batch in self.run(mixed, config, stop=30):
+            canvas = batch.images.shape[1:3]
+            for image, (height, width) in zip(batch.images, batch.sizes, strict=True):
+                assert image[:height, :width].all()  # pixels of these images are >= 1
+                assert not image[height:].any() and not image[:, width:].any()
+            shares.extend(np.prod(batch.sizes / canvas, axis=1))
+            scales.extend(batch.scales.min(axis=1))
+        assert min(shares) < 0.1 and max(shares) == 1
+        # 1.6 is the scale of most images that just fit; the factor's mean is 1.125.
+        np.testing.assert_allclose(np.mean(scales), 1.6 * 1.125, atol=0.3)
+        assert min(scales) < 0.6 and max(scales) > 2.8
+
+    def test_jittered_images_that_fill_their_canvas_whatever_their_shape(self):
+        data_set = in_memory_data_set(images_of([(16, 16)]))
+        config = dataclasses.replace(CONFIG, stretch=True, scale_jitter=(0.5, 0.5))
+        (batch,) = self.run(data_set, config, stop=1)
+        np.testing.assert_array_equal(batch.sizes, [[8, 16]] * 4)
+
     def test_evaluation_changes_nothing(self, mixed):
         arguments = {"batch_size": 4}
         chex.assert_trees_all_equal(
             list(batching.evaluation_batches(mixed, self.ALL, **arguments)),
             list(batching.evaluation_batches(mixed, CONFIG, **arguments)),
         )
+
+
+class TestMultiScale:
+    CONFIG = dataclasses.replace(
+        CONFIG, canvases=((64, 100), (96, 64)), multi_scale=(0.5, 1.0, 1.5)
+    )
+
+    def test_canvases_by_hand(self):
+        # 50 and 150 are rounded to 64 and 160; a factor of 1 rounds nothing.
+        landscape = ((32, 64), (64, 100), (96, 160))
+        upright = ((64, 32), (96, 64), (128, 96))  # 48 and 144: Python rounds to even
+        assert self.CONFIG.training_canvases == (*landscape, *upright)
+        tiny = dataclasses.replace(self.CONFIG, multi_scale=(0.01, 0.02))
+        assert tiny.training_canvases == ((32, 32),)
+        assert CONFIG.training_canvases == CONFIG.canvases
+
+    def test_each_batch_draws_one(self, mixed):
+        count = batching.steps_per_epoch(mixed, self.CONFIG, 3)
+        seen = []
+        for epoch in range(60):
+            plan = batching.plan_epoch(mixed, self.CONFIG, 3, 0, epoch)
+            positions, canvases, factors = plan
+            chex.assert_shape([canvases, factors], (count,))
+            seen.extend(factors)
+            chex.assert_trees_all_equal(
+                (positions, canvases),
+                batching.plan_epoch(mixed, CONFIG, 3, 0, epoch)[:2],
+            )
+        for factor in (0.5, 1.0, 1.5):  # 300 draws: four standard deviations
+            assert 0.22 < np.mean(np.array(seen) == factor) < 0.44
+
+    def test_images_and_boxes_fill_the_canvas_that_was_drawn(self, mixed):
+        run = batching.training_batches(
+            mixed, self.CONFIG, batch_size=3, seed=0, stop=20
+        )
+        for batch in run:
+            canvas = batch.images.shape[1:3]
+            assert canvas in self.CONFIG.training_canvases
+            full = batch.sizes == np.array(canvas)
+            assert full.any(axis=1).all()
+            for boxes, there, scale in zip(
+                batch.truth.boxes, batch.truth.valid, batch.scales, strict=True
+            ):
+                heights = (boxes[:, 3] - boxes[:, 1])[there]  # of 4 pixels in the file
+                np.testing.assert_allclose(heights, 4 * scale[0], rtol=1e-5)
+
+    def test_starting_later_and_sharing_repeat_the_unbroken_run(self, mixed):
+        arguments = {"batch_size": 4, "seed": 5, "stop": 9}
+        whole = list(batching.training_batches(mixed, self.CONFIG, **arguments))
+        assert len({batch.images.shape for batch in whole}) > 2
+        shares = [
+            batching.training_batches(
+                mixed, self.CONFIG, process=i, processes=2, start=4, **arguments
+            )
+            for i in range(2)
+        ]
+        for batch, first, second in zip(whole[4:], *shares, strict=True):
+            joined = jax.tree.map(lambda *parts: np.concatenate(parts), first, second)
+            chex.assert_trees_all_equal(joined, batch)
+
+    def test_evaluation_has_the_canvases_as_they_are(self, mixed):
+        run = batching.evaluation_batches(mixed, self.CONFIG, batch_size=4)
+        shapes = {batch.images.shape[1:3] for batch in run}
+        assert shapes == set(self.CONFIG.canvases)
 
 
 class TestStretch:
@@ -589,6 +741,9 @@ class TestTorchvisionsPixels:
             ({"sides": (8,)}, r"sides is \(8,\)"),
             ({"sides": (5, 8), "stretch": True}, r"stretch is True.* False with sides"),
             ({"sides": (5, 8), "crop": 1.0}, r"crop is 1\.0.* 0 with sides"),
+            ({"sides": (5, 8), "random_crop": 0.1}, r"random_crop .* 0 with sides"),
+            ({"sides": (5, 8), "scale_jitter": (1, 2)}, r"scale_jitter .* with sides"),
+            ({"sides": (5, 8), "multi_scale": (1, 2)}, r"multi_scale .* with sides"),
         ],
     )
     def test_impossible_rules(self, fields, problem):
