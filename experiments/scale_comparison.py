@@ -21,9 +21,11 @@ import pathlib
 from collections.abc import Iterable
 from typing import Literal
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from experiments import command_line, quickstart
 from jaxdet.data import digits
-from jaxdet.data.dataset import DataSet
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.image_pyramid import (
     AllScalesConfig,
@@ -53,6 +55,12 @@ TRAINING = dataclasses.replace(quickstart.TRAINING, steps=1600)
 
 Way = Literal["image_pyramid", "plain_stages", "fpn"]
 WAYS: tuple[Way, ...] = ("image_pyramid", "plain_stages", "fpn")
+DRAWN = {
+    "AP": "all",
+    "APs": "small\nbelow 10.7 x 10.7 pixels",
+    "APm": "medium",
+    "APl": "large\nabove 32 x 32 pixels",
+}
 
 
 def main(
@@ -61,11 +69,11 @@ def main(
     ways: tuple[Way, ...] = WAYS,
     workdir: pathlib.Path = pathlib.Path("runs/scale_comparison"),
 ):
-    """Trains all three and leaves a table of their APs, `scales.json` and `scales.md`.
+    """Trains all three and leaves their APs: `scales.json`, `scales.md`, `scales.png`.
 
     Args:
       training: numbers of each training.
-      ways: which to train; the table is of these.
+      ways: which to train; table and figure are of these.
       workdir: holds the run folder of each; started again, they go on where they
         stopped.
     """
@@ -74,19 +82,34 @@ def main(
     )
     rows = {}
     for way in ways:
+
+        def metrics(truth: dict, detections: list[dict], way=way) -> dict[str, float]:
+            numbers = metrics_by_size(truth, detections)
+            rows[way] = {name: numbers[name] for name in PRECISIONS}
+            return numbers
+
+        model = detector(way)
         state = train(
-            detector(way),
+            model,
             data_set,
             training,
             workdir=workdir / way,
             validation=validation,
-            metrics=metrics_by_size,
+            metrics=metrics,
         )
-        numbers = _evaluated(detector(way), state.variables, validation, training)
-        rows[way] = {name: numbers[name] for name in PRECISIONS}
+        if way not in rows:  # there was nothing left to train
+            evaluate(
+                model,
+                state.variables,
+                validation,
+                training.input,
+                batch_size=training.batch_size,
+                metrics=metrics,
+            )
     text = table(rows)
     (workdir / "scales.json").write_text(json.dumps(rows, indent=2) + "\n")
     (workdir / "scales.md").write_text(text)
+    figure(rows).savefig(workdir / "scales.png")
     print(text, end="")
 
 
@@ -116,23 +139,29 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def figure(rows: dict[str, dict[str, float]]) -> Figure:
+    """Bars: a group for objects of each size, in it a bar a way, of its AP."""
+    drawn = Figure(figsize=(8, 4.5), layout="constrained", dpi=110)
+    axes = drawn.subplots()
+    places, width = np.arange(len(DRAWN)), 0.8 / len(rows)
+    for index, (way, numbers) in enumerate(rows.items()):
+        precisions = [100 * numbers[name] for name in DRAWN]
+        shift = (index - (len(rows) - 1) / 2) * width
+        bars = axes.bar(places + shift, precisions, width, label=way.replace("_", " "))
+        axes.bar_label(bars, fmt="%.1f", fontsize="small")
+    axes.set_xticks(places, DRAWN.values())
+    axes.set(ylim=(0, 100), xlabel="size of the object", ylabel="AP, %")
+    axes.set_title("Three ways to find all sizes")
+    axes.legend(ncols=len(rows))
+    return drawn
+
+
 def _magnified(entries: Iterable[dict]) -> Iterable[dict]:
     for entry in entries:
         larger = {"bbox": [MAGNIFIED * value for value in entry["bbox"]]}
         if "area" in entry:
             larger["area"] = MAGNIFIED**2 * entry["area"]
         yield entry | larger
-
-
-def _evaluated(model, variables, validation: DataSet, training: TrainingConfig):
-    return evaluate(
-        model,
-        variables,
-        validation,
-        training.input,
-        batch_size=training.batch_size,
-        metrics=metrics_by_size,
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,229 @@
+"""Which objects can a detector's anchors learn? python -m experiments.anchor_coverage
+
+Of every object, the IoU with the best anchor (RetinaNet, RPN, SSD) or the number of
+points that learn it (FCOS), by the object's size on the canvas: a table, and a figure.
+On the digits by default, on a COCO-format folder or Pascal VOC folders if one is named;
+for a detector's own numbers, or for those of a run:
+
+python -m experiments.anchor_coverage --annotations train.json --images photos \
+    retinanet --anchor-ratios 0.25 1 4
+python -m experiments.anchor_coverage run runs/quickstart
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from experiments import command_line
+from jaxdet.data import coco, digits, voc
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.detectors import fcos, retinanet, rpn, ssd
+from jaxdet.detectors.detector import rebuild
+from jaxdet.ops.coverage import Coverage
+from jaxdet.training.checkpoint import RunError, load_run
+from jaxdet.training.coverage import measure, place
+
+LEARNED, BETWEEN, MISSED = "#2a7f9e", "#e8b04a", "#b3402e"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The detector of a run, and its canvases."""
+
+    workdir: tyro.conf.Positional[pathlib.Path]
+    """That training wrote."""
+
+
+class Row(NamedTuple):
+    """The objects of one octave of sizes."""
+
+    low: float  # canvas pixels, the least side: the square root of an object's area
+    high: float  # the greatest side, itself in the next row
+    count: int
+    median: float  # of `Coverage.best`
+    learned: float  # share from `Coverage.high` on
+    missed: float  # share below `Coverage.low`
+
+
+Choice = (
+    Annotated[
+        retinanet.RetinaNetConfig,
+        tyro.conf.subcommand("retinanet", default=retinanet.RetinaNetConfig()),
+    ]
+    | Annotated[rpn.RPNConfig, tyro.conf.subcommand("rpn", default=rpn.RPNConfig())]
+    | Annotated[ssd.SSDConfig, tyro.conf.subcommand("ssd", default=ssd.PAPER)]
+    | Annotated[
+        fcos.FCOSConfig, tyro.conf.subcommand("fcos", default=fcos.FCOSConfig())
+    ]
+    | Annotated[RunFolder, tyro.conf.subcommand("run")]
+)
+
+
+def main(
+    detector: Annotated[Choice, tyro.conf.arg(name="")],
+    *,
+    annotations: pathlib.Path | None = None,
+    images: pathlib.Path | None = None,
+    voc_folders: tuple[pathlib.Path, ...] = (),
+    split: str | None = None,
+    canvases: tuple[tuple[int, int], ...] = (),
+    objects: int = 20_000,
+    output: pathlib.Path = pathlib.Path("anchor_coverage.png"),
+):
+    """Measures, prints and draws; no image is resized, and none is augmented.
+
+    Args:
+      detector: whose anchors or points.
+      annotations: COCO-format json.
+      images: folder of its image files; by default that of the json.
+      voc_folders: Pascal VOC folders, such as VOCdevkit/VOC2007.
+      split: "trainval" of VOC, "train" of the digits if not given.
+      canvases: (height, width) of each; those of the run, 300x300, which images fill,
+        for SSD, 800x1344 and 1344x800 for others if not given.
+      objects: how many to look at, about, on random images.
+      output: the figure, .png, .svg or .pdf.
+    """
+    command_line.only_with("--images", images, "--annotations", annotations)
+    command_line.at_most_one(
+        {"--annotations": annotations, "--voc-folders": voc_folders}
+    )
+    if objects < 1:
+        raise DataError(f"--objects is {objects}; it must be at least 1")
+    coverage, config = _coverage_and_input(detector)
+    if canvases:
+        config = dataclasses.replace(config, canvases=canvases)
+    data_set = _load(annotations, images, voc_folders, split)
+    placed = place(data_set, config, most=objects)
+    if len(placed.boxes) == 0:
+        raise DataError(f"{data_set.name!r} holds no objects but crowds")
+    found = measure(coverage, placed, config.canvases)
+    print(table(placed.sides, found), end="")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{data_set.name}: {len(placed.boxes):,} objects"
+    figure(placed.sides, found, title=title).savefig(output)
+    print(f"drawn: see {output}")
+
+
+def by_size(sides: np.ndarray, found: Coverage) -> list[Row]:
+    """A row for each octave of sides from the smallest object to the largest."""
+    octaves = np.floor(np.log2(sides)).astype(int)
+    return [
+        _row(2.0**octave, 2.0 ** (octave + 1), found.best[octaves == octave], found)
+        for octave in np.unique(octaves).tolist()
+    ]
+
+
+def table(sides: np.ndarray, found: Coverage) -> str:
+    """The rows, and one of all objects; shares in per cent."""
+    columns = f"{f'>= {found.high:g}':>8} {f'< {found.low:g}':>8}"
+    lines = [
+        f"{found.measure}; sides are square roots of areas in canvas pixels",
+        f"{'sides':>14} {'objects':>8} {'median':>7} {columns}",
+    ]
+    every = _row(sides.min(), sides.max(), found.best, found)
+    named = [(f"{row.low:g} to {row.high:g}", row) for row in by_size(sides, found)]
+    for name, row in [*named, ("all", every)]:
+        shares = f"{row.learned:>8.1%} {row.missed:>8.1%}"
+        lines.append(f"{name:>14} {row.count:8d} {row.median:7.2f} {shares}")
+    return "\n".join(lines) + "\n"
+
+
+def figure(sides: np.ndarray, found: Coverage, *, title: str) -> Figure:
+    """Every object by size and best anchor, and how many of each size are learned."""
+    drawn = Figure(figsize=(8, 7), layout="constrained", dpi=120)
+    above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    above.set_title(title)
+    rows = by_size(sides, found)
+    _draw_objects(above, sides, found, rows)
+    _draw_counts(below, found, rows)
+    below.set_xlabel("side of the object: square root of its area, canvas pixels")
+    below.set_xscale("log", base=2)
+    below.xaxis.set_major_formatter(FuncFormatter(lambda side, _: f"{side:g}"))
+    return drawn
+
+
+def _row(low: float, high: float, best: np.ndarray, found: Coverage) -> Row:
+    learned, missed = np.mean(best >= found.high), np.mean(best < found.low)
+    return Row(low, high, len(best), np.median(best), learned, missed)
+
+
+def _draw_objects(
+    axes, sides: np.ndarray, found: Coverage, rows: Sequence[Row]
+) -> None:
+    axes.plot(sides, found.best, ".", color="grey", markersize=3, alpha=0.3)
+    axes.plot([], [], ".", color="grey", label="an object")
+    medians = [row.median for row in rows]
+    middles = [(row.low * row.high) ** 0.5 for row in rows]
+    axes.plot(middles, medians, "k_", markersize=30, label="median of an octave")
+    axes.axhline(found.low, color=MISSED)
+    axes.axhline(found.high, color=LEARNED)
+    if found.high == 1:  # Points, from none to many.
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(-0.2, 1.5 * found.best.max() + 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:g}"))
+    axes.set_ylabel(found.measure)
+    axes.legend(loc="lower right")
+
+
+def _draw_counts(axes, found: Coverage, rows: Sequence[Row]) -> None:
+    counts, learned, missed = (
+        np.array([getattr(row, name) for row in rows])
+        for name in ("count", "learned", "missed")
+    )
+    low, high = f"{found.low:g}", f"{found.high:g}"
+    parts = [
+        (learned, LEARNED, f"at least {high} (share)"),
+        (1 - learned - missed, BETWEEN, f"{low} to {high}"),
+        (missed, MISSED, f"below {low}"),
+    ]
+    edges, bottom = np.array([row.low for row in rows]), np.zeros(len(rows))
+    for share, colour, label in parts if low != high else parts[::2]:
+        style = {"align": "edge", "color": colour, "edgecolor": "white"}
+        axes.bar(edges, counts * share, edges, bottom, label=label, **style)
+        bottom += counts * share
+    for row in rows:
+        place = ((row.low * row.high) ** 0.5, row.count)
+        text = f"{row.learned:.0%}"
+        axes.annotate(text, place, (0, 3), textcoords="offset points", ha="center")
+    axes.set_ylim(0, 1.15 * counts.max())
+    axes.set_ylabel("objects")
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
+    axes.legend(**above, frameon=False, title=found.measure)
+
+
+def _coverage_and_input(detector: Choice) -> tuple[Callable, InputConfig]:
+    if isinstance(detector, RunFolder):
+        run = load_run(detector.workdir)
+        coverage = None if run.recipe is None else rebuild(run.recipe).coverage
+        if coverage is None:
+            raise RunError(f"{detector.workdir}: its detector has no anchors or points")
+        return coverage, run.training.input
+    file = {
+        retinanet.RetinaNetConfig: retinanet,
+        rpn.RPNConfig: rpn,
+        ssd.SSDConfig: ssd,
+        fcos.FCOSConfig: fcos,
+    }[type(detector)]
+    stretched = InputConfig(canvases=((300, 300),), stretch=True)
+    config = stretched if file is ssd else InputConfig()
+    return partial(file.coverage, config=detector), config
+
+
+def _load(annotations, images, voc_folders, split) -> DataSet:
+    if annotations is not None:
+        return coco.load(annotations, images or annotations.parent)
+    if voc_folders:
+        return voc.load(*voc_folders, split=split or "trainval", class_names=None)
+    return digits.load(split or "train")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

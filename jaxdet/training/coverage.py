@@ -1,0 +1,117 @@
+"""Can the detector's anchors or points learn the objects of a data set?"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdet.data import transforms
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataSet
+from jaxdet.detectors.detector import Detector
+from jaxdet.ops.coverage import Coverage
+from jaxdet.training.config import ConfigError
+
+SAMPLE = 2000  # objects that `check` looks at, about
+TOLERATED = 0.1  # share of the objects that may be out of reach without a warning
+
+_CHUNK = 500  # objects at a time, so that a pyramid's overlaps fit into memory
+
+
+class PlacedObjects(NamedTuple):
+    """Objects as they lie on their canvases, without augmentation; crowds are none."""
+
+    boxes: np.ndarray  # [N, 4] float32 canvas pixels
+    sizes: np.ndarray  # [N, 2] true (height, width) of their images in the canvas
+    canvases: np.ndarray  # [N] int, index into `InputConfig.canvases`
+
+    @property
+    def sides(self) -> np.ndarray:
+        """`[N]` canvas pixels, the square roots of their areas."""
+        return np.sqrt(np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1))
+
+
+def check(detector: Detector, data_set: DataSet, config: InputConfig) -> None:
+    """Finds, before training, objects that the detector cannot learn.
+
+    Of a large data set a sample counts. An object is out of reach if all anchors on it
+    are background by their overlap, so that at most its one best anchor would learn it;
+    or, without anchors, if no point would.
+
+    Raises:
+      ConfigError: if all objects are out of reach. If more than a tenth are, it warns.
+    """
+    if detector.coverage is None:
+        return
+    objects = place(data_set, config, most=SAMPLE)
+    count = len(objects.boxes)
+    if count == 0:
+        return
+    found = measure(detector.coverage, objects, config.canvases)
+    missed = found.best < found.low
+    if missed.mean() <= TOLERATED:
+        return
+    small, large = np.quantile(objects.sides[missed], (0.05, 0.95))
+    message = (
+        f"{missed.sum()} of {count} objects of {data_set.name!r} are out of the "
+        f"detector's reach: {found.measure} must be at least {found.low:g}, and theirs "
+        f"is at most {found.best[missed].max():.2g}; their sides (square roots of "
+        f"areas) are {small:.0f} to {large:.0f} pixels on the canvases "
+        f"{config.canvases}. Change the anchors or levels of the detector, or the "
+        "canvases; experiments.anchor_coverage draws it"
+    )
+    if missed.all():
+        raise ConfigError(message)
+    _LOG.warning(message)
+
+
+def place(data_set: DataSet, config: InputConfig, *, most: int) -> PlacedObjects:
+    """The objects of random images, the same in every call, on their canvases.
+
+    Args:
+      data_set: whose images; none is read.
+      config: how they become batches.
+      most: no further images are taken when there are so many objects.
+    """
+    boxes, sizes, canvases, count = [np.zeros((0, 4), np.float32)], [], [], 0
+    order = np.random.default_rng(0).permutation(len(data_set))
+    of_each = transforms.canvas_of_each(
+        data_set.sizes, config.canvases, sides=config.sides
+    )
+    for position in order:
+        objects = data_set.objects[position]
+        kept = objects.boxes[~objects.crowd]
+        old, canvas = data_set.sizes[position], of_each[position]
+        new = transforms.fitted_size(
+            tuple(old.tolist()),
+            config.canvases[canvas],
+            stretch=config.stretch,
+            sides=config.sides,
+        )
+        scale = (np.array(new) / old)[[1, 0, 1, 0]]
+        boxes.append((kept * scale).astype(np.float32))
+        sizes += [new] * len(kept)
+        canvases += [canvas] * len(kept)
+        count += len(kept)
+        if count >= most:
+            break
+    sizes = np.array(sizes, int).reshape(-1, 2)
+    return PlacedObjects(np.concatenate(boxes), sizes, np.array(canvases, int))
+
+
+def measure(
+    coverage: Callable, objects: PlacedObjects, canvases: Sequence[tuple[int, int]]
+) -> Coverage:
+    """A detector's `coverage` of objects on several canvases, in their order."""
+    best = np.zeros(len(objects.boxes))
+    for index, canvas in enumerate(canvases):
+        members = np.flatnonzero(objects.canvases == index)
+        for start in range(0, max(1, len(members)), _CHUNK):
+            chunk = members[start : start + _CHUNK]
+            found = coverage(canvas, objects.boxes[chunk], objects.sizes[chunk])
+            best[chunk] = found.best
+    return found._replace(best=best)
+
+
+_LOG = logging.getLogger(__name__)
