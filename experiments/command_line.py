@@ -1,15 +1,25 @@
 """What the scripts share: their command line, and options that depend on the data."""
 
+import argparse
 import dataclasses
+import errno
+import functools
 import logging
+import os
+import pathlib
+import sys
+import traceback
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
+import jax
 import tyro
 
+from jaxdet.data import coco
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
-from jaxdet.training.checkpoint import RunError
+from jaxdet.training import distributed
+from jaxdet.training.checkpoint import CheckpointError, RunError
 from jaxdet.training.config import ConfigError, TrainingConfig
 from jaxdet.training.metrics import NonFiniteLossError
 from jaxdet.weights import WeightsError
@@ -17,11 +27,22 @@ from jaxdet.weights import WeightsError
 Config = TypeVar("Config")
 Precision = Literal["float32", "bfloat16"]
 
-MENDABLE = (ConfigError, DataError, NonFiniteLossError, RunError, WeightsError)
+MENDABLE = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteLossError,
+    RunError,
+    WeightsError,
+)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(main: Callable | dict[str, Callable]) -> None:
     """Calls `main`, or that of the name that comes first, with the command line.
+
+    With `--coordinator`, `--processes` and `--process`, on a TPU pod and in SLURM it is
+    one of several processes that share the work.
 
     What a user can mend becomes one message and exit code 1 (2 where an argument cannot
     be parsed); Ctrl-C becomes exit code 130. Any other error keeps its traceback.
@@ -33,14 +54,61 @@ def run(main: Callable | dict[str, Callable]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False  # libraries put handlers of their own on the root
     try:
+        arguments = _join_others(sys.argv[1:])
         if isinstance(main, dict):
-            tyro.extras.subcommand_cli_from_dict(main)
+            tyro.extras.subcommand_cli_from_dict(main, args=arguments)
         else:
-            tyro.cli(main)
+            tyro.cli(main, args=arguments)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None  # training has said how to go on
+        _exit(130)  # training has said how to go on
     except MENDABLE as error:
-        raise SystemExit(f"error: {error}") from None
+        _exit(1, f"error: {error}")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            _exit(1, f"error: {error}; what was saved before is still there")
+        if not jax.distributed.is_initialized():
+            raise
+        _exit(1, traceback.format_exc())
+
+
+def _join_others(arguments: list[str]) -> list[str]:
+    """Finds the other processes, where there are any; what is left are main's."""
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False
+    )
+    group = parser.add_argument_group(
+        "several hosts",
+        "the same command on each, and these; TPU pods and SLURM need none of them",
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="the first host, and a free port"
+    )
+    group.add_argument("--processes", type=int, metavar="INT", help="how many hosts")
+    group.add_argument(
+        "--process", type=int, metavar="INT", help="which of them this is, from 0"
+    )
+    hosts, rest = parser.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(parser.format_help())
+        return rest
+    try:
+        distributed.join(**vars(hosts))
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    return rest
+
+
+def _exit(code: int, message: str = "") -> NoReturn:
+    """Ends this process; of several at once, though they have not ended.
+
+    Python's own exit would wait for them, and they, in the next step, for this one.
+    When it is gone, JAX ends them too.
+    """
+    print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    raise SystemExit(code) from None
 
 
 def with_classes_of(data_set: DataSet, detector: Config, *, recipe: Config) -> Config:
@@ -84,6 +152,43 @@ def at_most_one(sources: dict[str, object]) -> None:
     named = [f"{option} {value}" for option, value in sources.items() if value]
     if len(named) > 1:
         raise DataError(f"{' and '.join(named)}; one data set at a time: leave one out")
+
+
+def only_with(option: str, value: object, needed: str, given: object) -> None:
+    """Refuses an option that says nothing without another.
+
+    Raises:
+      DataError: if `option` has a value and `needed` has none.
+    """
+    if value is not None and given is None:
+        raise DataError(f"{option} {value} without {needed}; give both or neither")
+
+
+def load_folders(
+    training: tuple[pathlib.Path, pathlib.Path],
+    validation: tuple[pathlib.Path | None, pathlib.Path | None],
+    *,
+    bad_boxes: Literal["error", "skip"],
+    masks: bool = False,
+) -> tuple[DataSet, DataSet | None]:
+    """The data sets of the scripts for a folder of one's own.
+
+    Args:
+      training: a json in COCO's format, and the folder of its image files.
+      validation: likewise, of None without one; by default in the same folder.
+      bad_boxes: see `coco.load`.
+      masks: see `coco.load`.
+
+    Raises:
+      DataError: for a folder to validate on without its json.
+    """
+    annotations, images = validation
+    needed = "--validation-annotations"
+    only_with("--validation-images", images, needed, annotations)
+    load = functools.partial(coco.load, bad_boxes=bad_boxes, masks=masks)
+    if annotations is None:
+        return load(*training), None
+    return load(*training), load(annotations, images or training[1])
 
 
 def _with_classes_of(

@@ -17,7 +17,9 @@ ALLOWED = {
     "nn": {"nn", "structs"},
     "detectors": {"detectors", "nn", "ops", "structs"},
     "training": {"training", "evaluation", "detectors.detector"} | BESIDE,
-    "evaluation": {"evaluation", "training.step", "detectors.detector"} | BESIDE,
+    "evaluation": {"evaluation", "training.distributed", "training.step"}
+    | {"detectors.detector"}
+    | BESIDE,
     "inference": {"training", "evaluation", "detectors.detector"} | BESIDE,
     "export": {"training", "evaluation", "detectors.detector"} | BESIDE,
     "data": {"data", "structs", "ops"},
@@ -28,7 +30,7 @@ ALLOWED = {
 }
 # Packages that only these files may import.
 OPTIONAL = {
-    "tensorflow_datasets": {"data/tfds.py", "data/digits.py"},
+    "tensorflow_datasets": {"data/digits.py", "data/prepare.py", "data/tfds.py"},
     "grain": {"data/batching.py"},
     "cv2": {
         "data/augmentation.py",

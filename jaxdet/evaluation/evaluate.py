@@ -15,6 +15,7 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.structs import Batch, Detections
+from jaxdet.training import distributed
 from jaxdet.training.step import replicate, shard
 
 Metrics = Callable[[dict, list[dict]], dict[str, float]]
@@ -67,7 +68,10 @@ def detect_all(
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[dict]:
-    """Everything a detector finds in a data set, on all devices of this host.
+    """Everything a detector finds in a data set, on all devices.
+
+    Of several hosts each looks at its share of the images; every one of them must call
+    this, and gets the results of all.
 
     Args:
       detector: its `predict` is compiled once for each canvas.
@@ -75,7 +79,7 @@ def detect_all(
       data_set: every image is looked at once.
       input_config: its canvases, workers and `unreadable_images`; nothing is flipped.
       batch_size: images at a time over all devices, rounded up to a multiple of them.
-      progress: whether to draw a bar.
+      progress: whether to draw a bar, on the first host.
 
     Returns:
       COCO results: `image_id` and `category_id` of the source, `bbox` (x, y, width,
@@ -85,18 +89,25 @@ def detect_all(
     Raises:
       DataError: for an image that cannot be read.
     """
-    devices = jax.local_device_count()
-    batch_size = -(-batch_size // devices) * devices
-    batches = batching.evaluation_batches(data_set, input_config, batch_size=batch_size)
+    hosts, devices = jax.process_count(), jax.local_device_count()
+    batches = batching.evaluation_batches(
+        data_set,
+        input_config,
+        batch_size=-(-batch_size // (hosts * devices)) * devices,
+        process=jax.process_index(),
+        processes=hosts,
+    )
     predict = predict_on_devices(detector, variables)
     answers = ((batch, predict(batch)) for batch in batches)
-    results = []
+    by_batch = []
+    progress = progress and jax.process_index() == 0
     with tqdm.tqdm(total=len(data_set), unit="image", disable=not progress) as bar:
         # In pairs, so that the devices have the next batch while these are fetched.
         for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
-            results.extend(_coco_results(batch, fetch(answer), data_set))
-            bar.update(np.count_nonzero(batch.image_ids >= 0))
-    return results
+            by_batch.append(list(_coco_results(batch, fetch(answer), data_set)))
+            bar.update(hosts * np.count_nonzero(batch.image_ids >= 0))
+    in_turn = itertools.zip_longest(*distributed.gather(by_batch), fillvalue=())
+    return list(itertools.chain(*itertools.chain(*in_turn)))
 
 
 def predict_on_devices(

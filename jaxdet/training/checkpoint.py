@@ -1,16 +1,21 @@
 """The run folder: `config.json` and `checkpoints/`; a kill while writing harms none."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import pathlib
 import platform
 import shutil
+import zlib
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -20,14 +25,20 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors.detector import Detector
+from jaxdet.training import distributed
 from jaxdet.training.config import FREE_FIELDS, TrainingConfig
 from jaxdet.training.step import TrainState
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+CHECKSUM = "checksum"  # among the arrays that it is of
 
 
 class RunError(ValueError):
     """A run folder does not fit what is asked of it; the message names both."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written, or is not what was written."""
 
 
 class Run(NamedTuple):
@@ -67,7 +78,7 @@ def save_run(
         | {"python": platform.python_version()},
     }
     now = json.loads(json.dumps(now))  # tuples become lists, as they will be on disk
-    if any(entry.name.isdigit() for entry in _checkpoint_folder(workdir).glob("*")):
+    if _steps_in(_checkpoint_folder(workdir)):
         _require_same(_read_json(file), now, file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     half_written = file.with_suffix(".tmp")
@@ -99,8 +110,12 @@ class Checkpoints:
     """The train states of one run: the newest, and the best by its metrics.
 
     States are saved as NumPy arrays in flat dicts, so they can be restored on any
-    number and kind of devices. A checkpoint gets its name only when it is complete; one
-    that a kill left half-written is not seen, and removed when `Checkpoints` opens.
+    number and kind of devices, with checksums, since Orbax notices a file cut short,
+    but not a flipped bit. A checkpoint gets its name only when it is complete; one that
+    a kill left half-written is not seen, and removed when `Checkpoints` opens.
+
+    Of several hosts only the first reads and writes. All of them make the same calls,
+    and are told what it has read, so they need no folder that they share.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int):
@@ -110,11 +125,13 @@ class Checkpoints:
           workdir: the run folder.
           keep: how many of the newest checkpoints stay.
         """
+        self._manager = None
+        if jax.process_index() > 0:
+            return
         folder = _checkpoint_folder(workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            for half_written in folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(half_written)
+        for half_written in folder.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(half_written)
         self._manager = _manager(folder, keep)
 
     def save(
@@ -122,53 +139,109 @@ class Checkpoints:
     ) -> None:
         """Copies the state to the host, then writes it in the background.
 
-        Of several hosts, which share the folder, the first writes.
-
         Args:
           step: `state.step`; saving a step again does nothing.
           state: its arrays may be donated as soon as this returns.
           metrics: of the validation set, if it was evaluated at this step; the
             checkpoint whose first number, such as AP, is highest is the best.
+
+        Raises:
+          CheckpointError: as `check` does.
         """
-        if jax.process_index() > 0 or step in self._manager.all_steps():
+        if self._manager is None or step in self._manager.all_steps():
             return
         name, quality = next(iter((metrics or {}).items()), ("", math.nan))
         state = jax.device_get(state)
         variables, rest = _names(state.variables), _names(_without_variables(state))
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                rest=ocp.args.StandardSave(rest),
-            ),
-            metrics={} if math.isnan(quality) else {name: float(quality)},
-        )
+        with _failures_to_write(self._manager.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(_with_checksum(variables)),
+                    rest=ocp.args.StandardSave(_with_checksum(rest)),
+                ),
+                metrics={} if math.isnan(quality) else {name: float(quality)},
+            )
+
+    def check(self) -> None:
+        """Looks, without waiting, whether what was written in the background is.
+
+        Raises:
+          CheckpointError: if not, for example because the disk is full; what was
+            saved before is still there.
+        """
+        if self._manager is not None and not self._manager.is_saving_in_progress():
+            with _failures_to_write(self._manager.directory):
+                self._manager.wait_until_finished()
 
     def restore(
         self, template: TrainState, step: int | Literal["best"] | None = None
     ) -> TrainState:
-        """The state of a step as NumPy arrays; None: the newest.
+        """The state of a step as NumPy arrays; None: the newest that is not damaged.
 
         Args:
           template: a state of the same run, or its shapes (`jax.eval_shape`).
-          step: one of those saved, "best" or None.
+          step: one of those saved, "best" or None. With None, newer ones that are
+            damaged get other names, and a warning.
 
         Raises:
           RunError: if there is no such checkpoint, or it is of another model, naming
             the first parameters that differ.
+          CheckpointError: if it is damaged; with None, if all of them are.
         """
-        step = _find_step(self._manager, "latest" if step is None else step)
+        if self._manager is None:
+            state = None
+        elif step is None:
+            state = self._newest(template)
+        else:
+            state = self._at(_find_step(self._manager, step), template)
+        return distributed.from_first(state)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, if there is one."""
+        return distributed.from_first(self._manager and self._manager.latest_step())
+
+    def close(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+          CheckpointError: as `check` does.
+        """
+        if self._manager is not None:
+            with _failures_to_write(self._manager.directory):
+                self._manager.close()
+
+    def _at(self, step: int, template: TrainState) -> TrainState:
         variables = _restore(self._manager, step, "variables", template.variables)
         rest = _restore(self._manager, step, "rest", _without_variables(template))
         return rest.replace(variables=variables)
 
-    def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, if there is one."""
-        return self._manager.latest_step()
+    def _newest(self, template: TrainState) -> TrainState:
+        _find_step(self._manager, "latest")  # raises where there is none
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._at(step, template)
+            except CheckpointError as error:
+                damaged[step] = error
+            else:
+                self._set_aside(damaged)
+                return state
+        raise CheckpointError(
+            "no checkpoint is whole; to start anew, move them away:\n  "
+            + "\n  ".join(map(str, damaged.values()))
+        )
 
-    def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.close()
+    def _set_aside(self, damaged: dict[int, CheckpointError]) -> None:
+        """Renames what cannot be read, so that these steps can be saved again."""
+        for step, error in damaged.items():
+            there = self._manager.directory / str(step)
+            aside = there.with_name(f"damaged_{step}")
+            shutil.rmtree(aside, ignore_errors=True)
+            there.rename(aside)
+            _LOG.warning("going back to an older checkpoint: %s; see %s", error, aside)
+        if damaged:
+            self._manager.reload()
 
 
 def load_variables(
@@ -186,6 +259,7 @@ def load_variables(
 
     Raises:
       RunError: as `Checkpoints.restore`.
+      CheckpointError: as `Checkpoints.restore`.
     """
     folder = _checkpoint_folder(workdir)
     if not folder.is_dir():
@@ -202,7 +276,38 @@ def _checkpoint_folder(workdir: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
+def _steps_in(folder: pathlib.Path) -> list[int]:
+    """Of the checkpoints that are complete."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+@contextlib.contextmanager
+def _failures_to_write(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+        raise CheckpointError(
+            f"a checkpoint could not be written, there are {_steps_in(folder)} in "
+            f"{folder}: {error}"
+        ) from error
+
+
+def _drop_damaged_metrics(folder: pathlib.Path) -> None:
+    """Orbax would open the folder no more; without metrics none is the best."""
+    for step in _steps_in(folder):
+        file = folder / str(step) / "metrics" / "metrics"
+        try:
+            json.loads(file.read_text())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            _LOG.warning("%s is damaged and will be removed: %s", file, error)
+            file.unlink()
+
+
 def _manager(folder: pathlib.Path, keep: int | None) -> ocp.CheckpointManager:
+    _drop_damaged_metrics(folder)
+
     def quality(metrics):
         return max(metrics.values(), default=-math.inf)  # there is one or none
 
@@ -239,7 +344,15 @@ def _restore(
 ) -> Any:
     """One item of a checkpoint, in the structure of the template."""
     arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore()})
-    saved = manager.restore(step, args=arguments)[item]
+    try:
+        saved = manager.restore(step, args=arguments)[item]
+    except Exception as error:  # whatever Orbax, TensorStore or JSON stumble over
+        there = manager.directory / str(step)
+        raise CheckpointError(f"{there} cannot be read: {error}") from error
+    then = saved.pop(CHECKSUM, None)  # None: of a run before there were any
+    if then is not None and then != _checksum(saved):
+        there = manager.directory / str(step)
+        raise CheckpointError(f"{there} is damaged: {item} are not what was saved")
     expected = _names(template)
     different = [
         f"{name}: {_shape(saved, name)} saved, {_shape(expected, name)} expected"
@@ -266,6 +379,18 @@ def _names(tree: Any) -> dict[str, Any]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths
     }
+
+
+def _with_checksum(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {**arrays, CHECKSUM: np.array(_checksum(arrays), np.uint32)}
+
+
+def _checksum(arrays: dict[str, Any]) -> int:
+    checksum = 0
+    for name, array in sorted(arrays.items()):
+        for part in (f"{name} {_shape(arrays, name)}".encode(), array.tobytes()):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _without_variables(state: TrainState) -> TrainState:
@@ -325,3 +450,6 @@ def _dataclass(kind: type, values: dict) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+_LOG = logging.getLogger(__name__)

@@ -22,6 +22,9 @@ class TrainingConfig:
     """Updates to make."""
     batch_size: int = 16
     """Images a step, over all devices and hosts."""
+    accumulate: int = 1
+    """Parts in which each device takes its images, one after the other, to save memory
+    (slow on CPUs); each part's loss counts its own positives."""
     learning_rate: float = 0.01
     """For `reference_batch_size` images a step; scaled linearly to `batch_size`."""
     reference_batch_size: int = 16
@@ -40,6 +43,9 @@ class TrainingConfig:
     """Where the step schedule divides the rate by ten, as fractions of `steps`."""
     warmup_steps: int = 1000
     """Steps over which the rate grows linearly from a thousandth."""
+    ema_decay: float | None = None
+    """Of an exponential moving average of the parameters, such as 0.999: the average is
+    what is evaluated, kept and used; None: the parameters themselves."""
     frozen: tuple[str, ...] = ()
     """Regular expressions; parameters whose whole path matches one stay as they are."""
     seed: int = 0
@@ -53,21 +59,27 @@ class TrainingConfig:
     keep_checkpoints: int = 3
     """The newest ones that stay on disk, beside the best."""
     pictures: int = 4
-    """Validation images of one batch drawn at each evaluation, beside the truth."""
+    """Validation images drawn at each evaluation, beside the truth, and training images
+    as the network sees them, at the start too."""
+    profile: int = 0
+    """Steps near the start that a profiler traces, into `profile/`."""
     input: InputConfig = dataclasses.field(default_factory=InputConfig)
     """How images become batches."""
 
     def __post_init__(self):
         at_least_one = ("steps", "batch_size", "reference_batch_size", "log_every")
-        for name in (*at_least_one, "checkpoint_every", "keep_checkpoints"):
+        at_least_one += ("accumulate", "checkpoint_every", "keep_checkpoints")
+        for name in at_least_one:
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("evaluate_every", "pictures", "weight_decay", "seed"):
+        for name in ("evaluate_every", "pictures", "profile", "weight_decay", "seed"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("learning_rate", self.learning_rate > 0, "above 0")
         self._require("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self._require(
             "clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0"
         )
+        decay = self.ema_decay
+        self._require("ema_decay", decay is None or 0 < decay < 1, "in (0, 1)")
         for name, allowed in (
             ("optimizer", ("sgd", "adamw")),
             ("schedule", ("step", "cosine")),
@@ -91,9 +103,11 @@ FREE_FIELDS = frozenset(
         "evaluate_every",
         "keep_checkpoints",
         "pictures",
+        "profile",
         "input/workers",
         "input/prefetch",
         "input/unreadable_images",
+        "input/max_unreadable",
     }
 )
 """What may change when a run goes on, since what it learns does not depend on it."""

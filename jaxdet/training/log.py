@@ -1,11 +1,13 @@
-"""Where a run is written down: progress bar, `log.txt`, TensorBoard, pictures."""
+"""Where a run is written down: progress bar, `log.txt`, TensorBoard, traces."""
 
+import contextlib
 import datetime
 import os
 import pathlib
 import re
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +15,10 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from jaxdet.evaluation.coco import format_metrics
 from jaxdet.training.config import TrainingConfig
+
+STEPS_BEFORE_TRACE = 10  # to compile, and to fill the queues
 
 
 class Log:
@@ -61,7 +66,6 @@ class Log:
         """Means since the last call; among them "loss" and "images_per_second"."""
         if not self._active:
             return
-        self._scalars(step, "training", values)
         images = (self._config.steps - step) * self._config.batch_size
         left = datetime.timedelta(seconds=round(images / values["images_per_second"]))
         text = f"step {step}/{self._config.steps}  {_numbers(values)}  left {left}"
@@ -71,12 +75,24 @@ class Log:
             self._bar.set_postfix(shown)
         else:
             self.line(text)
+        # After the line, which tells of a full disk; TensorBoard's queue only fills up.
+        self._scalars(step, "training/", values)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of the validation set after a step."""
-        if self._active:
-            self._scalars(step, "validation", metrics)
-            self.line(f"evaluation at step {step}  {_numbers(metrics)}")
+        """The metrics of the validation set after a step.
+
+        Those of single classes, such as "AP/cat", are a table in `log.txt` and a group
+        of their own in TensorBoard; of many classes a line would be too long.
+        """
+        if not self._active:
+            return
+        classes = {name: value for name, value in metrics.items() if "AP/" in name}
+        rest = {name: value for name, value in metrics.items() if name not in classes}
+        self.line(f"evaluation at step {step}  {_numbers(rest)}")
+        if classes:
+            self._write(f"of each class, per cent\n{format_metrics(classes)}")
+        self._scalars(step, "validation/", rest)
+        self._scalars(step, "classes/", classes)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """`[H, W, 3]` uint8, to TensorBoard and `pictures/STEP_NAME.png`."""
@@ -91,17 +107,62 @@ class Log:
         """Writes what is left."""
         self._bar.close()
         if self._active:
-            self._board.close()
+            with contextlib.suppress(OSError):  # a full disk; log.txt says the same
+                self._board.close()
             self._file.close()
 
     def _write(self, text: str) -> None:
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         self._file.flush()
 
-    def _scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+    def _scalars(self, step: int, prefix: str, values: dict[str, float]) -> None:
         for name, value in values.items():
             if not np.isnan(value):  # AP where there are no such objects
-                self._board.add_scalar(f"{group}/{name}", value, step)
+                self._board.add_scalar(f"{prefix}{name}", value, step)
+
+
+class Trace:
+    """JAX's profiler over `config.profile` steps of the first host, near the start."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        start: int,
+        config: TrainingConfig,
+        log: Log,
+    ):
+        """Nothing is traced before `begin`."""
+        self._folder = pathlib.Path(workdir) / "profile"
+        self._log = log
+        after = min(start + STEPS_BEFORE_TRACE, config.steps - config.profile)
+        self._first = max(start, after) + 1
+        self._last = min(self._first + config.profile - 1, config.steps)
+        self._wanted = config.profile > 0 and jax.process_index() == 0
+        self._running = False
+
+    def begin(self, step: int) -> None:
+        """To be called before a step."""
+        if self._wanted and step == self._first:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def end(self, step: int, answer: Any) -> None:
+        """To be called after a step, with arrays that it computes."""
+        if self._running and step == self._last:
+            jax.block_until_ready(answer)
+            self.close()
+            self._log.line(
+                f"traced steps {self._first} to {step} into {self._folder}: open its "
+                "trace.json.gz at https://ui.perfetto.dev, or `pip install tensorboard "
+                f"xprof` and `tensorboard --logdir {self._folder}`"
+            )
+
+    def close(self) -> None:
+        """Writes what there is of a trace that has no end."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 def _numbers(values: dict[str, float]) -> str:

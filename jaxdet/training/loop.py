@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxdet.data import batching
 from jaxdet.data.dataset import DataError, DataSet
@@ -23,19 +24,27 @@ from jaxdet.evaluation.evaluate import (
     predict_on_devices,
 )
 from jaxdet.structs import Batch, Detections
+from jaxdet.training import coverage
 from jaxdet.training.checkpoint import Checkpoints, save_run
 from jaxdet.training.config import ConfigError, TrainingConfig
-from jaxdet.training.log import Log
+from jaxdet.training.log import Log, Trace
 from jaxdet.training.metrics import RecentMetrics
 from jaxdet.training.optimizer import partition, scaled_learning_rate
+from jaxdet.training.prefetch import on_devices
 from jaxdet.training.step import (
     TrainState,
     create_state,
+    gradient_flops,
     make_train_step,
     replicate,
-    shard,
 )
-from jaxdet.visualize import truth_beside_detections
+from jaxdet.visualize import (
+    contact_sheet,
+    draw,
+    enlarged,
+    enlarged_masks,
+    truth_beside_detections,
+)
 
 SHOWN_SCORE = 0.3  # of detections in the example pictures, at least
 
@@ -54,15 +63,15 @@ def train(
 
     A run that was killed and started again ends with the parameters of an unbroken one,
     bit for bit where the device's arithmetic is deterministic. Ctrl-C and SIGTERM let
-    the step finish and save it first; a second one acts at once. (Of several hosts none
-    could stop alone, so there they act at once, and the newest checkpoint counts.)
+    the step finish and save it first; a second one acts at once. Of several hosts all
+    stop after the same step when one gets SIGTERM; there Ctrl-C acts at once.
 
     Args:
       detector: what to train.
       data_set: its training images.
       config: everything else about the run.
       workdir: the run folder: config.json, checkpoints/, log.txt, TensorBoard's event
-        files and pictures/. Several hosts share it.
+        files, pictures/ and profile/. Of several hosts only the first uses it.
       validation: evaluated every `config.evaluate_every` steps and at the end; the
         checkpoint of the highest first number, such as AP, is kept.
       pretrained: from freshly made variables to those to start from, for example with
@@ -76,6 +85,7 @@ def train(
       DataError: if data and config do not fit together, before anything is compiled.
       ConfigError: if the detector fits neither of them, before anything is written.
       RunError: if `workdir` holds another run.
+      CheckpointError: if no checkpoint is whole, or a new one cannot be written.
       NonFiniteLossError: naming the loss terms, the step and the images of its batch.
     """
     _require_same_classes(detector, data_set, validation)
@@ -86,6 +96,8 @@ def train(
     if validation is not None:
         # Metrics take their objects from the data set itself, however many they are.
         check(validation, dataclasses.replace(config.input, too_many_objects="drop"))
+    _require_whole_parts(config)
+    coverage.check(detector, data_set, config.input)
     first = next(_batches(data_set, config, start=0, stop=1))
     template = _traced(detector, config, first)
     if jax.process_index() == 0:
@@ -93,11 +105,11 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        start = checkpoints.latest_step() or 0
-        if start:
+        if checkpoints.latest_step():
             state = checkpoints.restore(template)
         else:
             state = create_state(detector, config, first, pretrained=pretrained)
+        start = int(state.step)
         state = replicate(state)
         if start == config.steps:
             if jax.process_index() == 0:
@@ -105,29 +117,42 @@ def train(
             return state
         log = Log(workdir, start=start, config=config)
         stack.callback(log.close)
-        log.line(_effective_values(template, data_set, config, start))
-        batches = _batches(data_set, config, start=start, stop=config.steps)
+        flops = gradient_flops(detector, config, template, first)
+        log.line(_effective_values(template, data_set, config, start, flops))
+        draw_input = partial(_draw_input, data_set, config, log)
+        if not start:
+            draw_input(start, first)
+        trace = Trace(workdir, start=start, config=config, log=log)
+        stack.callback(trace.close)
+        batches = _batches(
+            data_set, config, start=start, stop=config.steps, place=on_devices
+        )
         stack.callback(batches.close)
         signals = stack.enter_context(_HeldSignals())
 
         update = make_train_step(detector, config)
-        key = jax.random.key(config.seed)
+        key = replicate(jax.random.key(config.seed))
         recent = RecentMetrics(data_set, config)
         for step in range(start + 1, config.steps + 1):
-            batch = recent.wait_for(batches)
-            pieces = shard(batch, jax.local_device_count())
+            trace.begin(step)
+            batch, pieces = recent.wait_for(batches)
             state, terms = update(state, pieces, key)
             recent.add(step, batch.image_ids, terms)
+            trace.end(step, terms)
             log.advance()
             last = step == config.steps
             examined = last or _divides(config.evaluate_every, step)
             due = examined or _divides(config.checkpoint_every, step)
-            saved = due or signals.caught is not None
+            stopped = signals.reached(step)
+            saved = due or stopped
             if not saved and not _divides(config.log_every, step):
                 continue
             log.progress(step, recent.read())  # raises before anything bad is saved
+            checkpoints.check()
             quality = None
             try:
+                if examined:
+                    draw_input(step, batch)
                 if examined and validation is not None:
                     quality = _examine(
                         detector, state, validation, config, metrics, log
@@ -135,7 +160,7 @@ def train(
             finally:
                 if saved:  # also where the evaluation failed
                     checkpoints.save(step, state, quality)
-                if signals.caught is not None:
+                if stopped:
                     log.line(f"stopped; the same command goes on after step {step}")
                     signals.act()
             recent = RecentMetrics(data_set, config)
@@ -158,16 +183,30 @@ def _require_same_classes(
         )
 
 
-def _traced(detector: Detector, config: TrainingConfig, batch: Batch) -> TrainState:
-    """The shapes of the state; its loss is traced too, but nothing is run.
+def _require_whole_parts(config: TrainingConfig) -> None:
+    images = config.batch_size // jax.device_count()
+    if images % config.accumulate:
+        raise ConfigError(
+            f"accumulate is {config.accumulate}; it must divide the {images} images of "
+            f"each device, {config.batch_size} over {jax.device_count()} devices"
+        )
 
-    Tracing tells what a detector misses in its batches, such as regions or masks,
-    before the run folder is written.
+
+def _traced(detector: Detector, config: TrainingConfig, batch: Batch) -> TrainState:
+    """The shapes of the state; loss and answers are traced too, but nothing is run.
+
+    Tracing tells what a detector misses in its batches, such as regions or masks, or on
+    a canvas, before the run folder is written.
     """
     try:
         state = jax.eval_shape(partial(create_state, detector, config), batch)
         key = jax.eval_shape(jax.random.key, config.seed)
-        jax.eval_shape(detector.loss, state.variables, batch, key)
+        for canvas in config.input.training_canvases:
+            view = _on_canvas(batch, canvas)
+            jax.eval_shape(detector.loss, state.variables, view, key)
+        for canvas in config.input.canvases:
+            view = _on_canvas(batch, canvas)
+            jax.eval_shape(detector.predict, state.variables, view)
     except ConfigError:
         raise
     except ValueError as error:
@@ -175,9 +214,20 @@ def _traced(detector: Detector, config: TrainingConfig, batch: Batch) -> TrainSt
     return state
 
 
+def _on_canvas(batch: Batch, canvas: tuple[int, int]) -> Batch:
+    """A batch of as many images, of which only the shape is known."""
+    shape = (len(batch.images), *canvas, 3)
+    return batch.replace(images=jax.ShapeDtypeStruct(shape, batch.images.dtype))
+
+
 def _batches(
-    data_set: DataSet, config: TrainingConfig, *, start: int, stop: int
-) -> Iterator[Batch]:
+    data_set: DataSet,
+    config: TrainingConfig,
+    *,
+    start: int,
+    stop: int,
+    place: Callable | None = None,
+) -> Iterator:
     return batching.training_batches(
         data_set,
         config.input,
@@ -185,6 +235,7 @@ def _batches(
         seed=config.seed,
         start=start,
         stop=stop,
+        place=place,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
@@ -195,7 +246,11 @@ def _divides(interval: int, step: int) -> bool:
 
 
 def _effective_values(
-    template: TrainState, data_set: DataSet, config: TrainingConfig, start: int
+    template: TrainState,
+    data_set: DataSet,
+    config: TrainingConfig,
+    start: int,
+    flops: float,
 ) -> str:
     trainable, frozen = partition(template.variables["params"], config.frozen)
     count = {
@@ -208,8 +263,10 @@ def _effective_values(
         f"{data_set.name}: {len(data_set)} images, {epoch} steps an epoch; "
         f"steps {start} to {config.steps}, {config.batch_size} images each on "
         f"{jax.device_count()} devices ({jax.devices()[0].device_kind}); "
+        f"canvases: {len(config.input.training_canvases)}, each compiled once; "
         f"learning rate {rate:g} after {config.warmup_steps} steps of warm-up; "
-        f"{count['trainable']:,} trainable parameters, {count['frozen']:,} frozen"
+        f"{count['trainable']:,} trainable parameters, {count['frozen']:,} frozen; "
+        f"{flops / 1e9:.3g} GFLOPs to learn from an image"
     )
 
 
@@ -233,10 +290,10 @@ def _examine(
         metrics=metrics,
     )
     log.evaluation(step, numbers)
-    if config.pictures:
+    if config.pictures and jax.process_index() == 0:
         one_thread = dataclasses.replace(config.input, workers=0)
         batches = batching.evaluation_batches(
-            validation, one_thread, batch_size=config.batch_size
+            validation, one_thread, batch_size=config.batch_size // jax.process_count()
         )
         with contextlib.closing(batches):
             batch = next(batches)  # of the shape that was just compiled
@@ -248,6 +305,41 @@ def _examine(
             picture = _picture(batch, found, row, names, found_names)
             log.picture(step, name, picture)
     return numbers
+
+
+def _draw_input(
+    data_set: DataSet, config: TrainingConfig, log: Log, step: int, batch: Batch
+) -> None:
+    """Draws the first images of a training batch, augmented, on their whole canvas."""
+    rows = range(min(config.pictures, len(batch.images)))
+    if rows:
+        names = data_set.class_names
+        views = [_as_the_network_sees(batch, row, names) for row in rows]
+        log.picture(step, "training_input", contact_sheet(views, columns=2))
+
+
+def _as_the_network_sees(
+    batch: Batch, row: int, class_names: tuple[str, ...]
+) -> np.ndarray:
+    image, truth, there = _pixels(batch, row), batch.truth, batch.truth.valid[row]
+    picture, factor = enlarged(image)
+    boxes, masks = truth.boxes[row, there], None
+    if truth.masks is not None:
+        masks = paste_all(truth.masks[row, there], boxes, image.shape[:2])
+        masks = enlarged_masks(masks, factor)
+    return draw(
+        picture,
+        factor * boxes,
+        truth.labels[row, there],
+        class_names=class_names,
+        crowd=truth.crowd[row, there],
+        masks=masks,
+    )
+
+
+def _pixels(batch: Batch, row: int) -> np.ndarray:
+    """An image of a batch to draw; batches may hold fractions."""
+    return np.rint(batch.images[row]).astype(np.uint8)
 
 
 def _picture(
@@ -265,7 +357,7 @@ def _picture(
     if found.masks is not None:
         masks = paste_all(found.masks[row, shown], boxes, (int(height), int(width)))
     return truth_beside_detections(
-        batch.images[row, :height, :width],
+        _pixels(batch, row)[:height, :width],
         (truth.boxes[row, there], truth.labels[row, there], truth.crowd[row, there]),
         (boxes, found.labels[row, shown], found.scores[row, shown]),
         class_names=class_names,
@@ -275,15 +367,18 @@ def _picture(
 
 
 class _HeldSignals:
-    """Keeps the first Ctrl-C or SIGTERM until `act`; a second one acts at once."""
+    """Keeps the first Ctrl-C or SIGTERM until `act`; a second one acts at once.
+
+    One of several hosts cannot stop without the others waiting for it for ever. There
+    JAX itself catches SIGTERM, and has all of them stop after the same step.
+    """
 
     def __init__(self):
-        self.caught: int | None = None
+        self._caught: int | None = None
         self._before: dict = {}
 
     def __enter__(self):
-        # Python delivers signals to the main thread; one of several hosts cannot stop
-        # without the others waiting for it for ever.
+        # Python delivers signals to the main thread.
         main = threading.current_thread() is threading.main_thread()
         if main and jax.process_count() == 1:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -295,10 +390,16 @@ class _HeldSignals:
             signal.signal(number, handler)
 
     def _hold(self, number, _frame):
-        self.caught = number
+        self._caught = number
         signal.signal(number, self._before[number])
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; every host asks after every step."""
+        if multihost_utils.reached_preemption_sync_point(step):
+            self._caught = signal.SIGTERM
+        return self._caught is not None
+
     def act(self) -> None:
-        if self.caught == signal.SIGINT:
+        if self._caught == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.caught)
+        raise SystemExit(128 + self._caught)

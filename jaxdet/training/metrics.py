@@ -1,5 +1,6 @@
 """What the steps report, read from the device now and then and searched for NaN."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxdet.data.dataset import DataSet
 from jaxdet.structs import Batch
+from jaxdet.training import distributed
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.optimizer import learning_rate_schedule
 
@@ -36,7 +38,7 @@ class RecentMetrics:
         self._waited = 0.0
         self._since = time.perf_counter()
 
-    def wait_for(self, batches: Iterator[Batch]) -> Batch:
+    def wait_for(self, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch]:
         """The next batch; the wait for it counts as time the device may be idle."""
         before = time.perf_counter()
         batch = next(batches)
@@ -77,7 +79,8 @@ class RecentMetrics:
         terms = [name for name in wrong if name not in totals] or wrong
         if terms:
             named = ", ".join(f"{name} is {values[name]}" for name in terms)
-            ids = [self._data_set.image_ids[i] for i in entry.image_ids.tolist()]
+            hosts = distributed.gather(entry.image_ids.tolist())
+            ids = [self._data_set.image_ids[i] for i in itertools.chain(*hosts)]
             raise NonFiniteLossError(
                 f"{named} at step {entry.step}, images {ids}; nothing of it was saved. "
                 "A lower learning rate, more warm-up or clip_norm may help"

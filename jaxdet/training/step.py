@@ -1,5 +1,6 @@
 """One update of a detector: on one device, or on all of them by `jax.pmap`."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +27,9 @@ class TrainState:
     step: jax.Array  # [] int32, updates made so far
     variables: dict[str, Any]  # "params", and collections that training never changes
     opt_state: optax.OptState  # of the parameters that are not frozen
+    # With `ema_decay`, the parameters that are learning, by path: those in `variables`,
+    # which all others look at, are their average.
+    learning: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 def create_state(
@@ -39,7 +43,7 @@ def create_state(
 
     Args:
       detector: what to train.
-      config: the seed of the parameters, the optimizer and what is frozen.
+      config: the seed, the optimizer, what is frozen and whether there is an average.
       batch: any batch; only its canvas matters.
       pretrained: from fresh variables to those to start from.
 
@@ -51,7 +55,9 @@ def create_state(
         variables = pretrained(variables)
     trainable, _ = partition(variables["params"], config.frozen)
     opt_state = jax.jit(make_optimizer(config).init)(trainable)
-    return TrainState(jnp.zeros((), jnp.int32), dict(variables), opt_state)
+    # Copies, since what is donated may not be there twice.
+    learning = {} if config.ema_decay is None else jax.tree.map(jnp.copy, trainable)
+    return TrainState(jnp.zeros((), jnp.int32), dict(variables), opt_state, learning)
 
 
 def train_step(
@@ -60,41 +66,113 @@ def train_step(
     key: jax.Array,
     *,
     detector: Detector,
-    optimizer: optax.GradientTransformation,
-    frozen: tuple[str, ...] = (),
+    config: TrainingConfig,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update by the mean gradient over all devices.
+    """One update by the mean gradient over all devices, and over the parts of a batch.
+
+    With `config.accumulate` A, part i is every A-th image from the i-th on, so that it
+    holds the same images however many devices share them. Each part's loss counts its
+    own positives, on all devices; the update is that of the mean of these losses.
 
     Args:
       state: before the step.
       batch: this device's images.
       key: of the run; the step's own key is derived from it and `state.step`.
       detector: its loss is differentiated with respect to the trainable parameters.
-      optimizer: from `make_optimizer`.
-      frozen: see `partition`.
+      config: the optimizer, what is frozen, the parts and the average.
       axis_name: of the mapped axis; None: this device is alone.
 
     Returns:
       The state after the step, and float32 scalars: the detector's metrics, "loss" and
-      "gradient_norm" (before clipping), each the mean over the devices.
+      "gradient_norm" (before clipping), each the mean over devices and parts.
     """
-    trainable, still = partition(state.variables["params"], frozen)
+    compute = partial(
+        _gradients,
+        state,
+        key=key,
+        detector=detector,
+        config=config,
+        axis_name=axis_name,
+    )
+    gradients, metrics = _mean_of_parts(compute, batch, config.accumulate)
+    if axis_name is not None:
+        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    metrics["gradient_norm"] = optax.global_norm(gradients)
+    average, still = partition(state.variables["params"], config.frozen)
+    trainable = state.learning or average
+    optimizer = make_optimizer(config)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
+    trainable, learning = optax.apply_updates(trainable, updates), {}
+    if config.ema_decay is not None:
+        # At first over fewer steps, so that the random start is soon forgotten.
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        learning = trainable
+        trainable = optax.incremental_update(trainable, average, 1 - decay)
+    variables = {**state.variables, "params": combine(trainable, still)}
+    return TrainState(state.step + 1, variables, opt_state, learning), metrics
+
+
+def _gradients(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    detector: Detector,
+    config: TrainingConfig,
+    axis_name: str | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Of the trainable parameters, by path; and the metrics, with "loss"."""
+    trainable, still = partition(state.variables["params"], config.frozen)
     key = jax.random.fold_in(key, state.step)
 
     def loss(trainable):
         variables = {**state.variables, "params": combine(trainable, still)}
-        return detector.loss(variables, batch, key, axis_name=axis_name)
+        total, metrics = detector.loss(variables, batch, key, axis_name=axis_name)
+        return total, {**metrics, "loss": total}
 
-    (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-    metrics = {**metrics, "loss": total}
-    if axis_name is not None:
-        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
-    parameters = combine(optax.apply_updates(trainable, updates), still)
-    variables = {**state.variables, "params": parameters}
-    return TrainState(state.step + 1, variables, opt_state), metrics
+    return jax.grad(loss, has_aux=True)(state.learning or trainable)
+
+
+def _mean_of_parts(compute: Callable, batch: Batch, parts: int) -> Any:
+    """The mean of what `compute` answers for parts of a batch, one after the other."""
+    if parts == 1:
+        return compute(batch)
+    split = jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    first = jax.tree.map(lambda x: x[0], split)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, first))
+    # Unrolled, it would save no memory: XLA then keeps what all parts need at once.
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None),
+        nothing,
+        split,
+    )
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def gradient_flops(
+    detector: Detector, config: TrainingConfig, state: TrainState, batch: Batch
+) -> float:
+    """Floating point operations of the loss and its gradients, for one image.
+
+    XLA counts them before it optimises; nothing is compiled or run. What a loop repeats
+    is counted once. NaN where XLA does not tell.
+
+    Args:
+      detector: what is trained.
+      config: what is frozen.
+      state: any, or its shapes.
+      batch: any, or its shapes; only its canvas matters.
+    """
+    image = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch
+    )
+    key = jax.eval_shape(jax.random.key, config.seed)
+    compute = jax.jit(partial(_gradients, detector=detector, config=config))
+    cost = compute.lower(state, image, key).cost_analysis() or {}
+    return cost.get("flops", math.nan)
 
 
 def make_train_step(detector: Detector, config: TrainingConfig) -> Callable:
@@ -103,13 +181,7 @@ def make_train_step(detector: Detector, config: TrainingConfig) -> Callable:
     The state comes from `replicate`, the batch from `shard`. The state given is
     donated: its arrays are deleted, and the answer takes their memory.
     """
-    step = partial(
-        train_step,
-        detector=detector,
-        optimizer=make_optimizer(config),
-        frozen=config.frozen,
-        axis_name=AXIS,
-    )
+    step = partial(train_step, detector=detector, config=config, axis_name=AXIS)
     # An answer with out_axes=None is silently that of the first device, so whatever
     # leaves `train_step` must be the same on all: hence its pmean of every metric.
     return jax.pmap(
@@ -117,13 +189,13 @@ def make_train_step(detector: Detector, config: TrainingConfig) -> Callable:
     )
 
 
-def replicate(state: TrainState) -> TrainState:
-    """The state on every device of this host, as `make_train_step` answers it.
+def replicate(arrays: Any) -> Any:
+    """A state, or a key, on every device of this host, as `make_train_step` answers it.
 
     Without it the second step would be compiled anew, for its differently placed state.
     """
     mesh = Mesh(np.array(jax.local_devices()), AXIS)
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
 
 def shard(batch: Batch, devices: int) -> Batch:

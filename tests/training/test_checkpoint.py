@@ -1,7 +1,11 @@
+import errno
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import chex
@@ -11,7 +15,9 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors.detector import rebuild
+from jaxdet.training import checkpoint
 from jaxdet.training.checkpoint import (
+    CheckpointError,
     Checkpoints,
     RunError,
     load_run,
@@ -143,6 +149,134 @@ def test_a_half_written_checkpoint_is_not_seen_and_does_not_bother(tmp_path, sta
     again.save(2, moved(state, 2))
     chex.assert_trees_all_equal(again.restore(state), moved(state, 2))
     again.close()
+
+
+def noise(step):
+    """A state whose values Orbax keeps in a file of their own."""
+    values = np.random.default_rng(step).normal(size=10_000)
+    momentum = {"w": values.astype(np.float32)}
+    return TrainState(np.int32(step), {"params": {"w": values}}, momentum, {})
+
+
+@pytest.fixture
+def two_saved(tmp_path):
+    """A run folder with checkpoints of steps 1 and 2."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, noise(step), {"AP": step / 10})
+    checkpoints.close()
+    return tmp_path
+
+
+def largest_file(folder):
+    files = filter(os.path.isfile, folder.rglob("*"))
+    return max(files, key=os.path.getsize)
+
+
+def flip_a_bit(folder):
+    file = largest_file(folder)
+    values = bytearray(file.read_bytes())
+    values[len(values) // 2] ^= 1
+    file.write_bytes(values)
+
+
+def cut_short(folder):
+    os.truncate(largest_file(folder), 1000)
+
+
+def lose_metadata(folder):
+    (folder / "_METADATA").unlink()
+
+
+@pytest.mark.parametrize(
+    ("item", "damage", "words"),
+    [
+        ("variables", flip_a_bit, "is damaged: variables are not what was saved"),
+        ("rest", flip_a_bit, "is damaged: rest are not what was saved"),
+        ("variables", cut_short, "cannot be read"),
+        ("rest", lose_metadata, "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    two_saved, caplog, item, damage, words
+):
+    newest = two_saved / "checkpoints" / "2"
+    damage(newest / item)
+    checkpoints = Checkpoints(two_saved, keep=2)
+    with pytest.raises(CheckpointError, match=f"{newest} {words}"):
+        checkpoints.restore(noise(0), 2)
+    assert not caplog.records
+    chex.assert_trees_all_equal(checkpoints.restore(noise(0)), noise(1))
+    assert f"{newest} {words}" in caplog.text
+    assert (two_saved / "checkpoints" / "damaged_2").is_dir()
+    assert checkpoints.latest_step() == 1
+    checkpoints.save(2, noise(2))
+    chex.assert_trees_all_equal(checkpoints.restore(noise(0)), noise(2))
+    checkpoints.close()
+
+
+def test_without_a_whole_checkpoint_nothing_is_changed(two_saved):
+    for step in "12":
+        flip_a_bit(two_saved / "checkpoints" / step / "variables")
+    checkpoints = Checkpoints(two_saved, keep=2)
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole.*\n.*2.*\n.*1"):
+        checkpoints.restore(noise(0))
+    checkpoints.close()
+    assert {path.name for path in (two_saved / "checkpoints").iterdir()} == {"1", "2"}
+    with pytest.raises(CheckpointError, match="/2 is damaged"):
+        load_variables(two_saved, noise(0).variables)
+
+
+def test_damaged_metrics_cost_no_state(two_saved, caplog):
+    file = two_saved / "checkpoints" / "2" / "metrics" / "metrics"
+    file.write_text('{"AP": ')
+    variables = load_variables(two_saved, noise(0).variables, step="latest")
+    chex.assert_trees_all_equal(variables, noise(2).variables)
+    assert f"{file} is damaged" in caplog.text
+    best = load_variables(two_saved, noise(0).variables, step="best")
+    chex.assert_trees_all_equal(best, noise(1).variables)
+
+
+def test_checkpoints_from_before_there_were_checksums_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_with_checksum", lambda arrays: arrays)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, noise(1))
+    chex.assert_trees_all_equal(checkpoints.restore(noise(0)), noise(1))
+    checkpoints.close()
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 20 kB: what the system says of a full disk, nearly."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_is_noticed_soon(two_saved, small_files):
+    checkpoints = Checkpoints(two_saved, keep=2)
+    checkpoints.save(3, noise(3))
+    with pytest.raises(CheckpointError, match=r"there are \[1, 2\] .*File too large"):
+        for _ in range(1000):
+            checkpoints.check()
+            time.sleep(0.01)
+    checkpoints.close()
+    again = Checkpoints(two_saved, keep=2)
+    chex.assert_trees_all_equal(again.restore(noise(0)), noise(2))
+    again.close()
+
+
+def test_a_disk_that_is_full_at_once_is_named(two_saved, monkeypatch):
+    checkpoints = Checkpoints(two_saved, keep=2)
+
+    def save(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", save)
+    with pytest.raises(CheckpointError, match=r"there are \[1, 2\] .*No space left"):
+        checkpoints.save(3, noise(3))
+    checkpoints.close()
 
 
 def test_a_run_describes_itself(tmp_path):

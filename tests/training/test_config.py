@@ -14,6 +14,9 @@ from jaxdet.training.config import TrainingConfig
         ("milestones", (60_000,), "fractions"),
         ("warmup_steps", 90_001, "steps (90000)"),
         ("clip_norm", 0.0, "above 0"),
+        ("accumulate", 0, "at least 1"),
+        ("ema_decay", 1.0, "(0, 1)"),
+        ("profile", -1, "0 or more"),
     ],
 )
 def test_a_number_out_of_range_is_named(field, value, allowed):

@@ -1,11 +1,12 @@
 import struct
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxdet.training.log import Log
+from jaxdet.training.log import Log, Trace
 from tests.training import toy
 
 
@@ -55,6 +56,62 @@ def test_numbers_and_pictures_reach_tensorboard(log, tmp_path):
     ]
     saved = Image.open(tmp_path / "pictures" / "0000004_a_b_c.jpg.png")
     np.testing.assert_array_equal(np.asarray(saved), image)
+
+
+def test_classes_are_a_table_in_the_file_and_a_group_of_their_own(
+    log, tmp_path, capsys
+):
+    log.evaluation(4, {"AP": 0.25, "AP/cat": 0.5, "mask/AP/dog": float("nan")})
+    log.close()
+    line = "evaluation at step 4  AP 0.25\n"
+    assert capsys.readouterr().out == line
+    written = (tmp_path / "log.txt").read_text()
+    assert line in written and "AP/cat        50.0\nmask/AP/dog      -\n" in written
+    assert events(tmp_path) == [(4, "validation/AP", 0.25), (4, "classes/AP/cat", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("profile", "start", "steps", "traced"),
+    [
+        (3, 0, 30, [11, 12, 13]),
+        (3, 20, 40, [31, 32, 33]),
+        (3, 0, 8, [6, 7, 8]),  # too short a run to wait for
+        (3, 7, 8, [8]),
+        (0, 0, 30, []),
+    ],
+)
+def test_the_steps_that_are_traced(
+    log, tmp_path, capsys, monkeypatch, profile, start, steps, traced
+):
+    running, found = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", running.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
+    config = toy.config(profile=profile, steps=steps)
+    trace = Trace(tmp_path, start=start, config=config, log=log)
+    for step in range(start + 1, steps + 1):
+        trace.begin(step)
+        found += [step] * len(running)
+        trace.end(step, np.zeros(()))
+    assert found == traced and not running
+    said = capsys.readouterr().out
+    if traced:
+        folder = tmp_path / "profile"
+        assert f"traced steps {traced[0]} to {traced[-1]} into {folder}: open" in said
+    else:
+        assert not said
+
+
+def test_a_trace_that_has_no_end_is_closed(log, tmp_path, monkeypatch):
+    stopped = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: stopped.append(True))
+    config = toy.config(profile=3, steps=30)
+    trace = Trace(tmp_path, start=0, config=config, log=log)
+    trace.close()
+    assert not stopped
+    trace.begin(11)
+    trace.close()
+    assert stopped == [True]
 
 
 def test_going_on_adds_to_the_diary(tmp_path):

@@ -16,13 +16,15 @@ import pytest
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
+from jaxdet.ops.coverage import Coverage
 from jaxdet.training import loop
+from jaxdet.training.checkpoint import load_variables
 from jaxdet.training.config import ConfigError
 from jaxdet.training.loop import train
 from jaxdet.training.metrics import NonFiniteLossError
 from tests.training import toy
 
-CONFIG = toy.config(checkpoint_every=2)
+CONFIG = toy.config(checkpoint_every=2, ema_decay=0.9, frozen=("stem/bias",))
 
 
 def interrupted(data_set, number, *, reads):
@@ -45,7 +47,7 @@ def unbroken(tmp_path_factory):
     """A run from the first step to the last, with its folder."""
     workdir = tmp_path_factory.mktemp("unbroken")
     validation = toy.data_set(6, tall=2)
-    config = dataclasses.replace(CONFIG, evaluate_every=5, pictures=2)
+    config = dataclasses.replace(CONFIG, evaluate_every=5, pictures=2, profile=2)
     state = train(
         toy.toy(), toy.data_set(), config, workdir=workdir, validation=validation
     )
@@ -116,12 +118,33 @@ def test_a_run_leaves_a_diary(unbroken):
         "gradient_norm",
         "evaluation at step 5  AP ",
         "evaluation at step 8  AP ",
+        "AP/thing ",
+        "traced steps 7 to 8 into ",
+        "GFLOPs to learn from an image",
     ):
         assert words in log
     assert list(workdir.glob("events.out.tfevents.*"))
     pictures = sorted(path.name for path in (workdir / "pictures").iterdir())
-    assert pictures == [f"000000{step}_{i}.png" for step in (5, 8) for i in (0, 1)]
+    names = ("0", "1", "training_input")
+    drawn = [f"000000{step}_{name}.png" for step in (5, 8) for name in names]
+    assert pictures == ["0000000_training_input.png", *drawn]
+    assert list((workdir / "profile").rglob("*.trace.json.gz"))
     assert json.loads((workdir / "config.json").read_text())["data_set"] == "toy"
+
+
+def test_the_average_is_what_a_run_gives(unbroken):
+    state, workdir = unbroken
+    variables = load_variables(workdir, state.variables, step="latest")
+    chex.assert_trees_all_equal(variables, state.variables)
+    average = variables["params"]["box"]["kernel"]
+    assert (average != state.learning["box/kernel"]).any()
+
+
+def test_parts_must_be_as_large_as_each_other(tmp_path):
+    config = toy.config(batch_size=12, accumulate=2)
+    with pytest.raises(ConfigError, match=r"accumulate is 2; .* the 3 images of each"):
+        train(toy.toy(), toy.data_set(), config, workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_names_term_step_and_images(tmp_path):
@@ -174,6 +197,36 @@ def test_what_a_loss_misses_is_told_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_no_answer_can_be_given_on_is_told_before_anything_is_written(tmp_path):
+    toy_predict = toy.toy().predict
+
+    def predict(variables, batch):
+        if batch.images.shape[1] == 24:
+            raise ValueError("no answers on canvases of 24 pixels")
+        return toy_predict(variables, batch)
+
+    canvases = dataclasses.replace(CONFIG.input, canvases=(toy.CANVAS, (24, 8)))
+    config = dataclasses.replace(CONFIG, input=canvases)
+    with pytest.raises(ConfigError, match=r"^no answers on canvases of 24 pixels$"):
+        train(
+            toy.toy()._replace(predict=predict),
+            toy.data_set(),
+            config,
+            workdir=tmp_path,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_anchors_without_an_object_are_refused_before_anything_is_written(tmp_path):
+    def coverage(canvas, boxes, sizes):
+        return Coverage(np.zeros(len(boxes)), 0.4, 0.5, "IoU with the best anchor")
+
+    detector = toy.toy()._replace(coverage=coverage)
+    with pytest.raises(ConfigError, match="12 of 12 objects of 'toy' are out of"):
+        train(detector, toy.data_set(), toy.config(), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_classes_must_be_those_of_the_detector_and_of_the_validation_set(tmp_path):
     data, config = toy.data_set(), toy.config()
     two = toy.toy()._replace(num_classes=2)
@@ -205,6 +258,19 @@ def test_other_metrics_are_measured_and_say_what_is_best(tmp_path):
     assert "evaluation at step 8  quality 0.1  AP 0.5" in log
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"4", "8"}
+
+
+def test_the_input_is_drawn_with_its_boxes_and_masks():
+    batch = toy.batch_of(np.random.default_rng(0), 3)
+    rows = np.flatnonzero(batch.truth.valid.any(axis=1))
+    row, masks = rows[0], np.ones((3, 3, 4, 4), np.float32)
+    names = ("thing",)
+    boxes_only = loop._as_the_network_sees(batch, row, names)
+    assert boxes_only.shape == (480, 480, 3)
+    masked = batch.replace(truth=batch.truth.replace(masks=masks))
+    fractions = batch.replace(images=batch.images.astype(np.float32))
+    assert (loop._as_the_network_sees(masked, row, names) != boxes_only).any()
+    assert (loop._as_the_network_sees(fractions, row, names) == boxes_only).all()
 
 
 def test_masks_and_names_of_what_was_found_are_drawn():

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 from functools import partial
 
 import chex
@@ -6,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.training.optimizer import make_optimizer
+from jaxdet.detectors.detector import Detector
 from jaxdet.training.step import (
+    TrainState,
     create_state,
+    gradient_flops,
     make_train_step,
     replicate,
     shard,
@@ -18,6 +22,20 @@ from tests.training import toy
 
 CONFIG = toy.config(clip_norm=0.05, warmup_steps=0, frozen=("stem/bias",))
 KEY = jax.random.key(5)
+
+
+@functools.cache
+def compiled_step(config):
+    return jax.jit(partial(train_step, detector=toy.toy(), config=config))
+
+
+def history(detector, config, batches):
+    """States and metrics, from before the first step on, of one device."""
+    step = compiled_step(config)
+    states = [(create_state(detector, config, batches[0]), {})]
+    for batch in batches:
+        states.append(step(states[-1][0], batch, KEY))
+    return jax.device_get(states)
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +51,105 @@ def batches():
 
 @pytest.fixture(scope="module")
 def alone(detector, batches):
-    """States and metrics of one device that sees all images."""
-    optimizer = make_optimizer(CONFIG)
-    step = jax.jit(
-        partial(
-            train_step, detector=detector, optimizer=optimizer, frozen=CONFIG.frozen
-        )
-    )
-    history = [(create_state(detector, CONFIG, batches[0]), {})]
-    for batch in batches:
-        history.append(step(history[-1][0], batch, KEY))
-    return jax.device_get(history)
+    return history(detector, CONFIG, batches)
 
 
-def test_four_devices_make_the_update_of_one(detector, batches, alone):
-    step = make_train_step(detector, CONFIG)
-    state = replicate(create_state(detector, CONFIG, batches[0]))
-    for batch, (expected, expected_metrics) in zip(batches, alone[1:], strict=True):
+@pytest.fixture(scope="module")
+def averaged(detector, batches):
+    """The same, with an average and in two parts."""
+    config = dataclasses.replace(CONFIG, ema_decay=0.15, accumulate=2)
+    return history(detector, config, batches)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.15, "accumulate": 2}])
+def test_four_devices_make_the_update_of_one(detector, batches, changes, request):
+    expected = request.getfixturevalue("averaged" if changes else "alone")
+    config = dataclasses.replace(CONFIG, **changes)
+    step = make_train_step(detector, config)
+    state = replicate(create_state(detector, config, batches[0]))
+    for batch, (expected_state, expected_metrics) in zip(
+        batches, expected[1:], strict=True
+    ):
         state, metrics = step(state, shard(batch, 4), KEY)
         chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
-        chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-7)
+        chex.assert_trees_all_close(state, expected_state, rtol=1e-5, atol=1e-7)
+
+
+def test_parts_of_like_images_make_the_update_of_the_whole(detector, batches):
+    batch = batches[0]
+    valid = np.ones_like(batch.truth.valid)
+    batch = batch.replace(truth=batch.truth.replace(valid=valid))
+    whole = history(detector, CONFIG, [batch])[1]
+    parts = history(detector, dataclasses.replace(CONFIG, accumulate=4), [batch])[1]
+    chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_each_part_is_normalised_by_its_own_objects(detector, batches, averaged):
+    (state, _), (_, metrics) = averaged[:2]
+    counts = [batches[0].truth.valid[part::2].sum() for part in (0, 1)]
+    assert counts[0] != counts[1]
+    loss = jax.jit(detector.loss)
+    losses = [
+        loss(
+            state.variables,
+            jax.tree.map(lambda x, part=part: x[part::2], batches[0]),
+            jax.random.fold_in(KEY, 0),
+        )[0]
+        for part in (0, 1)
+    ]
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+
+
+def test_parts_need_less_memory(detector, batches):
+    def needed(parts):
+        config = dataclasses.replace(CONFIG, accumulate=parts)
+        state = create_state(detector, config, batches[0])
+        compiled = compiled_step(config).lower(state, batches[0], KEY).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert needed(8) < 0.5 * needed(1)
+
+
+def test_the_average_follows_the_parameters(averaged):
+    average = None
+    for step, (state, _) in enumerate(averaged):
+        now = state.learning["box/kernel"]
+        if average is None:
+            average = now
+        else:  # decays 1/10, then 0.15 as 2/11 and 3/12 are more
+            decay = 0.1 if step == 1 else 0.15
+            average = decay * average + (1 - decay) * now
+        kept = state.variables["params"]["box"]["kernel"]
+        np.testing.assert_allclose(kept, average, rtol=1e-5)
+    assert np.abs(now - average).max() > 1e-4
+
+
+def test_an_average_changes_nothing_that_is_learned(detector, batches, alone):
+    config = dataclasses.replace(CONFIG, ema_decay=0.9)
+    learned = history(detector, config, batches)[-1][0]
+    expected = alone[-1][0].variables["params"]
+    assert set(learned.learning) == {"stem/kernel", "box/kernel", "box/bias"}
+    for name, value in learned.learning.items():
+        layer, kind = name.split("/")
+        np.testing.assert_allclose(value, expected[layer][kind], rtol=1e-6)
+    chex.assert_trees_all_equal(
+        learned.variables["params"]["stem"]["bias"], expected["stem"]["bias"]
+    )
+
+
+def test_operations_are_counted_without_compiling(batches):
+    def loss(variables, batch, key, axis_name=None):
+        pixels = batch.images.reshape(len(batch.images), -1).astype(jnp.float32)
+        return jnp.sum(pixels @ variables["params"]["kernel"]), {}
+
+    detector = Detector(init=None, loss=loss, predict=None)
+    kernel = jax.ShapeDtypeStruct((16 * 16 * 3, 50), jnp.float32)
+    state = TrainState(jnp.zeros((), jnp.int32), {"params": {"kernel": kernel}}, ())
+    # Two for each weight, to answer and for its gradient.
+    expected = 2 * 2 * 16 * 16 * 3 * 50
+    for config in (toy.config(), toy.config(accumulate=2)):
+        counted = gradient_flops(detector, config, state, batches[0])
+        assert expected <= counted < 1.05 * expected
 
 
 def test_metrics_are_scalars_with_total_and_gradient_norm(alone):
@@ -94,12 +191,7 @@ def test_frozen_parameters_cost_no_gradient(detector, batches):
     def convolutions(frozen):
         config = toy.config(frozen=frozen)
         state = jax.eval_shape(partial(create_state, detector, config), batches[0])
-        step = partial(
-            train_step,
-            detector=detector,
-            optimizer=make_optimizer(config),
-            frozen=frozen,
-        )
+        step = partial(train_step, detector=detector, config=config)
         text = str(jax.make_jaxpr(step)(state, batches[0], KEY))
         return text.count("conv_general_dilated[")
 
