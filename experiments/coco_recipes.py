@@ -5,6 +5,7 @@ It is no experiment itself; see `retinanet_coco`, `faster_rcnn_fpn_coco` and
 """
 
 import pathlib
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -35,6 +36,8 @@ def backbone(
     precision: Precision,
     training: TrainingConfig,
     recipe: TrainingConfig,
+    *,
+    remat: bool,
 ) -> tuple[ResNet, dict | None, TrainingConfig]:
     """ResNet-50 with the weights of a file; without one from scratch, with group norm.
 
@@ -43,18 +46,19 @@ def backbone(
       precision: of the network's arithmetic.
       training: as the user wants it.
       recipe: the experiment's own, which freezes what a pretrained network has learned.
+      remat: see `ResNet`.
 
     Returns:
       The backbone, what `train` takes as `pretrained`, and the training, with nothing
       frozen where there is no file.
     """
-    dtype = jnp.dtype(precision).type
+    make = partial(ResNet, depth=50, dtype=jnp.dtype(precision).type, remat=remat)
     if file is None:
         training = command_line.from_scratch(training, recipe=recipe)
-        return ResNet(depth=50, norm="group", dtype=dtype), None, training
+        return make(norm="group"), None, training
     part = weights.resnet_from_torchvision(weights.read_state_dict(file))
     pretrained = weights.put_into("backbone", part)
-    return ResNet(depth=50, norm="frozen", dtype=dtype), pretrained, training
+    return make(norm="frozen"), pretrained, training
 
 
 def load(data: pathlib.Path, split: str, *, masks: bool = False) -> DataSet:
@@ -63,9 +67,9 @@ def load(data: pathlib.Path, split: str, *, masks: bool = False) -> DataSet:
     Args:
       data: with annotations, train2017 and val2017, or with a dataset_info.json.
       split: `"train"` or `"val"`.
-      masks: read the segmentations too; TFDS's COCO has none.
+      masks: read the segmentations of the folder too; a prepared set has them or not.
     """
-    if not masks and (data / "dataset_info.json").exists():
+    if (data / "dataset_info.json").exists():
         return tfds.load_directory(data, {"val": "validation"}.get(split, split))
     annotations = data / "annotations" / f"instances_{split}2017.json"
     return coco.load(annotations, data / f"{split}2017", masks=masks)

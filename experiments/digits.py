@@ -10,7 +10,10 @@ are not there yet. Targets and measured numbers stand in the README's table.
 import dataclasses
 import pathlib
 
+import jax.numpy as jnp
+
 from experiments import command_line, quickstart
+from experiments.command_line import Precision
 from jaxdet.data import digits, proposals
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors import (
@@ -113,20 +116,22 @@ SSD = ssd.SSDConfig(
 )
 
 
-def backbone(coarsest: int, *, depth: int = 10) -> ResNet:
+def backbone(coarsest: int, precision: Precision, *, depth: int = 10) -> ResNet:
     """A ResNet of half the usual width, up to a stage."""
-    return ResNet(depth=depth, width=32, norm="group", coarsest=coarsest)
+    dtype = jnp.dtype(precision).type
+    return ResNet(depth=depth, width=32, norm="group", coarsest=coarsest, dtype=dtype)
 
 
-def region_head() -> FCHead:
+def region_head(precision: Precision) -> FCHead:
     """The layers that each region passes."""
-    return FCHead(features=256, depth=2)
+    return FCHead(features=256, depth=2, dtype=jnp.dtype(precision).type)
 
 
 def train_rcnn(
     detector: rcnn.RCNNConfig = RCNN,
     training: TrainingConfig = ON_PROPOSALS,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "rcnn",
 ):
     """R-CNN: every proposal warped to 32x32, and a network for each.
@@ -134,9 +139,10 @@ def train_rcnn(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    model = rcnn.rcnn(detector, backbone(4), region_head())
+    model = rcnn.rcnn(detector, backbone(4, precision), region_head(precision))
     _train_on_proposals(model, training, workdir)
 
 
@@ -144,6 +150,7 @@ def train_sppnet(
     detector: sppnet.SPPNetConfig = SPPNET,
     training: TrainingConfig = ON_FROZEN,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "sppnet",
     convolutions: pathlib.Path | None = None,
 ):
@@ -152,6 +159,7 @@ def train_sppnet(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
       convolutions: a Fast R-CNN's run folder; by default that of `fast_rcnn`, which is
         trained first where it is not.
@@ -161,7 +169,7 @@ def train_sppnet(
         train_fast_rcnn(workdir=convolutions)
     trained = load_trained(convolutions, step="latest").variables
     weights = {name: parts["backbone"] for name, parts in trained.items()}
-    model = sppnet.sppnet(detector, backbone(3), region_head())
+    model = sppnet.sppnet(detector, backbone(3, precision), region_head(precision))
     pretrained = put_into("backbone", weights)
     _train_on_proposals(model, training, workdir, pretrained=pretrained)
 
@@ -170,6 +178,7 @@ def train_fast_rcnn(
     detector: fast_rcnn.FastRCNNConfig = FAST_RCNN,
     training: TrainingConfig = ON_PROPOSALS,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "fast_rcnn",
 ):
     """Fast R-CNN: convolutions once an image, all layers trained.
@@ -177,9 +186,12 @@ def train_fast_rcnn(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    model = fast_rcnn.fast_rcnn(detector, backbone(3), region_head())
+    model = fast_rcnn.fast_rcnn(
+        detector, backbone(3, precision), region_head(precision)
+    )
     _train_on_proposals(model, training, workdir)
 
 
@@ -187,6 +199,7 @@ def train_rpn(
     detector: rpn.RPNConfig = RPN,
     training: TrainingConfig = ONE_CLASS,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "rpn",
 ):
     """The region proposal network alone; evaluated by the recall of its proposals.
@@ -194,15 +207,17 @@ def train_rpn(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    _train(rpn.rpn(detector, backbone(4)), training, workdir)
+    _train(rpn.rpn(detector, backbone(4, precision)), training, workdir)
 
 
 def train_faster_rcnn(
     detector: faster_rcnn.FasterRCNNConfig = FASTER_RCNN,
     training: TrainingConfig = TRAINING,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "faster_rcnn",
 ):
     """Faster R-CNN with a feature pyramid.
@@ -210,10 +225,15 @@ def train_faster_rcnn(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
     _train(
-        faster_rcnn.faster_rcnn(detector, backbone(4), region_head()), training, workdir
+        faster_rcnn.faster_rcnn(
+            detector, backbone(4, precision), region_head(precision)
+        ),
+        training,
+        workdir,
     )
 
 
@@ -221,6 +241,7 @@ def train_mask_rcnn(
     detector: mask_rcnn.MaskRCNNConfig = MASK_RCNN,
     training: TrainingConfig = ON_MASKS,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "mask_rcnn",
 ):
     """Mask R-CNN; the masks are the digits' ink.
@@ -228,15 +249,21 @@ def train_mask_rcnn(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    _train(mask_rcnn.mask_rcnn(detector, backbone(4), region_head()), training, workdir)
+    _train(
+        mask_rcnn.mask_rcnn(detector, backbone(4, precision), region_head(precision)),
+        training,
+        workdir,
+    )
 
 
 def train_fcos(
     detector: fcos.FCOSConfig = FCOS,
     training: TrainingConfig = TRAINING,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "fcos",
 ):
     """FCOS: no anchors; points that say how far the sides of their digit are.
@@ -244,15 +271,17 @@ def train_fcos(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    _train(fcos.fcos(detector, backbone(4)), training, workdir)
+    _train(fcos.fcos(detector, backbone(4, precision)), training, workdir)
 
 
 def train_ssd(
     detector: ssd.SSDConfig = SSD,
     training: TrainingConfig = TRAINING,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = RUNS / "ssd",
 ):
     """SSD: two stages of a ResNet-18 look by themselves, without a pyramid.
@@ -260,9 +289,10 @@ def train_ssd(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    _train(ssd.ssd(detector, backbone(4, depth=18)), training, workdir)
+    _train(ssd.ssd(detector, backbone(4, precision, depth=18)), training, workdir)
 
 
 def with_proposals(data_set: DataSet) -> DataSet:

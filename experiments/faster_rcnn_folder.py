@@ -8,17 +8,18 @@ images and a machine without an accelerator. Target on BCCD (blood cells, 205
 photographs to train on, 72 to test): AP50 80. Measured: AP 53.5, AP50 87.0.
 """
 
+import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments import command_line
-from jaxdet.data import coco
-from jaxdet.data.batching import InputConfig
+import jax.numpy as jnp
+
+from experiments import command_line, retinanet_folder
+from experiments.command_line import Precision
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.loop import train
 
@@ -38,21 +39,10 @@ DETECTOR = FasterRCNNConfig(
     pool_levels=(3, 4, 5),
     canonical_size=112.0,
 )
-BACKBONE = ResNet(depth=18, width=32, norm="group")
+BACKBONE = retinanet_folder.BACKBONE
 REGION_HEAD = FCHead(256)
-TRAINING = TrainingConfig(
-    steps=800,
-    batch_size=8,
-    reference_batch_size=8,
-    optimizer="adamw",
-    learning_rate=2e-3,
-    weight_decay=0.05,
-    clip_norm=1.0,
-    schedule="cosine",
-    warmup_steps=100,
-    checkpoint_every=200,
-    evaluate_every=400,
-    input=InputConfig(canvases=((240, 320), (320, 240)), max_objects=64),
+TRAINING = dataclasses.replace(
+    retinanet_folder.TRAINING, steps=800, learning_rate=2e-3, checkpoint_every=200
 )
 
 
@@ -65,6 +55,7 @@ def main(
     validation_annotations: pathlib.Path | None = None,
     validation_images: pathlib.Path | None = None,
     bad_boxes: Literal["error", "skip"] = "error",
+    precision: Precision = "float32",
     workdir: pathlib.Path = pathlib.Path("runs/faster_rcnn_folder"),
 ):
     """Trains on a COCO-format folder and evaluates on another, if there is one.
@@ -77,15 +68,18 @@ def main(
       validation_annotations: json to evaluate on, with the same categories.
       validation_images: folder of its image files; by default `images`.
       bad_boxes: what becomes of a box outside its image.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    data_set = coco.load(annotations, images, bad_boxes=bad_boxes)
-    validation = None
-    if validation_annotations is not None:
-        folder = validation_images or images
-        validation = coco.load(validation_annotations, folder, bad_boxes=bad_boxes)
+    data_set, validation = command_line.load_folders(
+        (annotations, images),
+        (validation_annotations, validation_images),
+        bad_boxes=bad_boxes,
+    )
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
-    model = faster_rcnn(detector, BACKBONE, REGION_HEAD)
+    dtype = jnp.dtype(precision).type
+    halves = BACKBONE.clone(dtype=dtype), REGION_HEAD.clone(dtype=dtype)
+    model = faster_rcnn(detector, *halves)
     train(model, data_set, training, workdir=workdir, validation=validation)
 
 

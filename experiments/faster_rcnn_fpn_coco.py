@@ -28,6 +28,7 @@ def main(
     training: TrainingConfig = TRAINING,
     *,
     precision: Precision = "float32",
+    remat: bool = False,
     workdir: pathlib.Path = pathlib.Path("runs/faster_rcnn_fpn_coco"),
 ):
     """Trains on train2017 and evaluates on val2017.
@@ -40,10 +41,12 @@ def main(
       detector: numbers of the detector; the classes are those of the data.
       training: numbers of the training.
       precision: of the network's arithmetic; parameters and losses are float32.
+      remat: compute the backbone again for the gradients, block by block: less memory,
+        more arithmetic.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
     backbone, pretrained, training = coco_recipes.backbone(
-        backbone_weights, precision, training, TRAINING
+        backbone_weights, precision, training, TRAINING, remat=remat
     )
     data_set = coco_recipes.load(data, "train")
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)

@@ -34,6 +34,7 @@ def main(
     training: TrainingConfig = TRAINING,
     *,
     precision: Precision = "float32",
+    remat: bool = False,
     workdir: pathlib.Path = pathlib.Path("runs/mask_rcnn_coco"),
 ):
     """Trains on train2017 and evaluates on val2017.
@@ -45,10 +46,12 @@ def main(
       detector: numbers of the detector; the classes are those of the data.
       training: numbers of the training.
       precision: of the network's arithmetic; parameters and losses are float32.
+      remat: compute the backbone again for the gradients, block by block: less memory,
+        more arithmetic.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
     backbone, pretrained, training = coco_recipes.backbone(
-        backbone_weights, precision, training, TRAINING
+        backbone_weights, precision, training, TRAINING, remat=remat
     )
     data_set = coco_recipes.load(data, "train", masks=True)
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)

@@ -8,7 +8,10 @@ AP50 95.0, on two CPU cores in six minutes.
 
 import pathlib
 
+import jax.numpy as jnp
+
 from experiments import command_line
+from experiments.command_line import Precision
 from jaxdet.data import digits
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
@@ -47,6 +50,7 @@ def main(
     detector: RetinaNetConfig = DETECTOR,
     training: TrainingConfig = TRAINING,
     *,
+    precision: Precision = "float32",
     workdir: pathlib.Path = pathlib.Path("runs/quickstart"),
 ):
     """Trains and evaluates; started again it goes on where it stopped.
@@ -54,12 +58,13 @@ def main(
     Args:
       detector: numbers of the detector; the classes are the ten digits.
       training: numbers of the training.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder.
     """
     data_set = digits.load("train")
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
     train(
-        retinanet(detector, BACKBONE),
+        retinanet(detector, BACKBONE.clone(dtype=jnp.dtype(precision).type)),
         data_set,
         training,
         workdir=workdir,

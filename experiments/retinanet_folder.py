@@ -11,8 +11,10 @@ train on, 72 to test): AP 51.7, AP50 86.4, on two CPU cores in 28 minutes.
 import pathlib
 from typing import Literal
 
+import jax.numpy as jnp
+
 from experiments import command_line
-from jaxdet.data import coco
+from experiments.command_line import Precision
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.nn.resnet import ResNet
@@ -52,6 +54,7 @@ def main(
     validation_annotations: pathlib.Path | None = None,
     validation_images: pathlib.Path | None = None,
     bad_boxes: Literal["error", "skip"] = "error",
+    precision: Precision = "float32",
     workdir: pathlib.Path = pathlib.Path("runs/retinanet_folder"),
 ):
     """Trains on a COCO-format folder and evaluates on another, if there is one.
@@ -64,15 +67,16 @@ def main(
       validation_annotations: json to evaluate on, with the same categories.
       validation_images: folder of its image files; by default `images`.
       bad_boxes: what becomes of a box outside its image.
+      precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    data_set = coco.load(annotations, images, bad_boxes=bad_boxes)
-    validation = None
-    if validation_annotations is not None:
-        folder = validation_images or images
-        validation = coco.load(validation_annotations, folder, bad_boxes=bad_boxes)
+    data_set, validation = command_line.load_folders(
+        (annotations, images),
+        (validation_annotations, validation_images),
+        bad_boxes=bad_boxes,
+    )
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
-    model = retinanet(detector, BACKBONE)
+    model = retinanet(detector, BACKBONE.clone(dtype=jnp.dtype(precision).type))
     train(model, data_set, training, workdir=workdir, validation=validation)
 
 

@@ -15,9 +15,11 @@ import dataclasses
 import pathlib
 from typing import Literal
 
+import jax.numpy as jnp
+
 from experiments import command_line, retinanet_folder
+from experiments.command_line import Precision
 from jaxdet import pretrained
-from jaxdet.data import coco
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.nn.efficientnet import MEAN, STD, EfficientNetLite0, first_stages
 from jaxdet.training.config import TrainingConfig
@@ -43,6 +45,7 @@ def main(
     validation_annotations: pathlib.Path | None = None,
     validation_images: pathlib.Path | None = None,
     bad_boxes: Literal["error", "skip"] = "error",
+    precision: Precision = "float32",
     from_scratch: bool = False,
     workdir: pathlib.Path | None = None,
 ):
@@ -56,25 +59,26 @@ def main(
       validation_annotations: json to evaluate on, with the same categories.
       validation_images: folder of its image files; by default `images`.
       bad_boxes: what becomes of a box outside its image.
+      precision: of the network's arithmetic; parameters and losses are float32.
       from_scratch: start from random weights, with nothing frozen.
       workdir: the run folder, by default `runs/transfer_folder`, or
         `runs/transfer_folder_from_scratch`; started again, a run goes on where it
         stopped.
     """
-    runs = pathlib.Path("runs")
+    runs, dtype = pathlib.Path("runs"), jnp.dtype(precision).type
     if from_scratch:
         workdir = workdir or runs / "transfer_folder_from_scratch"
         training = command_line.from_scratch(training, recipe=TRAINING)
-        backbone, knowledge = EfficientNetLite0(norm="group"), None
+        backbone, knowledge = EfficientNetLite0(norm="group", dtype=dtype), None
     else:
         workdir = workdir or runs / "transfer_folder"
-        backbone = EfficientNetLite0(norm="frozen")
+        backbone = EfficientNetLite0(norm="frozen", dtype=dtype)
         knowledge = put_into("backbone", pretrained.efficientnet_lite0())
-    data_set = coco.load(annotations, images, bad_boxes=bad_boxes)
-    validation = None
-    if validation_annotations is not None:
-        folder = validation_images or images
-        validation = coco.load(validation_annotations, folder, bad_boxes=bad_boxes)
+    data_set, validation = command_line.load_folders(
+        (annotations, images),
+        (validation_annotations, validation_images),
+        bad_boxes=bad_boxes,
+    )
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
     train(
         retinanet(detector, backbone),

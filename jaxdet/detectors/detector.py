@@ -21,6 +21,9 @@ class Detector(NamedTuple):
     predict: Callable  # (variables, batch) -> Detections, in canvas pixels
     num_classes: int | None = None  # K; None: it does not classify
     recipe: dict | None = None  # JSON; `rebuild(recipe)` makes the same detector again
+    # (canvas, boxes [N, 4], true sizes [N, 2] of their images) -> Coverage, in NumPy;
+    # None: it has neither anchors nor points
+    coverage: Callable | None = None
 
 
 def from_network(
@@ -30,6 +33,7 @@ def from_network(
     predict: Callable,
     num_classes: int | None = None,
     made_by: partial | None = None,
+    coverage: Callable | None = None,
 ) -> Detector:
     """Lifts functions of a bound network to functions of its variables.
 
@@ -41,6 +45,7 @@ def from_network(
       num_classes: see `Detector`.
       made_by: the call that makes this detector; its recipe, unless it holds values
         that no recipe can hold.
+      coverage: see `Detector`.
     """
 
     def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def from_network(
     except TypeError:
         recipe = None
     functions = init, nn.apply(loss, network), nn.apply(predict, network)
-    return Detector(*functions, num_classes, recipe)
+    return Detector(*functions, num_classes, recipe, coverage)
 
 
 def require(config: Any, name: str, right: bool, allowed: str) -> None:
@@ -63,6 +68,28 @@ def require(config: Any, name: str, right: bool, allowed: str) -> None:
     if not right:
         value = getattr(config, name)
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def require_colours(config: Any) -> None:
+    """For a config's `mean` and `std` of red, green and blue.
+
+    Raises:
+      ValueError: unless they are three numbers each, those of `std` above 0.
+    """
+    require(config, "mean", len(config.mean) == 3, "three numbers")
+    right = len(config.std) == 3 and min(config.std) > 0
+    require(config, "std", right, "three numbers above 0")
+
+
+def of_level(stages: dict[int, jax.Array], level: int) -> jax.Array:
+    """The backbone's features of one level.
+
+    Raises:
+      ValueError: if it has none of that level.
+    """
+    if level not in stages:
+        raise ValueError(f"level {level}; the backbone has {[*stages]}")
+    return stages[level]
 
 
 def describe(value: Any) -> Any:

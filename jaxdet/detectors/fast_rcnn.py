@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.detectors import regions
-from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.detectors.detector import (
+    Detector,
+    from_network,
+    of_level,
+    require,
+    require_colours,
+)
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.nn.heads import RegionPredictor
 from jaxdet.ops import images
@@ -53,7 +59,7 @@ class FastRCNNConfig:
         for name in ("samples", "level"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "pool", self.pool in ("max", "align"), "'max' or 'align'")
-        require(self, "std", min(self.std) > 0, "above 0")
+        require_colours(self)
 
 
 PAPER = FastRCNNConfig()
@@ -82,7 +88,7 @@ class FastRCNNNetwork(nn.Module):
 
     def features(self, pixels: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """`[B, H, W, 3]` -> `[B, H / stride, W / stride, C]`."""
-        return regions.of_level(self.backbone(pixels, sizes), self.config.level)
+        return of_level(self.backbone(pixels, sizes), self.config.level)
 
 
 def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):

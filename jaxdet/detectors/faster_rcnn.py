@@ -164,6 +164,7 @@ def faster_rcnn(
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         made_by=partial(faster_rcnn, config, backbone, region_head),
+        coverage=partial(rpn.coverage, config=config.rpn),
     )
 
 

@@ -6,6 +6,7 @@ in the object it is; points far off centre guess the sides badly, and count for 
 """
 
 import dataclasses
+import itertools
 import math
 from functools import partial
 from typing import Literal
@@ -15,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.detectors.detector import Detector, from_network, require, require_colours
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import FCOSHead
 from jaxdet.nn.norm import Kind
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.coverage import Coverage, points_in_charge
 from jaxdet.structs import Batch, Detections
 
 # Sides may be e**12 pixels away, more than any canvas has: wild, early predictions
@@ -116,7 +118,8 @@ class FCOSConfig:
         for name in ("score_threshold", "nms_threshold", "focal_alpha"):
             check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         check("prior", 0 < self.prior < 1, "between 0 and 1")
-        check("std", min(self.std) > 0, "above 0")
+        check("point_offset", 0 <= self.point_offset <= 1, "in [0, 1]")
+        require_colours(self)
         radius = self.centre_radius
         check("centre_radius", radius is None or radius > 0, "above 0, or None")
         for name, allowed in (
@@ -132,8 +135,9 @@ class FCOSConfig:
             ("threshold_on", ("class", "score")),
         ):
             check(name, getattr(self, name) in allowed, f"one of {allowed}")
-        rising = list(range(self.levels[0], self.levels[-1] + 1))
-        check("levels", list(self.levels) == rising, "consecutive, finest first")
+        levels = list(self.levels)
+        rising = levels and levels == list(range(levels[0], levels[-1] + 1))
+        check("levels", rising, "one or more, consecutive, finest first")
         between = len(self.limits) == len(self.levels) - 1
         check("limits", between, f"one between each two of levels {self.levels}")
         rising = sorted({0.0, *self.limits})[1:]
@@ -254,6 +258,29 @@ def predict(network, batch: Batch, *, config: FCOSConfig) -> Detections:
     return jax.vmap(answer)(logits, centerness, boxes, used, batch.sizes)
 
 
+def coverage(
+    canvas: tuple[int, int],
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    config: FCOSConfig,
+) -> Coverage:
+    """How many points lie in objects of their level's range; see `Detector`."""
+    del sizes  # No point of an object lies beyond its image.
+    radius = math.inf if config.centre_radius is None else config.centre_radius
+    points = points_in_charge(
+        canvas,
+        boxes,
+        levels=config.levels,
+        limits=tuple(itertools.pairwise((0.0, *config.limits, math.inf))),
+        reaches=[radius * 2**level for level in config.levels],
+        inclusive=config.at_limits == "both",
+        offset=config.point_offset,
+        rounded=config.point_rounded,
+    )
+    return Coverage(points, 1, 1, "points that learn it")
+
+
 def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
     """FCOS on a backbone that returns `{level: features}` and has a `dtype`."""
     return from_network(
@@ -262,6 +289,7 @@ def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         made_by=partial(fcos, config, backbone),
+        coverage=partial(coverage, config=config),
     )
 
 

@@ -6,15 +6,18 @@ find several sizes by themselves gain too, for a multiple of the time.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdet.detectors.detector import Detector, describe, require
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, nms
+from jaxdet.ops.coverage import Coverage
 from jaxdet.structs import Batch, Detections
 
 
@@ -139,12 +142,39 @@ def at_all_scales(detector: Detector, config: AllScalesConfig) -> Detector:
         return jax.tree.map(lambda *parts: sum(parts) / len(parts), *answers)
 
     make = partial(at_all_scales, config=config)
-    return detector._replace(loss=loss, recipe=_recipe(make, detector))
+    coverage = None
+    if detector.coverage is not None:
+        coverage = partial(_coverage, detector=detector, config=config)
+    return detector._replace(
+        loss=loss, recipe=_recipe(make, detector), coverage=coverage
+    )
 
 
 def _require_scales(config: ImagePyramidConfig | AllScalesConfig) -> None:
     right = len(config.scales) > 0 and min(config.scales) > 0
     require(config, "scales", right, "one or more numbers above 0")
+
+
+def _coverage(
+    canvas: tuple[int, int],
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    detector: Detector,
+    config: AllScalesConfig,
+) -> Coverage:
+    """What each object finds at the best of the scales that learn it."""
+    views = []
+    for scale in config.scales:
+        scaled = tuple(math.ceil(extent * scale) for extent in canvas)
+        found = detector.coverage(scaled, boxes * scale, sizes * scale)
+        if config.object_sizes is not None:
+            low, high = config.object_sizes
+            side = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) * scale
+            learned = (side >= low) & (side <= high)
+            found = found._replace(best=np.where(learned, found.best, 0))
+        views.append(found)
+    return views[0]._replace(best=np.max([found.best for found in views], axis=0))
 
 
 def _recipe(make: partial, detector: Detector) -> dict | None:
@@ -172,12 +202,7 @@ def _merge(
     if config.vote_iou is not None:
         voted = nms.vote(boxes, keep=keep, **candidates, threshold=config.vote_iou)
         kept = kept.replace(boxes=voted)
-
-    def without_padding(values):
-        there = valid.reshape(-1, *(1,) * (values.ndim - 1))
-        return jnp.where(there, values, jnp.zeros((), values.dtype))
-
-    return jax.tree.map(without_padding, kept)
+    return nms.without_padding(kept.replace(valid=valid))
 
 
 def _rescaled(batch: Batch, scale: float) -> Batch:

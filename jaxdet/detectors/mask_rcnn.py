@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors import faster_rcnn
+from jaxdet.detectors import faster_rcnn, rpn
 from jaxdet.detectors.detector import Detector, from_network, require
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.nn.heads import MaskHead
@@ -47,6 +47,8 @@ class MaskRCNNConfig:
     def __post_init__(self):
         for name in ("mask_pool_size", "mask_channels", "mask_depth"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        allowed = ("none", "group", "frozen")
+        require(self, "mask_norm", self.mask_norm in allowed, f"one of {allowed}")
         require(self, "mask_weight", self.mask_weight >= 0, "0 or more")
 
 
@@ -120,6 +122,7 @@ def mask_rcnn(
         predict=partial(predict, config=config),
         num_classes=config.faster_rcnn.num_classes,
         made_by=partial(mask_rcnn, config, backbone, region_head),
+        coverage=partial(rpn.coverage, config=config.faster_rcnn.rpn),
     )
 
 

@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.detectors import regions
-from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.detectors.detector import (
+    Detector,
+    from_network,
+    of_level,
+    require,
+    require_colours,
+)
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.nn.heads import RegionPredictor
 from jaxdet.ops import images, roi_pool
@@ -55,7 +61,7 @@ class RCNNConfig:
         require(self, "level", self.level >= 0, "0 or more")
         right = 0 <= self.context < self.size / 2
         require(self, "context", right, f"at least 0 and below {self.size / 2}")
-        require(self, "std", min(self.std) > 0, "above 0")
+        require_colours(self)
 
 
 PAPER = RCNNConfig()
@@ -83,7 +89,7 @@ class RCNNNetwork(nn.Module):
           crops: normalised pixels.
           keys: `[R]`, for dropout; None: there is none.
         """
-        features = regions.of_level(self.backbone(crops), self.config.level)
+        features = of_level(self.backbone(crops), self.config.level)
         cells = roi_pool.grid_max_pool(features, self.config.pool_size)
         return self.predictor(self.region_head(cells, keys))
 

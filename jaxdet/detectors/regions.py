@@ -8,7 +8,7 @@ is classified as one of K classes or as background, and moved by the deltas of i
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -80,6 +80,18 @@ class RegionConfig:
         require(self, "hard_negative_iou", right, "in [0, negative_iou)")
         right = len(self.box_weights) == 4 and min(self.box_weights) > 0
         require(self, "box_weights", right, "four numbers above 0")
+        require_positive_samples(self)
+
+
+def require_positive_samples(config: Any) -> None:
+    """For configs of samples: at least one of an image's may be an object.
+
+    Raises:
+      ValueError: if `per_image` times `positive_fraction` is less than one.
+    """
+    right = int(config.per_image * config.positive_fraction) >= 1
+    allowed = f"large enough for one of the per_image ({config.per_image}) samples"
+    require(config, "positive_fraction", right, allowed)
 
 
 # Girshick 2015: 64 regions from each of 2 images (2.3), NMS from R-CNN.
@@ -117,17 +129,6 @@ def given(batch: Batch) -> Regions:
     there = batch.regions.valid & (box_ops.area(boxes) > 0)
     boxes = jnp.where(there[..., None], boxes, 0.0)
     return batch.regions.replace(boxes=boxes, valid=there)
-
-
-def of_level(stages: dict[int, jax.Array], level: int) -> jax.Array:
-    """The backbone's features of one level.
-
-    Raises:
-      ValueError: if it has none of that level.
-    """
-    if level not in stages:
-        raise ValueError(f"level {level}; the backbone has {[*stages]}")
-    return stages[level]
 
 
 def image_keys(key: jax.Array, batch: Batch, count: int) -> tuple[jax.Array, ...]:

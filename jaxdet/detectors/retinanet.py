@@ -13,13 +13,15 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.detectors.detector import Detector, from_network, require, require_colours
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import DenseHead
 from jaxdet.nn.norm import Kind
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.coverage import Coverage, of_pyramid
 from jaxdet.structs import Batch, Detections
 
 
@@ -105,9 +107,10 @@ class RetinaNetConfig:
             check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("score_threshold", "nms_threshold", "focal_alpha"):
             check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("anchor_ratios", "std"):
-            numbers = getattr(self, name)
-            check(name, numbers and min(numbers) > 0, "one or more above 0")
+        ratios = self.anchor_ratios
+        check("anchor_ratios", ratios and min(ratios) > 0, "one or more above 0")
+        check("anchor_offset", 0 <= self.anchor_offset <= 1, "in [0, 1]")
+        require_colours(self)
         check("prior", 0 < self.prior < 1, "between 0 and 1")
         for name, allowed in (
             ("box_loss", ("smooth_l1", "giou")),
@@ -117,8 +120,9 @@ class RetinaNetConfig:
             ("fpn_norm", ("none", "group", "frozen")),
         ):
             check(name, getattr(self, name) in allowed, f"one of {allowed}")
-        rising = list(range(self.levels[0], self.levels[-1] + 1))
-        check("levels", list(self.levels) == rising, "consecutive, finest first")
+        levels = list(self.levels)
+        rising = levels and levels == list(range(levels[0], levels[-1] + 1))
+        check("levels", rising, "one or more, consecutive, finest first")
         sizes = self.anchor_sizes
         one_each = len(sizes) == len(self.levels)
         check("anchor_sizes", one_each, f"a tuple for each of levels {self.levels}")
@@ -126,8 +130,9 @@ class RetinaNetConfig:
         check("anchor_sizes", right, "as many sizes a level, for the heads are shared")
         right = all(level and min(level) > 0 for level in sizes)
         check("anchor_sizes", right, "one or more above 0 a level")
-        right = 0 <= self.low_iou <= self.high_iou <= 1
-        check("low_iou", right, f"in [0, high_iou] and high_iou ({self.high_iou}) <= 1")
+        check("high_iou", 0 < self.high_iou <= 1, "in (0, 1]")
+        right = 0 <= self.low_iou <= self.high_iou
+        check("low_iou", right, f"in [0, high_iou], which is {self.high_iou}")
 
     @property
     def anchors(self) -> dict:
@@ -257,6 +262,19 @@ def predict(network, batch: Batch, *, config: RetinaNetConfig) -> Detections:
     return jax.vmap(answer)(logits, deltas, used, batch.sizes)
 
 
+def coverage(
+    canvas: tuple[int, int],
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    config: RetinaNetConfig,
+) -> Coverage:
+    """How well anchors overlap objects; see `Detector`."""
+    del sizes  # The best anchor's cell is one of the image's.
+    best = of_pyramid(canvas, boxes, **config.anchors)
+    return Coverage(best, config.low_iou, config.high_iou, "IoU with the best anchor")
+
+
 def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
     """RetinaNet on a backbone that returns `{level: features}` and has a `dtype`."""
     return from_network(
@@ -265,6 +283,7 @@ def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         made_by=partial(retinanet, config, backbone),
+        coverage=partial(coverage, config=config),
     )
 
 

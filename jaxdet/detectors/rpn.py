@@ -10,14 +10,22 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdet.detectors import regions
-from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.detectors.detector import (
+    Detector,
+    from_network,
+    of_level,
+    require,
+    require_colours,
+)
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import RPNHead
 from jaxdet.nn.norm import Kind
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.coverage import Coverage, of_pyramid
 from jaxdet.structs import Batch, Detections, GroundTruth, Regions
 
 
@@ -101,7 +109,14 @@ class RPNConfig:
         require(self, "levels", list(self.levels) == rising, "consecutive, rising")
         one = self.channels is not None or len(self.levels) == 1
         require(self, "channels", one, f"a number, for the levels {self.levels}")
-        right = 0 <= self.low_iou <= self.high_iou <= 1
+        for name in ("channels", "head_channels"):
+            right = getattr(self, name) is None or getattr(self, name) >= 1
+            require(self, name, right, "at least 1, or None")
+        allowed = ("none", "group", "frozen")
+        require(self, "fpn_norm", self.fpn_norm in allowed, f"one of {allowed}")
+        require(self, "anchor_offset", 0 <= self.anchor_offset <= 1, "in [0, 1]")
+        require(self, "high_iou", 0 < self.high_iou <= 1, "in (0, 1]")
+        right = 0 <= self.low_iou <= self.high_iou
         require(self, "low_iou", right, f"in [0, high_iou], which is {self.high_iou}")
         for name in ("train_candidates", "train_proposals", "candidates", "proposals"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
@@ -111,9 +126,10 @@ class RPNConfig:
             require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("positive_fraction", "nms_threshold"):
             require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("anchor_ratios", "std"):
-            right = len(getattr(self, name)) > 0 and min(getattr(self, name)) > 0
-            require(self, name, right, "one or more numbers above 0")
+        right = len(self.anchor_ratios) > 0 and min(self.anchor_ratios) > 0
+        require(self, "anchor_ratios", right, "one or more numbers above 0")
+        require_colours(self)
+        regions.require_positive_samples(self)
         right = all(sizes and min(sizes) > 0 for sizes in self.anchor_sizes)
         require(self, "anchor_sizes", right, "above 0")
 
@@ -248,6 +264,15 @@ def predict(network, batch: Batch, *, config: RPNConfig) -> Detections:
     return Detections(found.boxes, found.scores, labels, found.valid)
 
 
+def coverage(
+    canvas: tuple[int, int], boxes: np.ndarray, sizes: np.ndarray, *, config: RPNConfig
+) -> Coverage:
+    """How well the anchors that are trained overlap objects; see `Detector`."""
+    within = sizes if config.inside_only else None
+    best = of_pyramid(canvas, boxes, **config.anchors, within=within)
+    return Coverage(best, config.low_iou, config.high_iou, "IoU with the best anchor")
+
+
 def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
     """An RPN alone, on a backbone that returns `{level: features}`.
 
@@ -258,6 +283,7 @@ def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         made_by=partial(rpn, config, backbone),
+        coverage=partial(coverage, config=config),
     )
 
 
@@ -371,17 +397,16 @@ def propose(
         anchors.count(canvas, levels=(level,), per_cell=config.anchors_per_cell)
         for level in config.levels
     ]
+    level = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, candidates))
 
     def of_image(scores, deltas, used, size, scale):
-        scores = jnp.where(used, scores, -1.0)
-        best, index, level = [], [], []
-        for i, (start, count) in enumerate(_slices(counts)):
-            of_level = jax.lax.dynamic_slice_in_dim(scores, start, count)
-            top, place = jax.lax.top_k(of_level, min(candidates, count))
-            best.append(top)
-            index.append(start + place)
-            level.append(jnp.full(len(top), i))
-        scores, index, level = map(jnp.concatenate, (best, index, level))
+        scores, index, _ = anchors.best_of_levels(
+            jnp.where(used, scores, -1.0)[:, None],
+            canvas,
+            levels=config.levels,
+            per_cell=config.anchors_per_cell,
+            limit=candidates,
+        )
         found = box_ops.clip(box_coding.decode(deltas[index], boxes[index]), size)
         kept = nms.best_detections(
             found,
@@ -418,15 +443,10 @@ def _anchors_on_images(batch: Batch, config: RPNConfig) -> jax.Array:
     )
 
 
-def _slices(counts: list[int]) -> list[tuple[int, int]]:
-    """(first, count) of each level."""
-    return [(sum(counts[:i]), count) for i, count in enumerate(counts)]
-
-
 class _OneLevel(nn.Module):
     """No pyramid: the backbone's features of one level."""
 
     level: int
 
     def __call__(self, stages: dict[int, jax.Array], sizes=None):
-        return {self.level: regions.of_level(stages, self.level)}
+        return {self.level: of_level(stages, self.level)}

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.detectors import regions
-from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.detectors.detector import (
+    Detector,
+    from_network,
+    of_level,
+    require,
+    require_colours,
+)
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.nn.heads import RegionPredictor
 from jaxdet.nn.padding import zero_outside
@@ -53,10 +59,11 @@ class SPPNetConfig:
     def __post_init__(self):
         require(self, "num_classes", self.num_classes >= 1, "at least 1")
         require(self, "level", self.level >= 0, "0 or more")
-        for name, least in (("bins", 1), ("scales", 1e-3), ("std", 1e-3)):
+        for name, least in (("bins", 1), ("scales", 1e-3)):
             right = len(getattr(self, name)) and min(getattr(self, name)) >= least
             require(self, name, right, f"one or more numbers, at least {least}")
         require(self, "region_side", self.region_side > 0, "above 0")
+        require_colours(self)
 
 
 # Shorter sides of 480 to 1200 (4.1), for canvases whose shorter side is 688.
@@ -87,7 +94,7 @@ class SPPNetNetwork(nn.Module):
 
     def features(self, pixels: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """`[B, H, W, 3]` -> `[B, H / stride, W / stride, C]`."""
-        return regions.of_level(self.backbone(pixels, sizes), self.config.level)
+        return of_level(self.backbone(pixels, sizes), self.config.level)
 
 
 def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):

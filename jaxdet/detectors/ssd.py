@@ -16,9 +16,15 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxdet.detectors.detector import Detector, from_network, require
-from jaxdet.detectors.regions import of_level
+from jaxdet.detectors.detector import (
+    Detector,
+    from_network,
+    of_level,
+    require,
+    require_colours,
+)
 from jaxdet.nn.conv import Conv
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.norm import Kind
@@ -26,6 +32,7 @@ from jaxdet.nn.padding import inside, zero_outside
 from jaxdet.nn.vgg import VGG16SSD
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.coverage import Coverage, best_iou
 from jaxdet.structs import Batch, Detections
 
 Shapes = tuple[tuple[tuple[float, float], ...], ...]
@@ -61,30 +68,22 @@ def paper_shapes(
     return tuple(maps)
 
 
-def tensorflow_shapes(
-    *, maps: int = 6, lowest: float = 0.2, highest: float = 0.95, canvas: float = 300.0
-) -> Shapes:
-    """Default boxes of each map, as TensorFlow's object detection models have them.
-
-    Args:
-      maps: how many.
-      lowest: side on the first map, as a share of the canvas.
-      highest: side on the last map; those between are evenly spaced.
-      canvas: its side in pixels.
+def tensorflow_shapes() -> Shapes:
+    """Default boxes of each of six maps, as TensorFlow's SSD-MobileNetV2 has them.
 
     Returns:
       For each map the (height, width) of its boxes, in pixels: three on the first map,
-      six on the others.
+      six on the others; sides are from 0.2 to 0.95 of a canvas of 300 pixels, evenly
+      spaced.
     """
-    step = (highest - lowest) / (maps - 1)
-    scales = [lowest + step * index for index in range(maps)] + [1.0]
-    found = [[(0.1, 1.0), (lowest, 2.0), (lowest, 0.5)]]
+    scales = [0.2 + 0.15 * index for index in range(6)] + [1.0]
+    found = [[(0.1, 1.0), (0.2, 2.0), (0.2, 0.5)]]
     for scale, following in itertools.pairwise(scales[1:]):
         of_map = [(scale, ratio) for ratio in (1.0, 2.0, 0.5, 3.0, 0.3333)]
         found.append([*of_map, (math.sqrt(scale * following), 1.0)])
     return tuple(
         tuple(
-            (canvas * scale / math.sqrt(ratio), canvas * scale * math.sqrt(ratio))
+            (300 * scale / math.sqrt(ratio), 300 * scale * math.sqrt(ratio))
             for scale, ratio in of_map
         )
         for of_map in found
@@ -114,8 +113,6 @@ class SSDConfig:
     """(height, width) in canvas pixels of the default boxes of each level (2.2)."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
     """One of K classes or background; or each class by itself, as TensorFlow's."""
-    head_kernel: int = 3
-    """Side of the heads' convolutions in cells (2.1)."""
     positive_iou: float = 0.5
     """From it on, a default box answers for the object (2.2)."""
     negatives_per_positive: float = 3.0
@@ -153,7 +150,8 @@ class SSDConfig:
             "box_weight",
         ):
             check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("positive_iou", "score_threshold", "nms_threshold"):
+        check("positive_iou", 0 < self.positive_iou <= 1, "in (0, 1]")
+        for name in ("score_threshold", "nms_threshold"):
             check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         rising = self.levels and list(self.levels) == sorted(set(self.levels))
         check("levels", rising, "one or more, finest first")
@@ -161,14 +159,13 @@ class SSDConfig:
             one_each = len(getattr(self, name)) == len(self.levels)
             check(name, one_each, f"one for each of levels {self.levels}")
         check("steps", min(self.steps) > 0, "above 0")
-        sides = [[side for shape in level for side in shape] for level in self.shapes]
-        right = all(level and min(level) > 0 for level in sides)
-        check("shapes", right, "one or more a level, of sides above 0")
+        shapes = [shape for level in self.shapes for shape in level]
+        right = all(self.shapes) and all(len(s) == 2 and min(s) > 0 for s in shapes)
+        check("shapes", right, "one or more a level, each (height, width) above 0")
         check("scores", self.scores in ("softmax", "sigmoid"), "softmax or sigmoid")
-        check("head_kernel", self.head_kernel % 2 == 1, "odd")
         right = len(self.box_weights) == 4 and min(self.box_weights) > 0
         check("box_weights", right, "four numbers above 0")
-        check("std", min(self.std) > 0, "above 0")
+        require_colours(self)
 
 
 PAPER = SSDConfig(min_negatives=0)
@@ -223,7 +220,6 @@ class SSDNetwork(nn.Module):
             ):
                 head = Conv(
                     len(shapes) * count,
-                    config.head_kernel,
                     kernel_init=nn.initializers.xavier_uniform(),
                     dtype=self.backbone.dtype,
                     name=f"{name}{level}",
@@ -285,6 +281,21 @@ def predict(network, batch: Batch, *, config: SSDConfig) -> Detections:
     return jax.vmap(partial(_best, config=config))(found, jnp.where(good, scores, -1.0))
 
 
+def coverage(
+    canvas: tuple[int, int], boxes: np.ndarray, sizes: np.ndarray, *, config: SSDConfig
+) -> Coverage:
+    """How well default boxes overlap objects; see `Detector`."""
+    del sizes  # The best one's cell is one of the image's.
+    best = np.zeros(len(boxes))
+    for step, shapes in zip(config.steps, config.shapes, strict=True):
+        cells = _cells(canvas, step)
+        grid = anchors.default_boxes([cells], steps=[step], shapes=[shapes])
+        grid = np.asarray(grid).reshape(*cells, len(shapes), 4)
+        best = np.maximum(best, best_iou(grid, boxes))
+    threshold = config.positive_iou
+    return Coverage(best, threshold, threshold, "IoU with the best default box")
+
+
 def ssd(config: SSDConfig, backbone: nn.Module) -> Detector:
     """SSD on a backbone that returns `{level: features}` and has a `dtype`."""
     return from_network(
@@ -293,6 +304,7 @@ def ssd(config: SSDConfig, backbone: nn.Module) -> Detector:
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         made_by=partial(ssd, config, backbone),
+        coverage=partial(coverage, config=config),
     )
 
 
@@ -306,6 +318,7 @@ def _look(network, batch: Batch, config: SSDConfig):
     pixels = jax.vmap(normalise)(batch.images, batch.sizes)
     logits, deltas = network(pixels, batch.sizes)
     shapes = {level: deltas[level].shape for level in config.levels}  # B, H, W, S, 4
+    _require_fitting_steps(batch.images.shape[1:3], shapes, config)
     boxes = anchors.default_boxes(
         [shape[1:3] for shape in shapes.values()],
         steps=config.steps,
@@ -322,6 +335,26 @@ def _look(network, batch: Batch, config: SSDConfig):
 
     width = next(iter(logits.values())).shape[-1]
     return flat(logits, width), flat(deltas, 4), boxes, flat(used)
+
+
+def _require_fitting_steps(
+    canvas: tuple[int, int], shapes: dict[int, tuple[int, ...]], config: SSDConfig
+) -> None:
+    """Default boxes must lie where their cells look."""
+    for step, (level, shape) in zip(config.steps, shapes.items(), strict=True):
+        if shape[1:3] != _cells(canvas, step):
+            raise ValueError(
+                f"steps is {config.steps}; on the canvas {canvas} level {level} has "
+                f"{shape[1]} x {shape[2]} cells, whose step must be about "
+                f"{canvas[0] / shape[1]:g} pixels, not {step:g}"
+            )
+
+
+def _cells(canvas: tuple[int, int], step: float) -> tuple[int, int]:
+    """(rows, columns) of such a step that it takes to reach the canvas's end."""
+    # 19 steps of 300 / 19 may come out as a little less than 300.
+    rows, columns = (math.ceil(extent / step - 1e-6) for extent in canvas)
+    return rows, columns
 
 
 def _class_misses(logits, labels, config: SSDConfig) -> jax.Array:

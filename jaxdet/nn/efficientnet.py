@@ -29,14 +29,13 @@ class EfficientNetLite0(nn.Module):
     Attributes:
       width: channels, as a multiple of the published ones.
       norm: `"frozen"` with pretrained statistics, `"group"` to learn from scratch.
-      epsilon: of the norms.
       dtype: of the arithmetic; parameters stay float32.
     """
 
     width: float = 1.0
     norm: Kind = "frozen"
-    epsilon: float = 1e-3
     dtype: jnp.dtype = jnp.float32
+    epsilon = 1e-3  # of the norms
 
     @nn.compact
     def __call__(

@@ -52,15 +52,15 @@ class FPN(nn.Module):
             empty; None: all of the canvas is image.
 
         Raises:
-          ValueError: if `stages` lacks level `finest`.
+          ValueError: if `stages` lacks level `finest`, or one between it and its last.
         """
-        if self.finest not in stages:
+        top = min(max(stages), self.coarsest)
+        if not {self.finest, *range(self.finest, top + 1)} <= set(stages):
             raise ValueError(
                 f"finest level {self.finest}; the backbone has {[*stages]}"
             )
         conv = partial(Conv, self.channels, kernel_init=XAVIER, dtype=self.dtype)
         layer = partial(self._layer, conv=partial(conv, use_bias=self.norm == "none"))
-        top = min(max(stages), self.coarsest)
         pyramid, above = {}, None
         for level in range(top, self.finest - 1, -1):
             x = layer(f"lateral{level}", stages[level], sizes, level, kernel=1)

@@ -197,7 +197,12 @@ class FCHead(nn.Module):
           regions: features of the regions of all images, one image after the other.
           keys: `[B]`, one for the dropout on each image, which then does not depend on
             what shares its batch; None: no dropout.
+
+        Raises:
+          ValueError: if dropout is no share below 1.
         """
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
         x = regions.reshape(len(regions), -1)
         for index in range(self.depth):
             dense = nn.Dense(

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 
 from jaxdet.nn import inverted_residual
 from jaxdet.nn.conv import Conv
-from jaxdet.nn.inverted_residual import InvertedResidual, Padding, first_stages
+from jaxdet.nn.inverted_residual import InvertedResidual, Padding
 from jaxdet.nn.norm import Kind, Norm
-
-__all__ = ["MobileNetV2", "first_stages"]
 
 _PLAN = {  # Table 2
     1: ((1, 16, 3),),

@@ -104,6 +104,10 @@ class Norm(nn.Module):
           sizes: `[B, 2]` true (height, width) in canvas pixels, or None: all is image.
           stride: canvas pixels per cell.
         """
+        if self.kind not in ("frozen", "group", "none"):
+            raise ValueError(
+                f"norm is {self.kind!r}; it must be 'frozen', 'group' or 'none'"
+            )
         if self.kind == "none":
             return x
         if self.kind == "frozen":

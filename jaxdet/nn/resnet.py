@@ -33,6 +33,8 @@ class ResNet(nn.Module):
       coarsest: the last stage that is made, 2 to 5.
       epsilon: of the norms.
       dtype: of the arithmetic; parameters stay float32.
+      remat: whether gradients keep only what goes into each block and compute the rest
+        again: less memory, about a third more arithmetic (Chen et al. 2016).
     """
 
     depth: int = 50
@@ -41,6 +43,7 @@ class ResNet(nn.Module):
     coarsest: int = 5
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -57,16 +60,18 @@ class ResNet(nn.Module):
           `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`.
 
         Raises:
-          ValueError: for a depth that has no layout.
+          ValueError: for a depth that has no layout, or a stage that it lacks.
         """
         _layout(self.depth)  # fails before any layer is made
+        if not 2 <= self.coarsest <= 5:
+            raise ValueError(f"coarsest is {self.coarsest}; it must be in 2 to 5")
         norm = partial(Norm, self.norm, epsilon=self.epsilon, dtype=self.dtype)
         stem = Conv(self.width, 7, 2, False, dtype=self.dtype, name="stem_conv")
         x = nn.relu(norm(name="stem_norm")(stem(pixels), sizes, 2))
         x = max_pool(zero_outside(x, sizes, 2))
         stages = {}
         for level in range(2, self.coarsest + 1):
-            x = stages[level] = _stage(self, level, x, sizes)
+            x = stages[level] = _stage(self, level, x, sizes, remat=self.remat)
         return stages
 
 
@@ -142,13 +147,20 @@ def _layout(depth: int) -> tuple[tuple[int, ...], bool]:
 
 
 def _stage(
-    network: ResNet | ResNetHead, level: int, x: jax.Array, sizes: jax.Array | None
+    network: ResNet | ResNetHead,
+    level: int,
+    x: jax.Array,
+    sizes: jax.Array | None,
+    *,
+    remat: bool = False,
 ) -> jax.Array:
     """The blocks of one stage, made within the network that calls."""
     blocks, bottleneck = _layout(network.depth)
+    kind = _Bottleneck if bottleneck else _Basic
+    kind = nn.remat(kind) if remat else kind
     dtype = network.dtype
     for index in range(blocks[level - 2]):
-        block = (_Bottleneck if bottleneck else _Basic)(
+        block = kind(
             features=network.width * 2 ** (level - 2),
             level=level,
             stride=2 if level > 2 and index == 0 else 1,

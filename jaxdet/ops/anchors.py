@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+ROUNDED_MULTIPLE = 32  # of torchvision's canvases; others would shift the last cells
+
 
 def pyramid_anchors(
     canvas: tuple[int, int],
@@ -33,7 +35,8 @@ def pyramid_anchors(
       rows, columns, ratios, sizes.
 
     Raises:
-      ValueError: if there is not one group of sizes for each level.
+      ValueError: if there is not one group of sizes for each level; or if cells are
+        rounded on a canvas that is no multiple of 32, nor of their stride.
     """
     if len(sizes) != len(levels):
         raise ValueError(f"{len(sizes)} groups of sizes for {len(levels)} levels")
@@ -214,5 +217,10 @@ def _centres(extent: int, level: int, offset: float, *, rounded: bool) -> np.nda
     """Of the cells of a level along one side of the canvas, in pixels."""
     stride = 2**level
     cells = -(-extent // stride)
+    if rounded and extent % min(stride, ROUNDED_MULTIPLE):
+        raise ValueError(
+            f"a canvas side is {extent}; it must be a multiple of "
+            f"{min(stride, ROUNDED_MULTIPLE)} for cells that lie whole pixels apart"
+        )
     step = extent // cells if rounded else stride
     return (np.arange(cells) + offset) * step

@@ -14,9 +14,7 @@ from jaxdet.ops.anchors import cell_centres, pyramid_anchors
 class Coverage(NamedTuple):
     """What every object finds among the anchors or points of a detector."""
 
-    best: (
-        np.ndarray
-    )  # [N]: the greatest IoU with an anchor, or how many points learn it
+    best: np.ndarray  # [N]: greatest IoU with an anchor, or how many points learn it
     low: float  # below it, an object is background to all anchors or points
     high: float  # from it on, some answer for it
     measure: str  # what `best` is

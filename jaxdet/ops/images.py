@@ -98,7 +98,8 @@ def rescale(image: jax.Array, scale: float) -> jax.Array:
     """
     height, width, _ = image.shape
     rows, columns = _blends(height, scale), _blends(width, scale)
-    return jnp.einsum("yh,xw,hwc->yxc", rows, columns, image)
+    # Without "highest" a TPU rounds to bfloat16, which keeps no more than 8 bits.
+    return jnp.einsum("yh,xw,hwc->yxc", rows, columns, image, precision="highest")
 
 
 def _blends(extent: int, scale: float) -> np.ndarray:

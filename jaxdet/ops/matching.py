@@ -43,23 +43,14 @@ def match_by_iou(
     Returns:
       `Matches`; of equally good objects the first is meant.
     """
-    if len(boxes) == 0:  # There is no greatest of nothing: one slot of padding instead.
-        boxes, valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
-    iou = jnp.where(valid[None], pairwise_iou(anchors, boxes), -1.0)
-    # Computed once, not once for each use: compilers may round differently in each, and
-    # the test for equality below would miss.
-    iou = jax.lax.optimization_barrier(iou)
-    greatest = jnp.max(iou, axis=1)
-    positive = greatest >= high
-    if force_best:
-        best = jnp.max(iou, axis=0)
-        is_best = (iou == best[None]) & (best > 0)[None]
-        positive |= jnp.any(is_best, axis=1)
-    return Matches(
-        index=jnp.argmax(iou, axis=1).astype(jnp.int32),
-        positive=positive,
-        negative=(greatest < low) & ~positive,
-        iou=jnp.maximum(greatest, 0.0),
+    iou = _overlaps(anchors, boxes, valid)
+    matches = _with_greatest(iou, low=low, high=high)
+    if not force_best:
+        return matches
+    best = jnp.max(iou, axis=0)
+    is_best = jnp.any((iou == best[None]) & (best > 0)[None], axis=1)
+    return matches.replace(
+        positive=matches.positive | is_best, negative=matches.negative & ~is_best
     )
 
 
@@ -80,12 +71,8 @@ def match_default_boxes(
       do, answers for that object even if it overlaps another more; of several objects
       that have the same best anchor it answers for the one it overlaps most.
     """
-    matches = match_by_iou(
-        anchors, boxes, valid, low=threshold, high=threshold, force_best=False
-    )
-    if len(boxes) == 0:
-        return matches
-    iou = jnp.where(valid[None], pairwise_iou(anchors, boxes), -1.0)
+    iou = _overlaps(anchors, boxes, valid)
+    matches = _with_greatest(iou, low=threshold, high=threshold)
     best = jnp.argmax(iou, axis=0)
     overlaps = jnp.take_along_axis(iou, best[None], axis=0)  # [1, N]
     is_best = (jnp.arange(len(anchors))[:, None] == best[None]) & (overlaps > 0)
@@ -145,3 +132,25 @@ def match_points(
     areas = jnp.where(candidate, area(boxes)[None], jnp.inf)
     index = jnp.argmin(areas, axis=1).astype(jnp.int32)
     return index, jnp.any(candidate, axis=1)
+
+
+def _overlaps(anchors: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Array:
+    """IoU of every anchor with every object, `[A, max(N, 1)]`; -1 with padding."""
+    if len(boxes) == 0:  # There is no greatest of nothing: one slot of padding instead.
+        boxes, valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
+    iou = jnp.where(valid[None], pairwise_iou(anchors, boxes), -1.0)
+    # Computed once, not once for each use: compilers may round differently in each, and
+    # tests for equality would miss.
+    return jax.lax.optimization_barrier(iou)
+
+
+def _with_greatest(iou: jax.Array, *, low: float, high: float) -> Matches:
+    """Every anchor with the object it overlaps most."""
+    greatest = jnp.max(iou, axis=1)
+    positive = greatest >= high
+    return Matches(
+        index=jnp.argmax(iou, axis=1).astype(jnp.int32),
+        positive=positive,
+        negative=(greatest < low) & ~positive,
+        iou=jnp.maximum(greatest, 0.0),
+    )

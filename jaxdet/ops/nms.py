@@ -64,12 +64,17 @@ def best_detections(
     keep, valid = class_wise_nms(
         boxes, scores, labels, threshold=threshold, size=size, valid=valid
     )
-    return Detections(
-        boxes=jnp.where(valid[:, None], boxes[keep], 0.0),
-        scores=jnp.where(valid, scores[keep], 0.0),
-        labels=jnp.where(valid, labels[keep], 0),
-        valid=valid,
-    )
+    return without_padding(Detections(boxes[keep], scores[keep], labels[keep], valid))
+
+
+def without_padding(found: Detections) -> Detections:
+    """Zeros in the slots of one image that hold no answer."""
+
+    def emptied(values: jax.Array) -> jax.Array:
+        there = found.valid.reshape(-1, *(1,) * (values.ndim - 1))
+        return jnp.where(there, values, jnp.zeros((), values.dtype))
+
+    return jax.tree.map(emptied, found)
 
 
 def vote(

@@ -22,7 +22,7 @@ import pytest
 from jaxdet.ops import boxes as box_ops
 from tests.detectors import scenes
 
-# For what runs hundreds of steps: with the optimisations that `conftest` leaves out.
+# For what runs hundreds of times: with the optimisations that `conftest` leaves out.
 optimised_jit = partial(
     jax.jit,
     compiler_options={
@@ -30,23 +30,29 @@ optimised_jit = partial(
         "xla_llvm_disable_expensive_passes": False,
     },
 )
+overlaps = jax.jit(jax.vmap(box_ops.pairwise_iou))
 
 
 class Compiled:
     """A detector, its variables, and its functions compiled once for all laws."""
 
     def __init__(self, detector):
+        def loss(*arguments):
+            self.traces += 1
+            return detector.loss(*arguments)
+
         self.detector = detector
         self.variables = jax.jit(detector.init)(jax.random.key(0), scenes.batch())
-        self.loss = jax.jit(detector.loss)
+        self.loss = jax.jit(loss)
+        self.traces = 0  # of the loss: how often it was compiled
         self.predict = jax.jit(detector.predict)
-        self.gradients = jax.jit(partial(_gradients, detector))
+        self.gradients = optimised_jit(partial(_gradients, detector))
 
 
 class DetectorLaws:
     """Tests; see the module's docstring."""
 
-    def __init_subclass__(cls, *, detector, nms_threshold=0.5, steps=300):
+    def __init_subclass__(cls, *, detector, nms_threshold=0.5, steps=200):
         cls.make = staticmethod(detector)
         cls.nms_threshold = nms_threshold
         cls.steps = steps
@@ -59,31 +65,24 @@ class DetectorLaws:
     def trained(self, compiled):
         """Variables after learning one batch by heart, and that batch."""
         batch = scenes.batch()
-        return _overfit(compiled.detector, compiled.variables, batch, self.steps), batch
+        return _overfit(compiled, batch, self.steps), batch
 
-    def test_padding_the_canvas_changes_nothing(self, compiled, trained):
+    def test_padding_changes_nothing(self, compiled, trained):
+        """Neither that of the canvas nor that of the object slots."""
         variables, small = trained
-        large = scenes.batch(canvas=(96, 128))
+        large = scenes.batch(canvas=(96, 128), slots=9)
         np.testing.assert_array_equal(large.images[:, :64, :64], small.images)
         # With fresh variables: a loss of almost nothing would be mostly rounding.
         chex.assert_trees_all_close(
             _loss(compiled, compiled.variables, small),
             _loss(compiled, compiled.variables, large),
-            rtol=1e-4,
+            rtol=1e-5,
         )
         chex.assert_trees_all_close(
             compiled.predict(variables, small),
             compiled.predict(variables, large),
             rtol=1e-3,
             atol=1e-3,
-        )
-
-    def test_padding_the_object_slots_changes_nothing(self, compiled):
-        few, many = scenes.batch(slots=5), scenes.batch(slots=9)
-        chex.assert_trees_all_close(
-            _loss(compiled, compiled.variables, few),
-            _loss(compiled, compiled.variables, many),
-            rtol=1e-5,
         )
 
     def test_object_order_changes_nothing(self, compiled):
@@ -100,7 +99,7 @@ class DetectorLaws:
         (loss, _), gradients = compiled.gradients(compiled.variables, batch)
         chex.assert_tree_all_finite((loss, gradients))
         assert loss > 0
-        assert optax.global_norm(gradients) > 0
+        assert any(map(np.any, jax.tree.leaves(gradients)))
 
     def test_crowds_are_no_targets(self, compiled):
         batch = scenes.batch()
@@ -121,36 +120,32 @@ class DetectorLaws:
         together = jax.pmap(step, "devices", in_axes=(None, 0), out_axes=(None, None))
         (loss, metrics), gradients = together(compiled.variables, spread)
         chex.assert_trees_all_close((loss, metrics), alone[0], rtol=1e-4)
-        largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(alone[1]))
+        largest = max(np.max(np.abs(g)) for g in jax.tree.leaves(alone[1]))
         chex.assert_trees_all_close(gradients, alone[1], rtol=1e-3, atol=1e-5 * largest)
 
     def test_one_batch_can_be_overfitted(self, compiled, trained):
         variables, batch = trained
-        detections = compiled.predict(variables, batch)
+        detections = jax.device_get(compiled.predict(variables, batch))
+        overlap = np.asarray(overlaps(batch.truth.boxes, detections.boxes))
         for i, count in enumerate(np.sum(batch.truth.valid, axis=1)):
             # The best answers, as many as there are objects, are those objects.
             assert np.all(detections.scores[i, :count] > 0.5)
-            overlap = box_ops.pairwise_iou(
-                batch.truth.boxes[i, :count], detections.boxes[i, :count]
-            )
             labels = batch.truth.labels[i, :count]
             if compiled.detector.num_classes is None:
                 labels = np.zeros_like(labels)
             same = labels[:, None] == detections.labels[i, None, :count]
-            right = (overlap > 0.7) & same
+            right = (overlap[i, :count, :count] > 0.7) & same
             assert np.all(np.sum(right, axis=1) == 1)
             if count == 0:
                 assert not np.any(detections.scores[i] > 0.5)
 
     def test_one_compilation_however_many_objects(self, compiled):
-        def loss(*arguments):
-            return compiled.detector.loss(*arguments)
-
-        chex.clear_trace_counter()  # it counts by name, and other detectors were here
-        loss = jax.jit(chex.assert_max_traces(loss, n=1))
-        for seed, counts in enumerate([(3, 1, 2, 0), (0, 0, 0, 0), (4, 4, 4, 4)]):
+        _loss(compiled, compiled.variables, scenes.batch())
+        before = compiled.traces
+        for seed, counts in enumerate([(1, 0, 0, 1), (0, 0, 0, 0), (4, 4, 4, 4)]):
             batch = scenes.batch(seed, counts=counts)
-            loss(compiled.variables, batch, jax.random.key(seed))
+            compiled.loss(compiled.variables, batch, jax.random.key(seed))
+        assert compiled.traces == before > 0
 
     def test_bfloat16_modules_give_float32_losses_close_by(self, compiled):
         detector = self.make(jnp.bfloat16)
@@ -164,22 +159,22 @@ class DetectorLaws:
     def test_predictions_are_sane(self, compiled, trained, learned):
         batch = scenes.batch(7, counts=(2, 4, 0, 1))
         variables = trained[0] if learned else noisy(compiled.variables)
-        detections = compiled.predict(variables, batch)
+        detections = jax.device_get(compiled.predict(variables, batch))
         chex.assert_tree_all_finite(detections)
+        overlap = np.asarray(overlaps(detections.boxes, detections.boxes))
         assert np.any(detections.valid)
         for i, (height, width) in enumerate(batch.sizes):
-            found = np.asarray(detections.boxes[i][detections.valid[i]])
-            labels = np.asarray(detections.labels[i][detections.valid[i]])
-            scores = np.asarray(detections.scores[i][detections.valid[i]])
+            valid = detections.valid[i]
+            found, scores = detections.boxes[i, valid], detections.scores[i, valid]
+            labels = detections.labels[i, valid]
             assert np.all(found >= 0)
             assert np.all(found[:, 0::2] <= width) and np.all(found[:, 1::2] <= height)
             assert np.all(np.diff(scores) <= 0) and np.all((scores > 0) & (scores <= 1))
-            overlap = np.asarray(box_ops.pairwise_iou(found, found))
             same = (labels[:, None] == labels[None]) & ~np.eye(len(labels), dtype=bool)
-            assert np.all(overlap[same] <= self.nms_threshold + 1e-5)
-        unused = ~np.asarray(detections.valid)
-        assert not np.any(np.asarray(detections.boxes)[unused])
-        assert not np.any(np.asarray(detections.scores)[unused])
+            among_found = overlap[i][valid][:, valid]
+            assert np.all(among_found[same] <= self.nms_threshold + 1e-5)
+        assert not np.any(detections.boxes[~detections.valid])
+        assert not np.any(detections.scores[~detections.valid])
 
 
 def _loss(compiled: Compiled, variables, batch):
@@ -198,19 +193,21 @@ def _gradients(detector, variables, batch, axis_name=None):
     return answer if axis_name is None else jax.lax.pmean(answer, axis_name)
 
 
-def _overfit(detector, variables, batch, steps: int):
+def _overfit(compiled: Compiled, batch, steps: int):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.003, steps))
 
-    def step(state, key):
-        params, opt_state = state
-        _, gradients = _gradients(detector, {**variables, "params": params}, batch)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
+    @jax.jit
+    def update(gradients, state, params):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
 
-    state = (variables["params"], optimizer.init(variables["params"]))
-    keys = jax.random.split(jax.random.key(0), steps)
-    (params, _), _ = optimised_jit(partial(jax.lax.scan, step))(state, keys)
-    return {**variables, "params": params}
+    variables = compiled.variables
+    state = jax.jit(optimizer.init)(variables["params"])
+    for _ in range(steps):
+        _, gradients = compiled.gradients(variables, batch)
+        params, state = update(gradients, state, variables["params"])
+        variables = {**variables, "params": params}
+    return variables
 
 
 def noisy(variables):

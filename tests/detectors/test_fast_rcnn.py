@@ -84,7 +84,15 @@ def test_the_papers_constants_and_the_recipe():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pool": "mean"}, {"pool_size": 0}, {"level": -1}, {"num_classes": 0}]
+    "wrong",
+    [
+        {"pool": "mean"},
+        {"pool_size": 0},
+        {"level": -1},
+        {"num_classes": 0},
+        {"mean": (0.5,)},
+        {"std": (0.0,) * 3},
+    ],
 )
 def test_contradictions_are_refused(wrong):
     (name,) = wrong

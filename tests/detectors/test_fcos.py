@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.detectors import fcos as file
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.fcos import PAPER, TORCHVISION, FCOSConfig, fcos, loss, predict
 from jaxdet.nn.resnet import ResNet
@@ -35,7 +36,7 @@ def small_fcos(dtype=jnp.float32, config=SMALL):
     return fcos(config, backbone)
 
 
-class TestLaws(laws.DetectorLaws, detector=small_fcos, nms_threshold=0.6):
+class TestLaws(laws.DetectorLaws, detector=small_fcos, nms_threshold=0.6, steps=300):
     def test_prior_sets_the_first_scores(self, compiled):
         bias = compiled.variables["params"]["head"]["classes"]["bias"]
         np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.01, rtol=1e-5)
@@ -43,7 +44,10 @@ class TestLaws(laws.DetectorLaws, detector=small_fcos, nms_threshold=0.6):
 
 @pytest.mark.slow
 class TestLawsWithoutImprovements(
-    laws.DetectorLaws, detector=partial(small_fcos, config=PLAIN), nms_threshold=0.6
+    laws.DetectorLaws,
+    detector=partial(small_fcos, config=PLAIN),
+    nms_threshold=0.6,
+    steps=300,
 ):
     """The paper's exponentials and IoU loss obey them too."""
 
@@ -216,7 +220,7 @@ def test_what_the_threshold_is_on():
 @pytest.fixture(scope="module")
 def golden():
     """What torchvision's `fcos_resnet50_fpn` computes for two images."""
-    return dict(np.load(GOLDEN / "fcos_resnet50_fpn_s0_stages.npz"))
+    return dict(np.load(GOLDEN / "fcos_resnet50_fpn_s0.npz"))
 
 
 CANVAS = (320, 352)  # that the two images are padded to
@@ -240,7 +244,7 @@ def test_torchvisions_points(golden):
 @pytest.mark.parametrize("image", [0, 1])
 def test_torchvisions_matches(golden, image):
     height, width = golden["eval/transform/sizes"][image]
-    old_height, old_width, _ = golden[f"in/image{image}.shape"]
+    old_height, old_width, _ = golden[f"in/image{image}"].shape
     scale = np.array([width / old_width, height / old_height] * 2, np.float32)
     boxes = golden[f"in/target{image}/boxes"] * scale
     strides = golden["eval/anchors/0"][:, 2] - golden["eval/anchors/0"][:, 0]
@@ -301,6 +305,20 @@ def test_paper_constants():
     assert PAPER.score_threshold == 0.05
 
 
+@pytest.mark.parametrize("config", [SMALL, dataclasses.replace(PLAIN, limits=(9.0,))])
+def test_coverage_counts_the_points_that_learn_an_object(config):
+    canvas, there = (64, 96), np.ones(1, bool)
+    objects = np.array([[3, 5, 19, 24], [0, 0, 90, 60], [60, 8, 61, 9]], np.float32)
+    points, charges = file._points(canvas, config), file._charges(canvas, config)
+    expected = [
+        matching.match_points(points, alone[None], there, **charges)[1].sum()
+        for alone in objects
+    ]
+    found = small_fcos(config=config).coverage(canvas, objects, np.full((3, 2), 64))
+    np.testing.assert_array_equal(found.best, expected)
+    assert found.best[2] == 0 and min(found.best[:2]) >= found.low == found.high == 1
+
+
 def test_the_recipe_makes_the_same_detector_again():
     detector = small_fcos(jnp.bfloat16, PLAIN)
     again = rebuild(detector.recipe)
@@ -333,6 +351,10 @@ def test_the_recipe_makes_the_same_detector_again():
         ({"prior": 1.0}, "prior is 1.0; .* between 0 and 1"),
         ({"head_depth": -1}, "head_depth is -1"),
         ({"std": (0.0, 1.0, 1.0)}, "std is"),
+        ({"std": (1.0,)}, "std is .* three numbers above 0"),
+        ({"mean": (0.5,) * 4}, "mean is .* three numbers"),
+        ({"levels": (), "limits": ()}, r"levels is \(\); .* one or more"),
+        ({"point_offset": -0.5}, "point_offset is -0.5"),
         ({"score_threshold": 1.5}, "score_threshold is 1.5"),
     ],
 )

@@ -23,6 +23,17 @@ def small_mask_rcnn(dtype=jnp.float32, config=SMALL):
     return mask_rcnn(config, backbone, FCHead(64, depth=1, dtype=dtype))
 
 
+def with_mask_output(variables, *, bias):
+    """The last layer of the mask head without weights: it always says its bias."""
+    head = dict(variables["params"]["mask_head"])
+    values = {"kernel": 0.0, "bias": bias}
+    head["output"] = {
+        name: np.full_like(head["output"][name], value)
+        for name, value in values.items()
+    }
+    return {**variables, "params": {**variables["params"], "mask_head": head}}
+
+
 class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
     def test_masks_are_learned(self, compiled, trained):
         variables, batch = trained
@@ -39,10 +50,7 @@ class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
 
     def test_the_mask_loss_by_hand(self, compiled):
         # A mask head whose last layer is zero says 0.5 everywhere.
-        params = dict(compiled.variables["params"])
-        head = dict(params["mask_head"])
-        head["output"] = jax.tree.map(jnp.zeros_like, head["output"])
-        variables = {**compiled.variables, "params": {**params, "mask_head": head}}
+        variables = with_mask_output(compiled.variables, bias=0.0)
         _, metrics = compiled.loss(variables, scenes.batch(), jax.random.key(0))
         np.testing.assert_allclose(metrics["mask_loss"], np.log(2), rtol=1e-5)
 
@@ -54,21 +62,18 @@ class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
         kernel = np.asarray(gradients["mask_head"]["output"]["kernel"])
         assert np.any(kernel[..., 0]) and not np.any(kernel[..., 1:])
 
+    def test_cells_that_an_object_covers_in_part(self, compiled, monkeypatch):
+        def quarter(masks, boxes, regions, index, size):
+            return jnp.full((len(regions), size, size), 0.25)
 
-def test_cells_that_an_object_covers_in_part(monkeypatch):
-    def quarter(masks, boxes, regions, index, size):
-        return jnp.full((len(regions), size, size), 0.25)
-
-    monkeypatch.setattr(file.masks, "masks_in_regions", quarter)
-    config = dataclasses.replace(SMALL, soft_targets=True)
-    detector, batch = small_mask_rcnn(config=config), scenes.batch()
-    variables = jax.jit(detector.init)(jax.random.key(0), batch)
-    last = variables["params"]["mask_head"]["output"]
-    last["kernel"], last["bias"] = jnp.zeros_like(last["kernel"]), last["bias"] * 0 + 2
-    _, metrics = jax.jit(detector.loss)(variables, batch, jax.random.key(0))
-    right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
-    expected = 0.25 * right + 0.75 * wrong
-    np.testing.assert_allclose(metrics["mask_loss"], expected, rtol=1e-5)
+        monkeypatch.setattr(file.masks, "masks_in_regions", quarter)
+        # A mask head that says 2 everywhere.
+        variables = with_mask_output(compiled.variables, bias=2.0)
+        soft = small_mask_rcnn(config=dataclasses.replace(SMALL, soft_targets=True))
+        _, metrics = jax.jit(soft.loss)(variables, scenes.batch(), jax.random.key(0))
+        right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
+        expected = 0.25 * right + 0.75 * wrong
+        np.testing.assert_allclose(metrics["mask_loss"], expected, rtol=1e-5)
 
 
 def test_a_truth_without_masks_is_refused():
@@ -93,7 +98,9 @@ def test_the_references_configs_are_recipes(name):
     assert rebuild(detector.recipe).recipe == detector.recipe
 
 
-@pytest.mark.parametrize("wrong", [{"mask_depth": 0}, {"mask_weight": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"mask_depth": 0}, {"mask_weight": -1.0}, {"mask_norm": "batch"}]
+)
 def test_contradictions_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):

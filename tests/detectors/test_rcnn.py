@@ -30,7 +30,7 @@ def small_rcnn(dtype=jnp.float32, config=SMALL):
     return rcnn(config, backbone, FCHead(64, depth=1, dropout=0.1, dtype=dtype))
 
 
-class TestLaws(laws.DetectorLaws, detector=small_rcnn):
+class TestLaws(laws.DetectorLaws, detector=small_rcnn, steps=100):
     def test_chunks_change_nothing(self, compiled, trained):
         variables, batch = trained
         key = jax.random.key(0)  # of the dropout, too
@@ -63,7 +63,16 @@ def test_the_papers_constants_and_the_recipe():
     assert rebuild(detector.recipe).recipe == detector.recipe
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"context": 120}, {"chunk": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": 0},
+        {"context": 120},
+        {"chunk": 0},
+        {"mean": (0.5,)},
+        {"std": (1.0, 1.0)},
+    ],
+)
 def test_contradictions_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):

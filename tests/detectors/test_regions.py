@@ -217,6 +217,7 @@ def test_keys_belong_to_images_not_to_slots():
     [
         {"per_image": 0},
         {"positive_fraction": 1.5},
+        {"positive_fraction": 1 / 1024},
         {"negative_iou": 0.6},
         {"hard_negative_iou": 0.5},
         {"box_weights": (1.0, 1.0, 0.0, 1.0)},

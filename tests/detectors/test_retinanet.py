@@ -21,6 +21,7 @@ from jaxdet.detectors.retinanet import (
 )
 from jaxdet.nn.resnet import ResNet
 from jaxdet.ops import anchors
+from jaxdet.ops import boxes as box_ops
 from tests.detectors import laws, scenes
 
 SMALL = RetinaNetConfig(
@@ -70,7 +71,8 @@ def test_loss_worked_by_hand():
     batch, boxes = one_object(ONE_ANCHOR, [0, 0, 32, 32])
     assert boxes.shape == (4, 4)
     network = answers(jnp.zeros((1, 4, 3)), jnp.full((1, 4, 4), 0.5))
-    total, metrics = loss(network, batch, None, config=ONE_ANCHOR)
+    run = jax.jit(partial(loss, network, key=None, config=ONE_ANCHOR))
+    total, metrics = run(batch)
     # Scores of 1/2: the object's class costs .25 * (1/2)**2 * ln 2, each of the other
     # eleven class scores .75 * (1/2)**2 * ln 2; all over one positive anchor.
     expected = (0.25 + 11 * 0.75) * 0.25 * np.log(2)
@@ -89,7 +91,7 @@ def test_ignored_anchors_cost_nothing():
     batch, boxes = one_object(config, [0, 0, 32, 32])
     assert boxes.shape == (8, 4)
     network = answers(jnp.zeros((1, 8, 3)), jnp.zeros((1, 8, 4)))
-    _, metrics = loss(network, batch, None, config=config)
+    _, metrics = jax.jit(partial(loss, network, key=None, config=config))(batch)
     np.testing.assert_allclose(metrics["positives"], 1)
     # Of 24 class scores three are ignored; see above for what the others cost.
     expected = (0.25 + 20 * 0.75) * 0.25 * np.log(2)
@@ -167,6 +169,15 @@ def test_the_recipe_makes_the_same_detector_again():
     chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
 
 
+def test_coverage_is_by_its_own_anchors():
+    objects = np.array([[3, 5, 19, 24], [60, 8, 63, 40], [0, 0, 64, 60]], np.float32)
+    all_anchors = anchors.pyramid_anchors((64, 96), **SMALL.anchors)
+    found = small_retinanet().coverage((64, 96), objects, np.full((3, 2), 64))
+    expected = box_ops.pairwise_iou(all_anchors, objects).max(axis=0)
+    np.testing.assert_allclose(found.best, expected, rtol=1e-5)
+    assert (found.low, found.high) == (SMALL.low_iou, SMALL.high_iou)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -186,6 +197,10 @@ def test_the_recipe_makes_the_same_detector_again():
         ({"detections": 0}, "detections is 0"),
         ({"head_depth": -1}, "head_depth is -1"),
         ({"std": (0.0, 1.0, 1.0)}, "std"),
+        ({"mean": (0.5, 0.5)}, r"mean is \(0.5, 0.5\); .* three numbers"),
+        ({"levels": ()}, r"levels is \(\); .* one or more"),
+        ({"anchor_offset": 8.0}, r"anchor_offset is 8.0; .* \[0, 1\]"),
+        ({"low_iou": 0.0, "high_iou": 0.0}, r"high_iou is 0.0; .* \(0, 1\]"),
         ({"nms_threshold": -1.0}, "nms_threshold is -1.0"),
     ],
 )

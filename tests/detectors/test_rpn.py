@@ -103,9 +103,10 @@ def test_only_anchors_inside_teach_if_asked():
 
         return np.asarray(jax.grad(total)(jnp.zeros((1, len(boxes), 1))))[0, :, 0]
 
-    assert not np.any(gradient(config)[~inside])
+    of_some = gradient(config)
+    assert not np.any(of_some[~inside])
     # The object has its best anchor among those inside.
-    assert np.sum(gradient(config)[inside] < 0) >= 1
+    assert np.sum(of_some[inside] < 0) >= 1
     everywhere = dataclasses.replace(config, inside_only=False)
     assert np.any(gradient(everywhere)[~inside])
 
@@ -224,6 +225,19 @@ def test_constants_of_the_references():
         assert (config.per_image, config.nms_threshold) == (256, 0.7)
 
 
+@pytest.mark.parametrize("inside_only", [False, True])
+def test_coverage_is_by_the_anchors_that_are_trained(inside_only):
+    config = dataclasses.replace(TWO_LEVELS, inside_only=inside_only)
+    objects = np.array([[0, 2, 20, 30], [20, 20, 56, 56]], np.float32)
+    boxes = np.asarray(anchors.pyramid_anchors((64, 64), **config.anchors))
+    if inside_only:
+        boxes = boxes[np.all((boxes >= 0) & (boxes <= 56), axis=1)]
+    found = small_rpn(config=config).coverage((64, 64), objects, np.full((2, 2), 56))
+    expected = box_ops.pairwise_iou(boxes, objects).max(axis=0)
+    np.testing.assert_allclose(found.best, expected, rtol=1e-5)
+    assert (found.low, found.high) == (0.3, 0.7)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -237,6 +251,14 @@ def test_constants_of_the_references():
         {"nms_threshold": 1.1},
         {"anchor_ratios": (0.0, 1.0)},
         {"anchor_ratios": ()},
+        {"channels": 0},
+        {"head_channels": 0},
+        {"fpn_norm": "batch"},
+        {"anchor_offset": 16.0},
+        {"high_iou": 0.0},
+        {"positive_fraction": 1e-3},
+        {"mean": (0.5,)},
+        {"std": (0.5, 0.5)},
     ],
 )
 def test_contradictions_are_refused(wrong):

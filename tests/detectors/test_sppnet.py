@@ -33,6 +33,22 @@ class TestLaws(laws.DetectorLaws, detector=small_sppnet):
         assert not any(map(np.any, jax.tree.leaves(gradients["backbone"])))
         assert all(map(np.any, jax.tree.leaves(gradients["region_head"])))
 
+    def test_scales_change_where_regions_lie(self, compiled):
+        """A region of half the image has the features of half the region."""
+        config = dataclasses.replace(SMALL, scales=(0.5,))
+        detector, batch = small_sppnet(config=config), scenes.batch()
+        variables = laws.noisy(compiled.variables)
+        small = batch.replace(
+            images=batch.images.reshape(4, 32, 2, 32, 2, 3).mean(axis=(2, 4)),
+            sizes=batch.sizes // 2,
+            regions=batch.regions.replace(boxes=batch.regions.boxes / 2),
+        )
+        large = jax.jit(detector.predict)(variables, batch)
+        again = compiled.predict(variables, small)
+        assert large.scores.std() > 0.1
+        np.testing.assert_allclose(large.scores, again.scores, atol=1e-4)
+        np.testing.assert_allclose(large.boxes, 2 * again.boxes, atol=1e-2)
+
 
 def test_each_region_is_read_at_the_scale_nearest_to_its_side():
     class Eye:
@@ -55,24 +71,6 @@ def test_each_region_is_read_at_the_scale_nearest_to_its_side():
     np.testing.assert_array_equal(pixels[0, :, 0, 0], [32, 64, 128])
 
 
-def test_scales_change_where_regions_lie():
-    """A region of the image at half its size has the features of half the region."""
-    config = dataclasses.replace(SMALL, scales=(0.5,))
-    detector, batch = small_sppnet(config=config), scenes.batch()
-    variables = laws.noisy(jax.jit(detector.init)(jax.random.key(0), batch))
-    half = dataclasses.replace(SMALL, scales=(1.0,))
-    small = batch.replace(
-        images=batch.images.reshape(4, 32, 2, 32, 2, 3).mean(axis=(2, 4)),
-        sizes=batch.sizes // 2,
-        regions=batch.regions.replace(boxes=batch.regions.boxes / 2),
-    )
-    large = jax.jit(detector.predict)(variables, batch)
-    again = jax.jit(small_sppnet(config=half).predict)(variables, small)
-    assert large.scores.std() > 0.1
-    np.testing.assert_allclose(large.scores, again.scores, atol=1e-4)
-    np.testing.assert_allclose(large.boxes, 2 * again.boxes, atol=1e-2)
-
-
 def test_the_papers_constants_and_the_recipe():
     assert PAPER.bins == (6, 3, 2, 1) and len(PAPER.scales) == 5
     assert PAPER.region.nms_threshold == 0.3
@@ -81,7 +79,16 @@ def test_the_papers_constants_and_the_recipe():
     assert rebuild(detector.recipe).recipe == detector.recipe
 
 
-@pytest.mark.parametrize("wrong", [{"bins": ()}, {"scales": (0.0,)}, {"level": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bins": ()},
+        {"scales": (0.0,)},
+        {"level": -1},
+        {"mean": (0.5,)},
+        {"std": (0.0,) * 3},
+    ],
+)
 def test_contradictions_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):

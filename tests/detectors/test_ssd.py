@@ -24,6 +24,9 @@ from jaxdet.detectors.ssd import (
 )
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.resnet import ResNet
+from jaxdet.ops import anchors
+from jaxdet.ops import boxes as box_ops
+from jaxdet.pretrained import SSD_MOBILENET_V2_CONFIG
 from tests.detectors import laws, scenes
 
 SMALL = SSDConfig(
@@ -42,7 +45,7 @@ def small_ssd(dtype=jnp.float32, config=SMALL):
     return ssd(config, ExtraStages(backbone, ((16, 32),), norm="group", dtype=dtype))
 
 
-class TestLaws(laws.DetectorLaws, detector=small_ssd, nms_threshold=0.45, steps=200):
+class TestLaws(laws.DetectorLaws, detector=small_ssd, nms_threshold=0.45):
     pass
 
 
@@ -222,7 +225,7 @@ def test_constants_all_references_share(config):
     assert config.box_weights == (10.0, 10.0, 5.0, 5.0)
     assert (config.score_threshold, config.nms_threshold) == (0.01, 0.45)
     assert (config.candidates, config.detections) == (400, 200)
-    assert config.scores == "softmax" and config.head_kernel == 3
+    assert config.scores == "softmax"
     np.testing.assert_allclose(config.mean, (0.48235, 0.45882, 0.40784), atol=1e-5)
     assert config.std == (1 / 255,) * 3
 
@@ -235,6 +238,30 @@ def test_constants_of_each_reference():
     assert theirs == [21, 45, 99, 153, 207, 261]
     assert max(np.max(shapes) for shapes in PAPER.shapes) > 300
     assert max(np.max(shapes) for shapes in TORCHVISION.shapes) == 300
+
+
+def test_steps_of_another_canvas_are_refused():
+    batch = scenes.batch()
+    config = dataclasses.replace(SMALL, steps=(8.0, 32.0))
+    detector = small_ssd(config=config)
+    variables = jax.eval_shape(detector.init, jax.random.key(0), batch)
+    words = r"steps is \(8.0, 32.0\); .* level 4 has 4 x 4 cells, .* about 16 .* not 32"
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(detector.predict, variables, batch)
+
+
+@pytest.mark.parametrize(
+    ("config", "extents"),
+    [(PAPER, (38, 19, 10, 5, 3, 1)), (SSD_MOBILENET_V2_CONFIG, (19, 10, 5, 3, 2, 1))],
+)
+def test_coverage_is_by_the_default_boxes_of_the_references(config, extents):
+    objects = np.array([[9, 11, 40, 60], [0, 100, 290, 200], [5, 5, 9, 9]], np.float32)
+    cells = [(extent, extent) for extent in extents]
+    layout = {"steps": config.steps, "shapes": config.shapes}
+    iou = box_ops.pairwise_iou(anchors.default_boxes(cells, **layout), objects)
+    found = ssd(config, None).coverage((300, 300), objects, np.full((3, 2), 300))
+    np.testing.assert_allclose(found.best, iou.max(axis=0), rtol=1e-5)
+    assert found.low == found.high == config.positive_iou
 
 
 def test_a_level_that_the_backbone_lacks_is_named():
@@ -268,10 +295,11 @@ def test_the_recipe_makes_the_same_detector_again():
         ("steps", (8.0, 0.0), "above 0"),
         ("shapes", (((8.0, 8.0),),), "one for each of levels"),
         ("shapes", (((8.0, 8.0),), ()), "one or more a level"),
-        ("shapes", (((8.0, 0.0),),) * 2, "sides above 0"),
+        ("shapes", (((8.0, 0.0),),) * 2, "(height, width) above 0"),
+        ("shapes", (((8.0, 8.0, 8.0),),) * 2, "(height, width)"),
         ("scores", "logistic", "softmax or sigmoid"),
-        ("head_kernel", 2, "odd"),
-        ("positive_iou", 1.5, "in [0, 1]"),
+        ("positive_iou", 1.5, "in (0, 1]"),
+        ("positive_iou", 0.0, "in (0, 1]"),
         ("negatives_per_positive", -1.0, "0 or more"),
         ("min_negatives", -1, "0 or more"),
         ("box_weights", (1.0, 1.0, 1.0), "four numbers above 0"),
@@ -280,6 +308,7 @@ def test_the_recipe_makes_the_same_detector_again():
         ("score_threshold", -1.0, "in [0, 1]"),
         ("nms_threshold", 2.0, "in [0, 1]"),
         ("std", (0.0, 1.0, 1.0), "above 0"),
+        ("mean", (0.5,), "three numbers"),
     ],
 )
 def test_contradictions_are_refused(field, value, allowed):

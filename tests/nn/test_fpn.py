@@ -14,13 +14,14 @@ def stages():
     rng = np.random.default_rng(0)
     extents = {3: (7, 5), 4: (4, 3), 5: (2, 2)}  # of a 52 x 40 canvas: odd, even, odd
     return {
-        level: jnp.asarray(rng.normal(size=(1, *extent, 2 * level)), jnp.float32)
+        level: rng.normal(size=(1, *extent, 2 * level)).astype(np.float32)
         for level, extent in extents.items()
     }
 
 
 def test_levels_have_the_extents_of_their_strides(stages):
-    pyramid, _ = FPN(3, 7, 8).init_with_output(jax.random.key(0), stages)
+    init = FPN(3, 7, 8).init_with_output
+    pyramid, _ = jax.eval_shape(init, jax.random.key(0), stages)
     shapes = {level: features.shape for level, features in pyramid.items()}
     assert shapes == {
         3: (1, 7, 5, 8),
@@ -33,7 +34,7 @@ def test_levels_have_the_extents_of_their_strides(stages):
 
 def test_top_down_path_is_a_sum_of_nearest_neighbours(stages):
     fpn = FPN(3, 5, 4)
-    variables = fpn.init(jax.random.key(0), stages)
+    variables = jax.jit(fpn.init)(jax.random.key(0), stages)
     params = variables["params"]
     lateral = {
         level: np.asarray(x) @ np.asarray(params[f"lateral{level}"]["kernel"][0, 0])
@@ -46,21 +47,24 @@ def test_top_down_path_is_a_sum_of_nearest_neighbours(stages):
     four = lateral[4] + lateral[5][:, [0, 0, 1, 1]][:, :, [0, 0, 1]]
     three = lateral[3] + four[:, [0, 0, 1, 1, 2, 2, 3]][:, :, [0, 0, 1, 1, 2]]
     chex.assert_trees_all_close(
-        fpn.apply(variables, stages), {3: three, 4: four, 5: lateral[5]}, atol=1e-5
+        jax.jit(fpn.apply)(variables, stages),
+        {3: three, 4: four, 5: lateral[5]},
+        atol=1e-5,
     )
 
 
 def test_pool_takes_every_second_cell(stages):
-    pyramid, _ = FPN(3, 6, 8, extra="pool").init_with_output(jax.random.key(0), stages)
+    init = jax.jit(FPN(3, 6, 8, extra="pool").init_with_output)
+    pyramid, _ = init(jax.random.key(0), stages)
     np.testing.assert_array_equal(pyramid[6], pyramid[5][:, ::2, ::2])
 
 
 @pytest.mark.parametrize(("extra", "fan_in"), [("c5", 10), ("p5", 8)])
 def test_where_the_extra_levels_come_from(stages, extra, fan_in):
     fpn = FPN(3, 7, 8, extra=extra)
-    variables = fpn.init(jax.random.key(0), stages)
+    variables = jax.jit(fpn.init)(jax.random.key(0), stages)
     assert variables["params"]["output6"]["kernel"].shape == (3, 3, fan_in, 8)
-    pyramid = fpn.apply(variables, stages)
+    pyramid = jax.jit(fpn.apply)(variables, stages)
     # One cell with zeros around: the convolution is its centre tap. P7 sees relu(P6).
     centre = variables["params"]["output7"]["kernel"][1, 1]
     seven = jax.nn.relu(pyramid[6]) @ centre
@@ -72,22 +76,28 @@ def test_a_missing_stage_is_named(stages):
         ValueError, match=r"finest level 2; the backbone has \[3, 4, 5\]"
     ):
         FPN(2, 5).init(jax.random.key(0), stages)
+    gap = {level: stages[level] for level in (3, 5)}
+    with pytest.raises(ValueError, match=r"finest level 3; the backbone has \[3, 5\]"):
+        FPN(3, 5).init(jax.random.key(0), gap)
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])
 @pytest.mark.parametrize("top_down", [True, False])
 def test_padding_changes_nothing(stages, norm, top_down):
     fpn = FPN(3, 7, 8, norm=norm, top_down=top_down)
-    variables = fpn.init(jax.random.key(0), stages)
-    alone = fpn.apply(variables, stages)
+    variables = jax.jit(fpn.init)(jax.random.key(0), stages)
+    apply = jax.jit(fpn.apply)
+    alone = apply(variables, stages)
     # The same features in a larger canvas full of rubbish.
     larger = {
-        level: jnp.full((1, 16 >> (level - 3), 16 >> (level - 3), x.shape[-1]), 9.0)
-        .at[:, : x.shape[1], : x.shape[2]]
-        .set(x)
+        level: np.pad(
+            x,
+            [(0, 0), *((0, (16 >> (level - 3)) - n) for n in x.shape[1:3]), (0, 0)],
+            constant_values=9.0,
+        )
         for level, x in stages.items()
     }
-    padded = fpn.apply(variables, larger, jnp.array([[52, 40]]))
+    padded = apply(variables, larger, jnp.array([[52, 40]]))
     for level, features in alone.items():
         _, height, width, _ = features.shape
         chex.assert_trees_all_close(
@@ -97,14 +107,15 @@ def test_padding_changes_nothing(stages, norm, top_down):
 
 def test_without_the_top_down_path_levels_know_nothing_of_each_other(stages):
     fpn = FPN(3, 7, 8, top_down=False)
-    variables = fpn.init(jax.random.key(0), stages)
+    variables = jax.jit(fpn.init)(jax.random.key(0), stages)
     whole = jax.eval_shape(FPN(3, 7, 8).init, jax.random.key(0), stages)
     chex.assert_trees_all_equal_shapes(variables, whole)  # only the path is missing
-    pyramid = fpn.apply(variables, stages)
+    apply = jax.jit(fpn.apply)
+    pyramid = apply(variables, stages)
     for level in stages:
-        alone = jax.tree.map(jnp.zeros_like, stages) | {level: stages[level]}
-        chex.assert_trees_all_equal(fpn.apply(variables, alone)[level], pyramid[level])
+        alone = jax.tree.map(np.zeros_like, stages) | {level: stages[level]}
+        chex.assert_trees_all_equal(apply(variables, alone)[level], pyramid[level])
     # The coarsest stage has nothing above it in either.
-    joined = FPN(3, 7, 8).apply(variables, stages)
+    joined = jax.jit(FPN(3, 7, 8).apply)(variables, stages)
     for level, same in {3: False, 4: False, 5: True, 6: True, 7: True}.items():
         assert np.array_equal(joined[level], pyramid[level]) == same

@@ -139,6 +139,11 @@ def test_dropout_is_drawn_for_each_image_alone(rng):
     assert not np.array_equal(gone[:3], gone[3:])
 
 
+def test_dropping_all_outputs_is_refused(rng):
+    with pytest.raises(ValueError, match=r"dropout is 1\.0; it must be in \[0, 1\)"):
+        FCHead(4, dropout=1.0).init(jax.random.key(0), rng.normal(size=(1, 2)))
+
+
 def test_layers_drop_different_outputs():
     # Ones in, and each layer passes its inputs on: survivors of both have 1 / .5 ** 2.
     head = FCHead(256, depth=2, dropout=0.5)

@@ -53,9 +53,8 @@ def test_agrees_with_flax(rng, extents, kernel, stride, padding):
 
 def test_arithmetic_in_bfloat16_keeps_float32_parameters():
     x = jnp.ones((1, 4, 4, 3))
-    answer, variables = DepthwiseConv(dtype=jnp.bfloat16).init_with_output(
-        jax.random.key(0), x
-    )
+    init = DepthwiseConv(dtype=jnp.bfloat16).init_with_output
+    answer, variables = jax.eval_shape(init, jax.random.key(0), x)
     chex.assert_type(answer, jnp.bfloat16)
     chex.assert_type(jax.tree.leaves(variables), jnp.float32)
 
@@ -89,7 +88,7 @@ def test_a_block_by_hand(rng):
         for name, layer in variables["params"].items()
         if name.endswith("_conv")
     }
-    y, wide = block().apply(variables, x)
+    y, wide = jax.jit(block().apply)(variables, x)
     expanded = np.clip(x @ kernels["expand_conv"][0, 0], 0, 6)
     chex.assert_trees_all_close(wide, expanded, atol=1e-5)
     around = np.pad(expanded, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -100,10 +99,10 @@ def test_a_block_by_hand(rng):
     )
     narrow = np.clip(looked, 0, 6) @ kernels["project_conv"][0, 0]
     chex.assert_trees_all_close(y, x + narrow, atol=1e-4)
-    activated, _ = block(linear=False).apply(variables, x)
+    activated, _ = jax.jit(block(linear=False).apply)(variables, x)
     chex.assert_trees_all_close(activated, x + np.clip(narrow, 0, 6), atol=1e-4)
     # No shortcut where the shapes differ.
-    halved, _ = block(stride=2).apply(variables, x)
+    halved, _ = jax.jit(block(stride=2).apply)(variables, x)
     chex.assert_trees_all_close(halved, narrow[:, ::2, ::2], atol=1e-4)
 
 
@@ -144,7 +143,7 @@ def test_padding_changes_nothing(rng, padding, norm):
         for level, features in stages.items():
             _, rows, columns, _ = features.shape
             assert (rows, columns) == (-(-22 // 2**level), -(-13 // 2**level))
-            assert jnp.std(features) > 0.01
+            assert np.std(features) > 0.01
             chex.assert_trees_all_close(
                 with_padding[level][:, :rows, :columns], features, atol=1e-3
             )

@@ -1,6 +1,7 @@
 """Residual networks: sizes, padding, frozen stages."""
 
 import re
+from functools import partial
 
 import chex
 import jax
@@ -89,6 +90,30 @@ def test_layers():
     halving = [(1, 1, 0), (3, 2, 1), (1, 1, 0)]
     expected = (*stem, *bottleneck * 3, *halving, *bottleneck * 3)
     assert layers(3, depth=50) == expected
+
+
+def test_remat_gives_the_same_gradients_and_keeps_less_for_them(rng):
+    image = jnp.asarray(rng.normal(size=(1, 64, 64, 3)), jnp.float32)
+    variables = drawn.variables(rng, ResNet(50, width=4, coarsest=2), image)
+
+    def gradients_and_memory(network):
+        def loss(variables):
+            return sum(jnp.sum(x) for x in network.apply(variables, image).values())
+
+        _, pull_back = jax.eval_shape(partial(jax.vjp, loss), variables)
+        kept = jax.tree.leaves(pull_back)
+        return jax.jit(jax.grad(loss))(variables), sum(x.size for x in kept)
+
+    expected, memory = gradients_and_memory(ResNet(50, width=4, coarsest=2))
+    found, less = gradients_and_memory(ResNet(50, width=4, coarsest=2, remat=True))
+    # Of sums of hundreds of terms; the largest gradients are over 100.
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert less < 0.5 * memory
+
+
+def test_stages_end_with_the_second_to_the_fifth():
+    with pytest.raises(ValueError, match="coarsest is 6; it must be in 2 to 5"):
+        ResNet(10, coarsest=6).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
 def test_unknown_depth():

@@ -79,6 +79,15 @@ def test_jit_equals_eager():
     chex.assert_trees_all_equal(jax.jit(grid)(), grid())
 
 
+def test_rounded_cells_take_canvases_like_torchvisions():
+    layout = {"sizes": [(8,)], "ratios": (1,), "rounded": True}
+    anchors.pyramid_anchors((800, 1344), **layout, levels=[7])  # 6.25 x 10.5 strides
+    anchors.pyramid_anchors((8, 24), **layout, levels=[3])
+    for canvas, level, multiple in (((8, 20), 3, 8), ((48, 64), 7, 32)):
+        with pytest.raises(ValueError, match=f"must be a multiple of {multiple}"):
+            anchors.pyramid_anchors(canvas, **layout, levels=[level])
+
+
 def test_every_level_needs_sizes():
     with pytest.raises(ValueError, match="1 groups of sizes for 2 levels"):
         anchors.pyramid_anchors((8, 8), sizes=[(4,)], ratios=(1,), levels=(2, 3))
@@ -114,10 +123,18 @@ def test_anchors_on_the_images_of_a_batch():
     assert jnp.all(anchors.on_images((2, 32, 32, 3), None, **layout))
 
 
-@pytest.mark.parametrize("options", [{}, {"offset": 0.0, "rounded": True}])
-@pytest.mark.parametrize("canvas", [(64, 96), (41, 100), (1, 1)])
+@pytest.mark.parametrize(
+    ("canvas", "options"),
+    [
+        ((64, 96), {}),
+        ((41, 100), {"offset": 0.0}),
+        ((1, 1), {}),
+        ((64, 128), {"offset": 0.0, "rounded": True}),
+        ((96, 160), {"offset": 0.0, "rounded": True}),  # no multiples of level 6's 64
+    ],
+)
 def test_cell_centres_are_those_of_anchors(canvas, options):
-    levels = (3, 5)
+    levels = (3, 6)
     points = anchors.cell_centres(canvas, levels=levels, **options)
     boxes = anchors.pyramid_anchors(
         canvas, sizes=[(8,), (8,)], ratios=(1,), levels=levels, **options

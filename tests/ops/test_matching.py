@@ -304,7 +304,7 @@ def test_objects_that_are_padding_or_far_away_claim_no_default_box():
 
 @pytest.mark.parametrize("image", [0, 1])
 def test_default_boxes_match_as_torchvisions(golden_ssd, image):
-    height, width = golden_ssd[f"in/size{image}"]
+    height, width, _ = golden_ssd[f"in/image{image}"].shape
     scale = np.array([300 / width, 300 / height] * 2, np.float32)
     objects = golden_ssd[f"in/target{image}/boxes"] * scale
     matches = match_default_boxes(

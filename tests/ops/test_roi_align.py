@@ -148,23 +148,30 @@ def test_agrees_with_the_oracle(features, samples, aligned):
 def test_more_samples_than_there_may_be(features, monkeypatch):
     # A bin of 12 cells by 9, yet two samples each way: as if 2 had been asked for.
     monkeypatch.setattr(roi_align, "MOST_SAMPLES", 2)
-    align = partial(roi_align.roi_align, features, BOXES[:1], stride=STRIDE, size=1)
-    chex.assert_trees_all_close(align(samples=0), align(samples=2), atol=1e-5)
+    align = partial(roi_align.roi_align, stride=STRIDE, size=1)
+    adaptive, two = (
+        jax.jit(partial(align, samples=samples))(features, BOXES[:1])
+        for samples in (0, 2)
+    )
+    chex.assert_trees_all_close(adaptive, two, atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [2, 0])
 def test_the_gradient_is_the_transpose(rng, features, samples):
-    align = partial(
-        roi_align.roi_align, boxes=BOXES, stride=STRIDE, size=3, samples=samples
-    )
-    pooled, pull = jax.vjp(jax.jit(align), features)
-    upstream = rng.normal(size=pooled.shape).astype(np.float32)
-    gradient = pull(upstream)[0]
-    assert jnp.isfinite(gradient).all()
+    @jax.jit
+    def value_and_gradient(features, upstream):
+        align = partial(roi_align.roi_align, stride=STRIDE, size=3, samples=samples)
+        pooled, pull = jax.vjp(align, features, BOXES)
+        return pooled, pull(upstream)[0]
+
+    upstream = rng.normal(size=(len(BOXES), 3, 3, 3)).astype(np.float32)
+    _, gradient = value_and_gradient(features, upstream)
+    assert np.isfinite(gradient).all()
     # The op is linear: its derivative along any map is the op of that map.
     other = rng.normal(size=features.shape).astype(np.float32)
+    pooled, _ = value_and_gradient(other, upstream)
     np.testing.assert_allclose(
-        np.vdot(gradient, other), np.vdot(upstream, jax.jit(align)(other)), rtol=1e-4
+        np.vdot(gradient, other), np.vdot(upstream, pooled), rtol=1e-4
     )
 
 
@@ -212,7 +219,7 @@ def cut_and_padded(pyramid, size, value):
 
 
 @pytest.mark.parametrize("samples", [2, 0])
-@pytest.mark.parametrize("levels", [(3,), (2, 3, 4)], ids=["map", "pyramid"])
+@pytest.mark.parametrize("levels", [(3,), (3, 4)], ids=["map", "pyramid"])
 def test_what_lies_beyond_the_image_does_not_count(rng, levels, samples):
     # They end within a cell, between two, with the map; and an image of nothing.
     sizes = [(33, 57), (40, 96), (72, 96), (0, 0)]
@@ -246,12 +253,10 @@ def test_what_lies_beyond_the_image_does_not_count(rng, levels, samples):
         gradient = {level: np.pad(gradient[level], margins[level]) for level in levels}
         images.append(padded)
         expected.append((pooled, gradient))
-    alone = value_and_gradient(images[0], jnp.array(sizes[0]))
-    chex.assert_trees_all_close(alone, expected[0], atol=1e-5)
     images, expected = (
-        jax.tree.map(lambda *x: jnp.stack(x), *x) for x in (images, expected)
+        jax.tree.map(lambda *x: np.stack(x), *x) for x in (images, expected)
     )
-    together = jax.jit(jax.vmap(value_and_gradient))(images, jnp.array(sizes))
+    together = jax.jit(jax.vmap(value_and_gradient))(images, np.array(sizes))
     chex.assert_trees_all_close(together, expected, atol=1e-5)
 
 
@@ -265,11 +270,15 @@ def test_equal_boxes_equal_bits(features):
 
 @pytest.mark.parametrize("samples", [2, 0])
 def test_no_boxes(features, samples):
-    align = partial(roi_align.roi_align, stride=STRIDE, samples=samples)
-    none = jnp.zeros((0, 4))
-    assert align(features, none).shape == (0, 7, 7, 3)
-    gradient = jax.grad(lambda x: align(x, none).sum())(features)
-    assert (gradient == 0).all()
+    @jax.jit
+    def value_and_gradient(features, boxes):
+        align = partial(roi_align.roi_align, stride=STRIDE, samples=samples)
+        pooled, pull = jax.vjp(align, features, boxes)
+        return pooled, pull(pooled)[0]
+
+    pooled, gradient = value_and_gradient(features, np.zeros((0, 4), np.float32))
+    assert pooled.shape == (0, 7, 7, 3)
+    assert gradient.shape == features.shape and not np.any(gradient)
 
 
 @pytest.mark.parametrize("samples", [2, 0])
@@ -355,8 +364,11 @@ def test_each_box_reads_its_own_level(rng, golden_ops):
         return pooled
 
     def value_and_gradient(pool):
-        pooled, pull = jax.vjp(jax.jit(pool), pyramid)
-        return pooled, pull(upstream)[0]
+        def both(pyramid, upstream):
+            pooled, pull = jax.vjp(pool, pyramid)
+            return pooled, pull(upstream)[0]
+
+        return jax.jit(both)(pyramid, upstream)
 
     expected = value_and_gradient(every_level)
     chex.assert_trees_all_close(value_and_gradient(own_level), expected, atol=1e-4)
