@@ -17,24 +17,14 @@ import tyro
 
 from jaxdet.data import coco
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.training import distributed
-from jaxdet.training.checkpoint import CheckpointError, RunError
-from jaxdet.training.config import ConfigError, TrainingConfig
-from jaxdet.training.metrics import NonFiniteLossError
-from jaxdet.weights import WeightsError
+
+# Networks, and what trains them, are imported where they are used: an exported detector
+# runs without.
 
 Config = TypeVar("Config")
 Precision = Literal["float32", "bfloat16"]
 
-MENDABLE = (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    NonFiniteLossError,
-    RunError,
-    WeightsError,
-)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -61,14 +51,25 @@ def run(main: Callable | dict[str, Callable]) -> None:
             tyro.cli(main, args=arguments)
     except KeyboardInterrupt:
         _exit(130)  # training has said how to go on
-    except MENDABLE as error:
-        _exit(1, f"error: {error}")
     except Exception as error:
+        if isinstance(error, _mendable()):
+            _exit(1, f"error: {error}")
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             _exit(1, f"error: {error}; what was saved before is still there")
         if not jax.distributed.is_initialized():
             raise
         _exit(1, traceback.format_exc())
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """What a user can do something about."""
+    from jaxdet.training.checkpoint import CheckpointError, RunError
+    from jaxdet.training.config import ConfigError
+    from jaxdet.training.metrics import NonFiniteLossError
+    from jaxdet.weights import WeightsError
+
+    ours = (CheckpointError, ConfigError, DataError)
+    return (*ours, NonFiniteLossError, RunError, WeightsError)
 
 
 def _join_others(arguments: list[str]) -> list[str]:
@@ -94,8 +95,14 @@ def _join_others(arguments: list[str]) -> list[str]:
     try:
         distributed.join(**vars(hosts))
     except ValueError as error:
-        raise ConfigError(f"--{error}") from error
+        _refuse(f"--{error}")
     return rest
+
+
+def _refuse(message: str) -> NoReturn:
+    from jaxdet.training.config import ConfigError
+
+    raise ConfigError(message) from None
 
 
 def _exit(code: int, message: str = "") -> NoReturn:
@@ -126,14 +133,14 @@ def with_classes_of(data_set: DataSet, detector: Config, *, recipe: Config) -> C
     return _with_classes_of(data_set, detector, recipe, "--detector")
 
 
-def from_scratch(training: TrainingConfig, *, recipe: TrainingConfig) -> TrainingConfig:
+def from_scratch(training: Config, *, recipe: Config) -> Config:
     """The training without pretrained weights, where nothing can be frozen.
 
     Raises:
       ConfigError: if somebody asked for other layers to be frozen than the recipe does.
     """
     if training.frozen not in ((), recipe.frozen):
-        raise ConfigError(
+        _refuse(
             f"--training.frozen {training.frozen} without pretrained weights; "
             "a network from scratch has nothing worth freezing: leave it out"
         )
@@ -194,6 +201,8 @@ def load_folders(
 def _with_classes_of(
     data_set: DataSet, detector: Config, recipe: Config, option: str
 ) -> Config:
+    from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
+
     if isinstance(detector, MaskRCNNConfig):
         boxes = _with_classes_of(
             data_set, detector.faster_rcnn, recipe.faster_rcnn, f"{option}.faster-rcnn"
@@ -201,7 +210,7 @@ def _with_classes_of(
         return dataclasses.replace(detector, faster_rcnn=boxes)
     count = len(data_set.class_names)
     if detector.num_classes not in (recipe.num_classes, count):
-        raise ConfigError(
+        _refuse(
             f"{option}.num-classes is {detector.num_classes}, but the data set "
             f"{data_set.name!r} has {count} classes; leave the option out, or give "
             f"{count}"

@@ -10,12 +10,17 @@ or, of a checkpoint that torchvision published,
 
 python -m experiments.detect --weights fasterrcnn_resnet50_fpn_coco.pth photo.jpg
 
+or of one file that experiments.export has written, which takes jax but no jaxdet.nn,
+jaxdet.detectors or flax to run,
+
+python -m experiments.detect --artifact model.jaxdet photo.jpg
+
 Where the detector needs region proposals, selective search makes them.
 """
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -24,11 +29,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments import command_line
-from jaxdet import inference, pretrained, torchvision
+from jaxdet import export
 from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
-from jaxdet.evaluation.evaluate import names_of_labels
+from jaxdet.data.pictures import Found
 from jaxdet.visualize import draw, enlarged, enlarged_masks
+
+# What answers about an image, the names of its labels, and the ids of its categories.
+_Asked = tuple[Callable[[np.ndarray], Found], tuple[str, ...], tuple[int, ...]]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -37,6 +45,7 @@ def main(
     pictures: tyro.conf.Positional[tuple[pathlib.Path, ...]],
     *,
     weights: pathlib.Path | None = None,
+    artifact: pathlib.Path | None = None,
     output: pathlib.Path = pathlib.Path("detections"),
     json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
     min_score: float = 0.3,
@@ -52,6 +61,7 @@ def main(
         is the run folder that training wrote, its detector is asked about the others.
       weights: a checkpoint of one of torchvision's detectors on COCO, to be asked
         instead of the SSD.
+      artifact: a detector that experiments.export has written, to be asked instead.
       output: folder for the pictures with boxes.
       json_file: where to write the detections in COCO's format; `detections.json` in
         the output folder if not given.
@@ -73,21 +83,18 @@ def main(
             )
     if not 0 <= min_score <= 1:
         raise DataError(f"--min-score is {min_score}; it must be in [0, 1]")
-    if workdir is not None and weights is not None:
-        raise DataError(
-            f"--weights {weights} and the run folder {workdir}; one detector at a time"
-        )
+    detectors = {"--artifact": artifact, "--weights": weights}
+    detectors["the run folder"] = workdir
+    named = [f"{option} {path}" for option, path in detectors.items() if path]
+    if len(named) > 1:
+        raise DataError(f"{' and '.join(named)}; one detector at a time")
     files = _files(pictures, output)
     targets = _targets(files, output)
-    if workdir is not None:
-        trained = inference.load_trained(workdir, step=step)
-    elif weights is not None:
-        trained = torchvision.trained(weights)
+    if artifact is not None:
+        detect, names, category_ids = _exported(artifact, min_score)
     else:
-        trained = pretrained.trained_ssd_mobilenet_v2()
-    run, names = trained.run, names_of_labels(trained.detector, trained.run.class_names)
-    categories = dict(zip(run.category_ids, names, strict=False))  # one without classes
-    detect = inference.detect_with(trained, min_score=min_score)
+        detect, names, category_ids = _built(workdir, weights, step, min_score)
+    categories = dict(zip(category_ids, names, strict=False))  # one without classes
     output.mkdir(parents=True, exist_ok=True)
     found_in, sizes = {}, {}
     progress = tqdm(zip(files, targets, strict=True), total=len(files))
@@ -108,6 +115,34 @@ def main(
     json_file.write_text(json.dumps(as_coco))
     count = len(as_coco["annotations"])
     print(f"{count} objects in {len(found_in)} of {len(files)} pictures: see {output}")
+
+
+def _exported(artifact: pathlib.Path, min_score: float) -> _Asked:
+    exported = export.load(artifact)
+    detect = export.detect_with(exported, min_score=min_score)
+    names, category_ids = exported.class_names, exported.category_ids
+    return lambda image: detect([image])[0], names, category_ids
+
+
+def _built(
+    workdir: pathlib.Path | None,
+    weights: pathlib.Path | None,
+    step: int | str,
+    min_score: float,
+) -> _Asked:
+    # They import every network, and flax: nothing that an exported detector takes.
+    from jaxdet import inference, pretrained, torchvision
+    from jaxdet.evaluation.evaluate import names_of_labels
+
+    if workdir is not None:
+        trained = inference.load_trained(workdir, step=step)
+    elif weights is not None:
+        trained = torchvision.trained(weights)
+    else:
+        trained = pretrained.trained_ssd_mobilenet_v2()
+    detect = inference.detect_with(trained, min_score=min_score)
+    names = names_of_labels(trained.detector, trained.run.class_names)
+    return detect, names, trained.run.category_ids
 
 
 def _files(
@@ -139,7 +174,7 @@ def _files(
     return list(dict.fromkeys(files))  # a file named twice is one picture
 
 
-def _summary(found: inference.Found) -> str:
+def _summary(found: Found) -> str:
     if not found.names:
         return "nothing found"
     pairs = zip(found.names, found.scores, strict=True)
@@ -178,7 +213,7 @@ def _coco_json(found_in: dict, sizes: dict, categories: dict[int, str]) -> dict:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _drawn(image: np.ndarray, found: inference.Found, class_names) -> Image.Image:
+def _drawn(image: np.ndarray, found: Found, class_names) -> Image.Image:
     picture, factor = enlarged(image)
     drawn = draw(
         picture,

@@ -4,7 +4,7 @@ On the digits' validation split by default, on a COCO-format folder, a Pascal VO
 or a prepared TFDS data set if one is named. `--pictures 20` also draws as many of its
 images, the truth beside the detections. The pretrained SSD-MobileNetV2 on COCO's
 validation images (val2017 and annotations, in one folder), or a checkpoint that
-torchvision published:
+torchvision published, whose documented AP is then printed beside the measured one:
 
 python -m experiments.evaluate --data coco
 python -m experiments.evaluate --weights fasterrcnn_resnet50_fpn_coco.pth --data coco
@@ -17,6 +17,7 @@ import pathlib
 import re
 from typing import Literal
 
+import jax
 import numpy as np
 import tyro
 from PIL import Image
@@ -32,6 +33,7 @@ from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.voc import voc_metrics
 from jaxdet.inference import load_trained
 from jaxdet.visualize import truth_beside_detections
+from jaxdet.weights import read_state_dict
 
 METRICS = {
     "coco": box_and_mask_metrics,
@@ -45,7 +47,7 @@ def main(
     workdir: tyro.conf.Positional[pathlib.Path | None] = None,
     *,
     weights: pathlib.Path | None = None,
-    canvas_multiple: int = 32,
+    canvas_multiple: int | None = None,
     data: pathlib.Path | None = None,
     annotations: pathlib.Path | None = None,
     images: pathlib.Path | None = None,
@@ -67,8 +69,8 @@ def main(
       workdir: the run folder that training wrote; without one and without `--weights`
         the pretrained SSD-MobileNetV2 is evaluated.
       weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
-      canvas_multiple: of which heights and widths of its canvases are; 32 is exactly as
-        torchvision has it, more needs fewer compilations.
+      canvas_multiple: of which heights and widths of its canvases are; if not given 32,
+        which is exactly as torchvision has it; more needs fewer compilations.
       data: COCO's folder, with val2017 (or another `--split`) and annotations.
       annotations: COCO-format json.
       images: folder of its image files; by default that of the json.
@@ -105,14 +107,24 @@ def main(
         ("canvas-multiple", canvas_multiple, 1),
         ("pictures", pictures, 0),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise DataError(f"--{name} is {value}; it must be at least {least}")
     if workdir is not None and weights is not None:
         raise DataError(
             f"--weights {weights} and the run folder {workdir}; one detector at a time"
         )
+    if canvas_multiple is not None and weights is None:
+        raise DataError(
+            f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
+            "torchvision's"
+        )
+    published = None
     if weights is not None:
-        trained = torchvision.trained(weights, canvas_multiple=canvas_multiple)
+        state = read_state_dict(weights)
+        name = torchvision.recognise(state)
+        published = torchvision.MODELS[name].published
+        multiple = canvas_multiple or 32
+        trained = torchvision.trained(state, name, canvas_multiple=multiple)
     elif workdir is not None:
         trained = load_trained(workdir, step=step)
     else:
@@ -149,15 +161,36 @@ def main(
     detections = detect_all(
         detector, trained.variables, data_set, config, batch_size=batch_size
     )
+    if jax.process_index() > 0:
+        return  # every host has all detections, and the first one tells
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(detections))
     measure = METRICS[metrics] if metrics else default_metrics(detector)
-    print(format_metrics(measure(data_set.ground_truth(), detections)))
+    measured = measure(data_set.ground_truth(), detections)
+    print(format_metrics(measured))
+    if published is not None and "AP" in measured:
+        print(_beside_published(measured, published))
     if pictures:
         shown = [found for found in detections if found["score"] >= min_score]
         names = names_of_labels(detector, data_set.class_names)
         _draw_first(pictures, data_set, shown, output, found_names=names)
+
+
+def _beside_published(
+    measured: dict[str, float], published: torchvision.Published
+) -> str:
+    """The documented AP and how far the measured one is from it, in per cent."""
+    parts = []
+    documented = {"AP": published.box_ap, "mask/AP": published.mask_ap}
+    for name, target in documented.items():
+        if target is not None and name in measured:
+            here = 100 * measured[name]
+            parts.append(f"{name} {target}, here {here:.1f} ({here - target:+.1f})")
+    return (
+        f"torchvision documents for {published.file}, on the 5,000 images of val2017: "
+        + "; ".join(parts)
+    )
 
 
 def _load(annotations, images, tfds_directory, split) -> DataSet:

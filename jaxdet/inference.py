@@ -5,6 +5,7 @@ found = detect(image)  # NumPy, [H, W, 3] uint8, any size
 print(found.names, found.scores, found.boxes)
 """
 
+import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,28 +14,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxdet.data import transforms
-from jaxdet.data.dataset import Proposals
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.coco import CATEGORY_IDS, CLASS_NAMES
+from jaxdet.data.pictures import Found, Placing, Propose, in_own_pixels, place
 from jaxdet.data.proposals import selective_search
 from jaxdet.detectors.detector import Detector, rebuild
-from jaxdet.evaluation.evaluate import names_of_labels, paste_all, to_original
+from jaxdet.evaluation.evaluate import names_of_labels
 from jaxdet.structs import Batch, Regions
-from jaxdet.training.checkpoint import Run, RunError, load_run, load_variables
-
-Propose = Callable[[np.ndarray], Proposals]
-"""From `[H, W, 3]` uint8 RGB to regions of that image that may hold an object."""
-
-_NOTHING = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-
-
-class Found(NamedTuple):
-    """What was found in one image, best score first."""
-
-    boxes: np.ndarray  # [D, 4] float32 (x1, y1, x2, y2), pixels of the image given
-    scores: np.ndarray  # [D] float32
-    labels: np.ndarray  # [D] int32
-    names: tuple[str, ...]  # D class names
-    masks: np.ndarray | None = None  # [D, H, W] bool, of a detector that finds them
+from jaxdet.training.checkpoint import (
+    LIBRARIES,
+    Run,
+    RunError,
+    load_run,
+    load_variables,
+)
+from jaxdet.training.config import TrainingConfig
 
 
 class Trained(NamedTuple):
@@ -114,9 +108,30 @@ def load_trained(
         ) from error
     config = run.training.input
     image = np.zeros((*config.canvases[0], 3), np.uint8)
-    blank = _batch_of_one(image, config.canvases, _NOTHING, config.max_regions)
+    placing = Placing(config.canvases, max_regions=config.max_regions)
+    blank = _batch(place(image, placing))
     template = jax.eval_shape(detector.init, jax.random.key(0), blank)
     return Trained(detector, load_variables(workdir, template, step=step), run)
+
+
+def published(detector: Detector, variables: Any, config: InputConfig) -> Trained:
+    """A detector of COCO's 80 classes that others have trained, as if in a run folder.
+
+    Args:
+      detector: its labels are those of `CLASS_NAMES`.
+      variables: its variables.
+      config: how it takes images.
+    """
+    run = Run(
+        recipe=detector.recipe,
+        training=TrainingConfig(input=config),
+        class_names=CLASS_NAMES,
+        category_ids=CATEGORY_IDS,
+        data_set="COCO",
+        images=0,
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+    )
+    return Trained(detector, variables, run)
 
 
 def make_detect(
@@ -158,73 +173,27 @@ def make_detect(
             f"max_regions is {max_regions}, but propose is None; a function from an "
             "image to `Proposals` is needed"
         )
-    rule = {"stretch": stretch, "sides": sides}
+    placing = Placing(canvases, stretch, sides, fractions, max_regions)
     predict = jax.jit(detector.predict)
     variables = jax.device_put(variables)
 
     def detect(image: np.ndarray) -> Found:
-        image = np.asarray(image)
-        shape, kind = image.shape, image.dtype
-        if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != np.uint8:
-            raise ValueError(
-                f"image is {kind}{list(shape)}; uint8[H, W, 3] is needed, H and W at "
-                "least 1"
-            )
-        proposals = propose(image) if max_regions else _NOTHING
-        batch = _batch_of_one(
-            image, canvases, proposals, max_regions, fractions, **rule
-        )
-        found = jax.tree.map(
-            lambda values: np.asarray(values)[0], predict(variables, batch)
-        )
-        kept = found.valid & (found.scores >= min_score)
-        height, width = image.shape[:2]
-        boxes = to_original(found.boxes[None, kept], batch.scales)[0]
-        boxes = np.clip(boxes, 0, np.array([[width, height, width, height]]))
-        labels, masks = found.labels[kept], None
-        if found.masks is not None:
-            masks = paste_all(found.masks[kept], boxes, (height, width))
-        return Found(
-            boxes=boxes,
-            scores=found.scores[kept],
-            labels=labels,
-            names=tuple(class_names[label] for label in labels),
-            masks=masks,
+        arrays = place(image, placing, propose)
+        found = predict(variables, _batch(arrays))
+        answer = (found.boxes, found.scores, found.labels, found.valid, found.masks)
+        return in_own_pixels(
+            jax.tree.map(lambda values: np.asarray(values)[0], answer),
+            np.shape(image)[:2],
+            arrays["scales"][0],
+            class_names=class_names,
+            min_score=min_score,
         )
 
     return detect
 
 
-def _batch_of_one(
-    image: np.ndarray,
-    canvases: Sequence[tuple[int, int]],
-    proposals: Proposals,
-    max_regions: int,
-    fractions: bool = False,
-    *,
-    stretch: bool = False,
-    sides: tuple[int, int] | None = None,
-) -> Batch:
-    size, rule = image.shape[:2], {"stretch": stretch, "sides": sides}
-    which = transforms.canvas_of_each(np.array([size]), canvases, sides=sides)[0]
-    canvas = canvases[which]
-    objects = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
-    best, scores = (values[:max_regions] for values in proposals)
-    example = transforms.Example(image, *objects, regions=best)
-    blank = np.zeros((*canvas, 3), np.float32 if fractions else np.uint8)
-    example, scale = transforms.resize_to_canvas(example, canvas, **rule, out=blank)
-    regions = None
-    if max_regions:
-        empty = max_regions - len(best)
-        regions = Regions(
-            boxes=np.pad(example.regions, ((0, empty), (0, 0)))[None],
-            scores=np.pad(scores, (0, empty))[None],
-            valid=np.arange(max_regions)[None] < len(best),
-        )
-    return Batch(
-        images=example.image[None],
-        sizes=np.array([transforms.fitted_size(size, canvas, **rule)], np.int32),
-        scales=scale[None],
-        image_ids=np.zeros(1, np.int32),
-        regions=regions,
-    )
+def _batch(arrays: dict[str, Any]) -> Batch:
+    """What `place` has made of one image."""
+    regions = Regions(**arrays["regions"]) if "regions" in arrays else None
+    image_ids = np.zeros(1, np.int32)
+    return Batch(**arrays | {"regions": regions}, image_ids=image_ids)

@@ -48,6 +48,7 @@ OPTIONAL = {
     "tensorflow": set(),
     "torch": {"weights.py"},
     "safetensors": {"weights.py"},
+    "flatbuffers": set(),
     "matplotlib": set(),
 }
 

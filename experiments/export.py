@@ -1,0 +1,65 @@
+"""A detector as one file for jax alone: python -m experiments.export runs/quickstart
+
+The file holds weights, class names, how images are prepared, and `predict`, NMS
+included, compiled for CPUs, CUDA GPUs and TPUs up to where they differ. Without a run
+folder it is SSD-MobileNetV2 of COCO's 80 classes; with `--weights` a checkpoint that
+torchvision published:
+
+python -m experiments.export --weights fasterrcnn_resnet50_fpn_coco.pth
+python -m experiments.detect --artifact model.jaxdet photo.jpg
+
+jax reads programs that a jax of the last six months has written; later, export again.
+"""
+
+import pathlib
+from typing import Literal
+
+import tyro
+
+from experiments import command_line
+from jaxdet import export, inference, pretrained, torchvision
+from jaxdet.data.dataset import DataError
+
+
+def main(
+    workdir: tyro.conf.Positional[pathlib.Path | None] = None,
+    *,
+    weights: pathlib.Path | None = None,
+    step: int | Literal["best", "latest"] = "best",
+    canvases: tuple[tuple[int, int], ...] = (),
+    batch_size: int = 1,
+    output: pathlib.Path = pathlib.Path("model.jaxdet"),
+):
+    """Writes an exported detector.
+
+    Args:
+      workdir: the run folder that training wrote; without one and without `--weights`
+        it is the pretrained SSD-MobileNetV2.
+      weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
+      step: which checkpoint of the run; "best" is that of the highest AP, or whatever
+        its run measured first.
+      canvases: (height, width) of each canvas that an image may be put on: a program
+        each. If not given, those of the run; of torchvision's 800x1344 and 1344x800,
+        where it has up to 80 that hold their image more tightly.
+      batch_size: images at a time, for programs of your own: experiments.detect gives
+        it one.
+      output: the file.
+    """
+    if workdir is not None and weights is not None:
+        raise DataError(
+            f"--weights {weights} and the run folder {workdir}; one detector at a time"
+        )
+    if weights is not None:
+        trained = torchvision.trained(weights)
+        if trained.run.training.input.sides:
+            canvases = canvases or ((800, 1344), (1344, 800))
+    elif workdir is not None:
+        trained = inference.load_trained(workdir, step=step)
+    else:
+        trained = pretrained.trained_ssd_mobilenet_v2()
+    export.save(output, *trained, canvases=canvases or None, batch_size=batch_size)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
