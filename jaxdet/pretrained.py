@@ -8,7 +8,6 @@ The packages hold a file each; nothing of them is imported or run.
 """
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -22,10 +21,8 @@ from jaxdet.data.batching import InputConfig
 from jaxdet.data.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.dataset import CACHE_VARIABLE
 from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_shapes
-from jaxdet.inference import Found, Trained, detect_with
+from jaxdet.inference import Found, Trained, detect_with, published
 from jaxdet.nn.mobilenet import MobileNetV2
-from jaxdet.training.checkpoint import LIBRARIES, Run
-from jaxdet.training.config import TrainingConfig
 from jaxdet.weights import WeightsError
 
 
@@ -100,17 +97,8 @@ def trained_ssd_mobilenet_v2() -> Trained:
     """
     detector = ssd(SSD_MOBILENET_V2_CONFIG, SSD_MOBILENET_V2_BACKBONE)
     graph = weights.read_frozen_graph(published_file(SSD_MOBILENET_V2))
-    run = Run(
-        recipe=detector.recipe,
-        training=TrainingConfig(input=SSD_MOBILENET_V2_INPUT),
-        class_names=CLASS_NAMES,
-        category_ids=CATEGORY_IDS,
-        data_set="COCO",
-        images=0,
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
-    )
     variables = weights.ssd_mobilenet_v2_from_tensorflow(graph, CATEGORY_IDS)
-    return Trained(detector, variables, run)
+    return published(detector, variables, SSD_MOBILENET_V2_INPUT)
 
 
 def efficientnet_lite0() -> dict[str, Any]:

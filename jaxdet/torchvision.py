@@ -10,7 +10,6 @@ COCO leaves out; `of_coco` makes them detectors of COCO's 80 classes.
 """
 
 import dataclasses
-import importlib.metadata
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,39 +20,41 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
+from jaxdet import weights
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.transforms import canvases_of_sides
 from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
 from jaxdet.detectors.detector import Detector, describe
-from jaxdet.inference import Trained
+from jaxdet.inference import Trained, published
 from jaxdet.nn.heads import ConvFCHead, FCHead
 from jaxdet.nn.resnet import ResNet
+from jaxdet.ops import nms
 from jaxdet.structs import Batch, Detections
-from jaxdet.training.checkpoint import LIBRARIES, Run
-from jaxdet.training.config import TrainingConfig
-from jaxdet.weights import VGG16_CONVS, WeightsError, read_state_dict
+from jaxdet.weights import (
+    SAME,
+    Layout,
+    Tensor,
+    WeightsError,
+    after_kernel,
+    batch_norm,
+    flattened,
+    layer,
+)
 
 OUTPUTS = 91  # Background, or nothing at all, and the category ids 1 to 90.
 SIDES = (800, 1333)
 """Shorter side of the images, and the most of the longer one."""
 
 
-class Layout(NamedTuple):
-    """How the numbers of a tensor are ordered, theirs to ours and back."""
+class Published(NamedTuple):
+    """A checkpoint that torchvision publishes, and its documented AP on val2017."""
 
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
-
-
-class Tensor(NamedTuple):
-    """A row of a table: one tensor by both names."""
-
-    theirs: str
-    ours: str  # "collection/module/.../name"
-    layout: Layout
+    file: str
+    box_ap: float  # of 100
+    mask_ap: float | None = None
 
 
 class Model(NamedTuple):
@@ -63,24 +64,9 @@ class Model(NamedTuple):
     backbone: nn.Module
     tensors: tuple[Tensor, ...]
     first_id: int  # the category id of label 0
+    published: Published
     old_names: tuple[tuple[str, Any], ...] = ()  # patterns, and what they are today
     canvas: tuple[int, int] | None = None  # that images fill; None: they keep shape
-
-
-def _kernel_to_ours(kernel: np.ndarray) -> np.ndarray:
-    return np.moveaxis(kernel, (1, 0), (-2, -1))  # OIHW to HWIO, or OI to IO
-
-
-def _kernel_to_theirs(kernel: np.ndarray) -> np.ndarray:
-    return np.moveaxis(kernel, (-2, -1), (1, 0))
-
-
-def _after_kernel(to_ours: Callable, to_theirs: Callable) -> Layout:
-    """A kernel whose outputs (its last axis) or inputs are then in another order."""
-    return Layout(
-        lambda tensor: to_ours(_kernel_to_ours(tensor)),
-        lambda tensor: _kernel_to_theirs(to_theirs(tensor)),
-    )
 
 
 def _without_background(values: np.ndarray, count: int) -> np.ndarray:
@@ -92,15 +78,6 @@ def _with_background(values: np.ndarray, count: int) -> np.ndarray:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(count, 0)])
 
 
-def _inputs(values: np.ndarray, old: tuple[int, ...], order: tuple[int, ...]):
-    """Of a fully connected layer on a map that was flattened in another order."""
-    outputs = values.shape[-1]
-    map_last = values.reshape(*old, outputs).transpose(*order, len(order))
-    return map_last.reshape(-1, outputs)
-
-
-_SAME = Layout(lambda tensor: tensor, lambda tensor: tensor)
-_KERNEL = _after_kernel(*_SAME)
 # Theirs is the transposed convolution's: from, to, rows, columns.
 _DOUBLING = Layout(lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1))
 
@@ -113,7 +90,7 @@ def _rolled(values: np.ndarray, shift: int) -> np.ndarray:
 
 # Theirs comes first, ours last.
 _BACKGROUND = Layout(partial(_rolled, shift=-1), partial(_rolled, shift=1))
-_BACKGROUND_KERNEL = _after_kernel(*_BACKGROUND)
+_BACKGROUND_KERNEL = after_kernel(*_BACKGROUND)
 
 
 def _no_background(count: int) -> tuple[Layout, Layout]:
@@ -121,41 +98,17 @@ def _no_background(count: int) -> tuple[Layout, Layout]:
     there, back = (
         partial(f, count=count) for f in (_without_background, _with_background)
     )
-    return _after_kernel(there, back), Layout(there, back)
-
-
-def _flattened(channels: int, side: int) -> Layout:
-    """The kernel on a region: its inputs are CHW there, HWC here."""
-    return _after_kernel(
-        partial(_inputs, old=(channels, side, side), order=(1, 2, 0)),
-        partial(_inputs, old=(side, side, channels), order=(2, 0, 1)),
-    )
-
-
-def _layer(
-    theirs: str, ours: str, kernel: Layout = _KERNEL, bias: Layout | None = _SAME
-) -> Iterator[Tensor]:
-    """A convolution or a fully connected layer; `bias=None`: it has none."""
-    yield Tensor(f"{theirs}.weight", f"params/{ours}/kernel", kernel)
-    if bias is not None:
-        yield Tensor(f"{theirs}.bias", f"params/{ours}/bias", bias)
-
-
-def _batch_norm(theirs: str, ours: str) -> Iterator[Tensor]:
-    parts = {"weight": "scale", "bias": "bias"}
-    parts |= {"running_mean": "mean", "running_var": "var"}
-    for part, our_part in parts.items():
-        yield Tensor(f"{theirs}.{part}", f"constants/{ours}/frozen/{our_part}", _SAME)
+    return after_kernel(there, back), Layout(there, back)
 
 
 def _group_norm(theirs: str, ours: str) -> Iterator[Tensor]:
     for part, our_part in {"weight": "scale", "bias": "bias"}.items():
-        yield Tensor(f"{theirs}.{part}", f"params/{ours}/group/{our_part}", _SAME)
+        yield Tensor(f"{theirs}.{part}", f"params/{ours}/group/{our_part}", SAME)
 
 
 def _block(theirs: str, ours: str, norm: Callable | None, our_norm: str):
     """A convolution and its norm, or a convolution with a bias."""
-    yield from _layer(f"{theirs}.0", ours, bias=None if norm else _SAME)
+    yield from layer(f"{theirs}.0", ours, bias=None if norm else SAME)
     if norm:
         yield from norm(f"{theirs}.1", our_norm)
 
@@ -167,21 +120,7 @@ def _tower(theirs: str, ours: str, depth: int, norm: Callable | None = None):
 
 
 def _resnet50() -> Iterator[Tensor]:
-    theirs, ours = "backbone.body", "backbone"
-    yield from _layer(f"{theirs}.conv1", f"{ours}/stem_conv", bias=None)
-    yield from _batch_norm(f"{theirs}.bn1", f"{ours}/stem_norm")
-    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
-        for index in range(blocks):
-            block = f"{theirs}.layer{stage}.{index}"
-            our_block = f"{ours}/stage{stage + 1}_block{index}"
-            for i in (1, 2, 3):
-                yield from _layer(f"{block}.conv{i}", f"{our_block}/conv{i}", bias=None)
-                yield from _batch_norm(f"{block}.bn{i}", f"{our_block}/norm{i}")
-            if index == 0:
-                shortcut = f"{our_block}/shortcut"
-                conv, norm = f"{block}.downsample.0", f"{block}.downsample.1"
-                yield from _layer(conv, f"{shortcut}_conv", bias=None)
-                yield from _batch_norm(norm, f"{shortcut}_norm")
+    return weights.resnet(50, theirs="backbone.body.", ours="backbone/")
 
 
 def _fpn(
@@ -190,10 +129,10 @@ def _fpn(
     theirs = "backbone.fpn"
     for i, level in enumerate(range(finest, 6)):
         for block, name in (("inner_blocks", "lateral"), ("layer_blocks", "output")):
-            layer = f"{ours}/{name}{level}"
-            yield from _block(f"{theirs}.{block}.{i}", layer, norm, f"{layer}_norm")
+            place = f"{ours}/{name}{level}"
+            yield from _block(f"{theirs}.{block}.{i}", place, norm, f"{place}_norm")
     for level in (6, 7) if extra else ():
-        yield from _layer(f"{theirs}.extra_blocks.p{level}", f"{ours}/output{level}")
+        yield from layer(f"{theirs}.extra_blocks.p{level}", f"{ours}/output{level}")
 
 
 def _retinanet_tensors(norm: Callable | None = None) -> Iterator[Tensor]:
@@ -204,7 +143,7 @@ def _retinanet_tensors(norm: Callable | None = None) -> Iterator[Tensor]:
         ("head.regression_head", "box_head", "bbox_reg"),
     ):
         yield from _tower(f"{head}.conv", our_head, 4, norm)
-        yield from _layer(f"{head}.{last}", f"{our_head}/output")
+        yield from layer(f"{head}.{last}", f"{our_head}/output")
 
 
 def _fcos_tensors() -> Iterator[Tensor]:
@@ -220,65 +159,67 @@ def _fcos_tensors() -> Iterator[Tensor]:
     ):
         for i in range(4):  # a convolution, its norm and a ReLU
             conv, norm = f"head.{head}.conv.{3 * i}", f"head.{head}.conv.{3 * i + 1}"
-            yield from _layer(conv, f"head/{tower}/conv{i}")
+            yield from layer(conv, f"head/{tower}/conv{i}")
             yield from _group_norm(norm, f"head/{tower}/norm{i}")
         for last, ours in lasts.items():
-            yield from _layer(f"head.{head}.{last}", f"head/{ours}")
+            yield from layer(f"head.{head}.{last}", f"head/{ours}")
 
 
 def _ssd_tensors() -> Iterator[Tensor]:
     yield Tensor(
-        "backbone.scale_weight", "params/backbone/backbone/unit4_3/scale", _SAME
+        "backbone.scale_weight", "params/backbone/backbone/unit4_3/scale", SAME
     )
     places = {
-        f"features.{i}": name for i, name in VGG16_CONVS.items() if name[0] != "5"
+        f"features.{i}": name
+        for i, name in weights.VGG16_CONVS.items()
+        if name[0] != "5"
     }
     places |= {f"extra.0.{1 + 2 * i}": f"5_{i + 1}" for i in range(3)}
     places |= {"extra.0.7.1": "6", "extra.0.7.3": "7"}
     for place, name in places.items():
-        yield from _layer(f"backbone.{place}", f"backbone/backbone/conv{name}")
+        yield from layer(f"backbone.{place}", f"backbone/backbone/conv{name}")
     for i in range(1, 5):
         ours = f"backbone/level{i + 4}_conv"
-        yield from _layer(f"backbone.extra.{i}.0", f"{ours}1")
-        yield from _layer(f"backbone.extra.{i}.2", f"{ours}2")
+        yield from layer(f"backbone.extra.{i}.0", f"{ours}1")
+        yield from layer(f"backbone.extra.{i}.2", f"{ours}2")
     for i in range(6):
         heads = [
             f"head.{h}_head.module_list.{i}" for h in ("classification", "regression")
         ]
         background = _BACKGROUND_KERNEL, _BACKGROUND
-        yield from _layer(heads[0], f"classes{i + 3}", *background)
-        yield from _layer(heads[1], f"deltas{i + 3}")
+        yield from layer(heads[0], f"classes{i + 3}", *background)
+        yield from layer(heads[1], f"deltas{i + 3}")
 
 
 def _faster_rcnn_tensors(second: bool = False) -> Iterator[Tensor]:
     """Of the first, or of the second version."""
     yield from _resnet50()
-    yield from _fpn("neck", finest=2, norm=_batch_norm if second else None)
+    yield from _fpn("neck", finest=2, norm=batch_norm if second else None)
     yield from _tower("rpn.head.conv", "rpn_head", 2 if second else 1)
-    yield from _layer("rpn.head.cls_logits", "rpn_head/objectness")
-    yield from _layer("rpn.head.bbox_pred", "rpn_head/deltas")
-    first_fc = _flattened(channels=256, side=7)
+    yield from layer("rpn.head.cls_logits", "rpn_head/objectness")
+    yield from layer("rpn.head.bbox_pred", "rpn_head/deltas")
+    first_fc = flattened(channels=256, side=7)
     head, our_head = "roi_heads.box_head", "region_head"
     if second:
-        yield from _tower(head, our_head, 4, _batch_norm)
-        yield from _layer(f"{head}.5", f"{our_head}/fc", first_fc)
+        yield from _tower(head, our_head, 4, batch_norm)
+        yield from layer(f"{head}.5", f"{our_head}/fc", first_fc)
     else:
-        yield from _layer(f"{head}.fc6", f"{our_head}/fc0", first_fc)
-        yield from _layer(f"{head}.fc7", f"{our_head}/fc1")
+        yield from layer(f"{head}.fc6", f"{our_head}/fc0", first_fc)
+        yield from layer(f"{head}.fc7", f"{our_head}/fc1")
     head = "roi_heads.box_predictor"
     background = _BACKGROUND_KERNEL, _BACKGROUND
-    yield from _layer(f"{head}.cls_score", "predictor/classes", *background)
-    yield from _layer(f"{head}.bbox_pred", "predictor/deltas", *_no_background(4))
+    yield from layer(f"{head}.cls_score", "predictor/classes", *background)
+    yield from layer(f"{head}.bbox_pred", "predictor/deltas", *_no_background(4))
 
 
 def _mask_rcnn_tensors(second: bool = False) -> Iterator[Tensor]:
     yield from _faster_rcnn_tensors(second)
-    norm = _batch_norm if second else None
+    norm = batch_norm if second else None
     yield from _tower("roi_heads.mask_head", "mask_head", 4, norm)
     head = "roi_heads.mask_predictor"
-    yield from _layer(f"{head}.conv5_mask", "mask_head/doubling", _DOUBLING)
+    yield from layer(f"{head}.conv5_mask", "mask_head/doubling", _DOUBLING)
     last = f"{head}.mask_fcn_logits", "mask_head/output"
-    yield from _layer(*last, *_no_background(1))
+    yield from layer(*last, *_no_background(1))
 
 
 # Label i of RetinaNet and FCOS is their output i, of which 0 is never an answer; that
@@ -319,6 +260,7 @@ MODELS = {
         _FIRST,
         tuple(_retinanet_tensors()),
         first_id=0,
+        published=Published("retinanet_resnet50_fpn_coco-eeacb38b.pth", 36.4),
         old_names=_OLD_RETINANET,
     ),
     "retinanet_resnet50_fpn_v2": Model(
@@ -326,15 +268,21 @@ MODELS = {
         _RESNET,
         tuple(_retinanet_tensors(_group_norm)),
         first_id=0,
+        published=Published("retinanet_resnet50_fpn_v2_coco-5905b1c5.pth", 41.5),
     ),
     "fcos_resnet50_fpn": Model(
-        partial(fcos.fcos, FCOS), _RESNET, tuple(_fcos_tensors()), first_id=0
+        partial(fcos.fcos, FCOS),
+        _RESNET,
+        tuple(_fcos_tensors()),
+        first_id=0,
+        published=Published("fcos_resnet50_fpn_coco-99b0c9b7.pth", 39.2),
     ),
     "ssd300_vgg16": Model(
         partial(ssd.ssd, SSD300),
         ssd.vgg16_300(),
         tuple(_ssd_tensors()),
         first_id=1,
+        published=Published("ssd300_vgg16_coco-b556d3b4.pth", 25.1),
         canvas=(300, 300),
     ),
     "fasterrcnn_resnet50_fpn": Model(
@@ -342,6 +290,7 @@ MODELS = {
         _FIRST,
         tuple(_faster_rcnn_tensors()),
         first_id=1,
+        published=Published("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", 37.0),
         old_names=_OLD_RCNN,
     ),
     "fasterrcnn_resnet50_fpn_v2": Model(
@@ -349,12 +298,14 @@ MODELS = {
         _RESNET,
         tuple(_faster_rcnn_tensors(second=True)),
         first_id=1,
+        published=Published("fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth", 46.7),
     ),
     "maskrcnn_resnet50_fpn": Model(
         partial(mask_rcnn.mask_rcnn, MASK_RCNN, region_head=_HEAD),
         _FIRST,
         tuple(_mask_rcnn_tensors()),
         first_id=1,
+        published=Published("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", 37.9, 34.6),
         old_names=_OLD_RCNN,
     ),
     "maskrcnn_resnet50_fpn_v2": Model(
@@ -362,6 +313,7 @@ MODELS = {
         _RESNET,
         tuple(_mask_rcnn_tensors(second=True)),
         first_id=1,
+        published=Published("maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 47.4, 41.8),
     ),
 }
 """By the names of torchvision's functions."""
@@ -407,7 +359,7 @@ def of_coco(name: str) -> Detector:
         valid = found.valid & (labels >= 0)
         order = jnp.argsort(~valid, axis=1)  # stable; what is no answer goes last
         found = found.replace(labels=labels, valid=valid)
-        return jax.vmap(_emptied)(jax.vmap(_taken)(found, order))
+        return jax.vmap(nms.without_padding)(jax.vmap(_taken)(found, order))
 
     recipe = describe(partial(of_coco, name))
     return Detector(detector.init, loss, predict, len(outputs), recipe)
@@ -415,16 +367,6 @@ def of_coco(name: str) -> Detector:
 
 def _taken(found: Detections, order: jax.Array) -> Detections:
     return jax.tree.map(lambda values: values[order], found)
-
-
-def _emptied(found: Detections) -> Detections:
-    """Zeros in the slots that hold no answer."""
-
-    def emptied(values: jax.Array) -> jax.Array:
-        there = found.valid.reshape(-1, *(1,) * (values.ndim - 1))
-        return jnp.where(there, values, jnp.zeros_like(values))
-
-    return jax.tree.map(emptied, found)
 
 
 def load(
@@ -442,30 +384,10 @@ def load(
     """
     state = _read(source)
     name = name or recognise(state)
-    tensors, state = _model(name).tensors, _todays(state, name)
-    missing = [tensor.theirs for tensor in tensors if tensor.theirs not in state]
-    surplus = sorted(state.keys() - {tensor.theirs for tensor in tensors})
-    problems = [f"{tensor} is missing" for tensor in missing]
-    problems += [f"{tensor} is left over" for tensor in surplus]
-    if not problems:
-        needed = _needed_shapes(name)
-        problems = [
-            f"{key} has shape {state[key].shape}, {shape} is needed"
-            for key, shape in needed.items()
-            if state[key].shape != shape
-        ]
-    if problems:
-        raise WeightsError(
-            f"{len(problems)} tensors do not fit {name}:\n  "
-            + "\n  ".join(problems[:5])
-        )
-    ours = {
-        tensor.ours: np.ascontiguousarray(
-            tensor.layout.to_ours(np.asarray(state[tensor.theirs], np.float32))
-        )
-        for tensor in tensors
-    }
-    return unflatten_dict(ours, sep="/")
+    tensors = _model(name).tensors
+    return weights.to_ours(
+        _todays(state, name), tensors, name, shapes=_needed_shapes(name)
+    )
 
 
 def export(variables: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
@@ -482,19 +404,7 @@ def export(variables: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
     Raises:
       WeightsError: if they are of another detector.
     """
-    ours = flatten_dict(variables, sep="/")
-    tensors = _model(name).tensors
-    strange = {tensor.ours for tensor in tensors} ^ ours.keys()
-    if strange:
-        raise WeightsError(
-            f"{len(strange)} variables do not fit {name}: {sorted(strange)[:5]}"
-        )
-    return {
-        tensor.theirs: np.ascontiguousarray(
-            tensor.layout.to_theirs(np.asarray(ours[tensor.ours]))
-        )
-        for tensor in tensors
-    }
+    return weights.to_theirs(variables, _model(name).tensors, name)
 
 
 def recognise(state: Mapping[str, np.ndarray]) -> str:
@@ -550,16 +460,7 @@ def trained(
     else:
         canvases = canvases_of_sides(SIDES, multiple=canvas_multiple)
         config = InputConfig(canvases=canvases, sides=SIDES, fractions=True)
-    run = Run(
-        recipe=detector.recipe,
-        training=TrainingConfig(input=config),
-        class_names=CLASS_NAMES,
-        category_ids=CATEGORY_IDS,
-        data_set="COCO",
-        images=0,
-        versions={key: importlib.metadata.version(key) for key in LIBRARIES},
-    )
-    return Trained(detector, load(state, name), run)
+    return published(detector, load(state, name), config)
 
 
 def _model(name: str) -> Model:
@@ -569,7 +470,7 @@ def _model(name: str) -> Model:
 
 
 def _read(source: str | os.PathLike | Mapping) -> Mapping[str, np.ndarray]:
-    return source if isinstance(source, Mapping) else read_state_dict(source)
+    return source if isinstance(source, Mapping) else weights.read_state_dict(source)
 
 
 def _todays(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

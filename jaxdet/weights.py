@@ -1,56 +1,38 @@
 """Weights of other libraries as variables of ours."""
 
-import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-# torchvision's names within a ResNet, as ours.
-_RESNET_NAMES = (
-    (r"^(conv|bn)1\.", r"stem_\1."),
-    (r"^layer(\d)\.(\d+)\.", lambda m: f"stage{int(m[1]) + 1}_block{m[2]}."),
-    (r"\bdownsample\.0\.", "shortcut_conv."),
-    (r"\bdownsample\.1\.", "shortcut_bn."),
-    (r"bn(\d?)\.weight$", r"norm\1.frozen.scale"),
-    (r"bn(\d?)\.bias$", r"norm\1.frozen.bias"),
-    (r"bn(\d?)\.running_mean$", r"norm\1.frozen.mean"),
-    (r"bn(\d?)\.running_var$", r"norm\1.frozen.var"),
-    (r"conv(\d?)\.weight$", r"conv\1.kernel"),
-)
-_RESNET_UNUSED = r"fc\..*|.*\.num_batches_tracked"  # classifier, counters
-
-
-def _layers(place: str, names: Mapping[int, str]) -> tuple[tuple[str, str], ...]:
-    """For layers with a bias and no norm, by their numbers in a sequence."""
-    kinds = {"weight": "kernel", "bias": "bias"}
-    return tuple(
-        (rf"^{place}\.{number}\.{theirs}$", f"{name}.{ours}")
-        for number, name in names.items()
-        for theirs, ours in kinds.items()
-    )
-
-
-_ALEXNET_NAMES = _layers(
-    "features", {0: "conv1", 3: "conv2", 6: "conv3", 8: "conv4", 10: "conv5"}
-)
 VGG16_CONVS = {0: "1_1", 2: "1_2", 5: "2_1", 7: "2_2", 10: "3_1", 12: "3_2"}
 VGG16_CONVS |= {14: "3_3", 17: "4_1", 19: "4_2", 21: "4_3"}
 VGG16_CONVS |= {24: "5_1", 26: "5_2", 28: "5_3"}
-_VGG16_NAMES = _layers("features", {i: f"conv{n}" for i, n in VGG16_CONVS.items()})
-# The fully connected layers that a region head takes over.
-_ALEXNET_HEAD_NAMES = _layers("classifier", {1: "fc0", 4: "fc1"})
-_VGG16_HEAD_NAMES = _layers("classifier", {0: "fc0", 3: "fc1"})
-# Parts of a batch norm, by torch's names.
-_TORCH_NORMS = (
-    (r"\.weight$", ".frozen.scale"),
-    (r"\.bias$", ".frozen.bias"),
-    (r"\.running_mean$", ".frozen.mean"),
-    (r"\.running_var$", ".frozen.var"),
+"""Places in torchvision's `features`, and what the convolutions are called here."""
+
+_ALEXNET_CONVS = {0: "1", 3: "2", 6: "3", 8: "4", 10: "5"}
+# Depth -> blocks of the four stages, convolutions of a block.
+_RESNETS = {
+    18: ((2, 2, 2, 2), 2),
+    34: ((3, 4, 6, 3), 2),
+    50: ((3, 4, 6, 3), 3),
+    101: ((3, 4, 23, 3), 3),
+    152: ((3, 8, 36, 3), 3),
+}
+# Parts of a batch norm: torch's names, ours.
+_NORM_PARTS = {
+    "weight": "scale",
+    "bias": "bias",
+    "running_mean": "mean",
+    "running_var": "var",
+}
+_TORCH_NORMS = tuple(
+    (rf"\.{theirs}$", f".frozen.{ours}") for theirs, ours in _NORM_PARTS.items()
 )
 
 
@@ -64,23 +46,6 @@ def _stages(*counts: int) -> list[str]:
 
 
 _MOBILENET_BLOCKS = _stages(1, 2, 3, 7, 4)
-# torchvision's MobileNetV2: places within its blocks, and its names as ours.
-_MOBILENET_PLACES = {"0.0": "expand_conv", "0.1": "expand_norm"}
-_MOBILENET_PLACES |= {"1.0": "depthwise_conv", "1.1": "depthwise_norm"}
-_MOBILENET_PLACES |= {"2": "project_conv", "3": "project_norm"}
-_MOBILENET_NAMES = (
-    (r"^features\.(0|18)\.0\.", lambda m: f"{_MOBILENET_ENDS[m[1]]}_conv."),
-    (r"^features\.(0|18)\.1\.", lambda m: f"{_MOBILENET_ENDS[m[1]]}_norm."),
-    # The first block widens nothing, so its layers stand one place before the others'.
-    (r"^(features\.1\.conv)\.([0-2])", lambda m: f"{m[1]}.{int(m[2]) + 1}"),
-    (
-        r"^features\.([1-9]|1[0-7])\.conv\.([01]\.[01]|[23])\.",
-        lambda m: f"{_MOBILENET_BLOCKS[int(m[1]) - 1]}.{_MOBILENET_PLACES[m[2]]}.",
-    ),
-    (r"_conv\.weight$", "_conv.kernel"),
-    *((f"(?<=_norm){theirs}", ours) for theirs, ours in _TORCH_NORMS),
-)
-_MOBILENET_ENDS = {"0": "stem", "18": "last"}
 # The names of TensorFlow's SSD-MobileNetV2 as ours, after their "/" have become ".".
 _SSD_MOBILENET_NAMES = (
     (r"/", "."),
@@ -127,11 +92,137 @@ _EFFICIENTNET_NAMES = (
 )
 _EFFICIENTNET_UNUSED = r"_conv_head\..*|_bn1\..*|_fc\..*|.*\.num_batches_tracked"
 _UNUSED_IN_GRAPH = rf"(?!{_SSD_MOBILENET_USED}$).*"  # anchors, sizes, thresholds
-_CLASSIFIER, _ALL_BUT_HEAD = r"classifier\..*", r"features\..*|classifier\.6\..*"
 
 
 class WeightsError(ValueError):
     """A file of weights does not fit; the message names it and the first tensors."""
+
+
+class Layout(NamedTuple):
+    """How the numbers of a tensor are ordered, theirs to ours and back."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+class Tensor(NamedTuple):
+    """A row of a table: one tensor by torchvision's name and by ours."""
+
+    theirs: str
+    ours: str  # "collection/module/.../name"
+    layout: Layout
+
+
+class Classifier(NamedTuple):
+    """What is used of a network of torchvision's that was trained to classify."""
+
+    backbone: tuple[Tensor, ...]
+    head: tuple[Tensor, ...] = ()  # the layers that a region head takes over
+
+
+def after_kernel(to_ours: Callable, to_theirs: Callable) -> Layout:
+    """A kernel whose outputs (its last axis) or inputs are then in another order."""
+    return Layout(
+        lambda tensor: to_ours(_from_torch(tensor)),
+        lambda tensor: np.moveaxis(to_theirs(tensor), (-2, -1), (1, 0)),
+    )
+
+
+SAME = Layout(lambda tensor: tensor, lambda tensor: tensor)
+KERNEL = after_kernel(*SAME)
+"""OIHW to HWIO, or OI to IO."""
+
+
+def flattened(channels: int, side: int) -> Layout:
+    """The kernel on a region: its inputs are CHW there, HWC here."""
+    return after_kernel(
+        partial(_inputs, old=(channels, side, side), order=(1, 2, 0)),
+        partial(_inputs, old=(side, side, channels), order=(2, 0, 1)),
+    )
+
+
+def _inputs(values: np.ndarray, old: tuple[int, ...], order: tuple[int, ...]):
+    """Of a fully connected layer on a map that was flattened in another order."""
+    outputs = values.shape[-1]
+    map_last = values.reshape(*old, outputs).transpose(*order, len(order))
+    return map_last.reshape(-1, outputs)
+
+
+def layer(
+    theirs: str, ours: str, kernel: Layout = KERNEL, bias: Layout | None = SAME
+) -> Iterator[Tensor]:
+    """A convolution or a fully connected layer; `bias=None`: it has none."""
+    yield Tensor(f"{theirs}.weight", f"params/{ours}/kernel", kernel)
+    if bias is not None:
+        yield Tensor(f"{theirs}.bias", f"params/{ours}/bias", bias)
+
+
+def batch_norm(theirs: str, ours: str) -> Iterator[Tensor]:
+    """The statistics and the affine map of a norm that is never updated here."""
+    for part, our_part in _NORM_PARTS.items():
+        yield Tensor(f"{theirs}.{part}", f"constants/{ours}/frozen/{our_part}", SAME)
+
+
+def _with_norm(conv: str, norm: str, ours: str) -> Iterator[Tensor]:
+    yield from layer(conv, f"{ours}_conv", bias=None)
+    yield from batch_norm(norm, f"{ours}_norm")
+
+
+def resnet(depth: int, theirs: str = "", ours: str = "") -> Iterator[Tensor]:
+    """Its convolutional part, where the names begin with `theirs` and `ours`."""
+    yield from _with_norm(f"{theirs}conv1", f"{theirs}bn1", f"{ours}stem")
+    counts, convs = _RESNETS[depth]
+    for stage, count in enumerate(counts, start=1):
+        for index in range(count):
+            block = f"{theirs}layer{stage}.{index}"
+            our_block = f"{ours}stage{stage + 1}_block{index}"
+            for i in range(1, convs + 1):
+                yield from layer(f"{block}.conv{i}", f"{our_block}/conv{i}", bias=None)
+                yield from batch_norm(f"{block}.bn{i}", f"{our_block}/norm{i}")
+            # Two convolutions keep the stem's channels in the first stage.
+            if index == 0 and (stage > 1 or convs == 3):
+                down = f"{block}.downsample"
+                yield from _with_norm(f"{down}.0", f"{down}.1", f"{our_block}/shortcut")
+
+
+def _mobilenet_v2() -> Iterator[Tensor]:
+    yield from _with_norm("features.0.0", "features.0.1", "stem")
+    for index, block in enumerate(_MOBILENET_BLOCKS, start=1):
+        conv, ours = f"features.{index}.conv", ["depthwise", "project"]
+        if index > 1:  # the first block widens nothing
+            ours = ["expand", *ours]
+        last = len(ours) - 1
+        for i, name in enumerate(ours[:-1]):
+            yield from _with_norm(f"{conv}.{i}.0", f"{conv}.{i}.1", f"{block}/{name}")
+        places = f"{conv}.{last}", f"{conv}.{last + 1}"
+        yield from _with_norm(*places, f"{block}/{ours[-1]}")
+    yield from _with_norm("features.18.0", "features.18.1", "last")
+
+
+def _convs(names: Mapping[int, str]) -> Iterator[Tensor]:
+    for place, name in names.items():
+        yield from layer(f"features.{place}", f"conv{name}")
+
+
+def _two_fc(first: int, second: int, layout: Layout) -> Iterator[Tensor]:
+    yield from layer(f"classifier.{first}", "fc0", layout)
+    yield from layer(f"classifier.{second}", "fc1")
+
+
+CLASSIFIERS = {
+    "alexnet": Classifier(
+        tuple(_convs(_ALEXNET_CONVS)), tuple(_two_fc(1, 4, flattened(256, 6)))
+    ),
+    "vgg16": Classifier(
+        tuple(_convs(VGG16_CONVS)), tuple(_two_fc(0, 3, flattened(512, 7)))
+    ),
+    "mobilenet_v2": Classifier(tuple(_mobilenet_v2())),
+}
+CLASSIFIERS |= {f"resnet{d}": Classifier(tuple(resnet(d))) for d in _RESNETS}
+"""By the names of torchvision's functions."""
+
+_BESIDE_BACKBONE = r"(classifier|fc)\..*|.*\.num_batches_tracked"
+_BESIDE_HEAD = r"features\..*|classifier\.6\..*"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -208,12 +299,15 @@ def resnet_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """torchvision's classification ResNet as variables of `ResNet(norm="frozen")`.
 
     Args:
-      state: its state dict; the classifier is left out.
+      state: its state dict, of 18, 34, 50, 101 or 152 layers; the classifier is left
+        out.
 
     Raises:
-      WeightsError: for tensors that are no ResNet's, naming the first.
+      WeightsError: for tensors that are no ResNet's, or missing, naming the first.
     """
-    return _renamed(state, _RESNET_NAMES, _RESNET_UNUSED, "torchvision's ResNet")
+    names = [f"resnet{depth}" for depth in _RESNETS]
+    nearest = min(names, key=lambda name: _differences(state, CLASSIFIERS[name]))
+    return _backbone(state, nearest)
 
 
 def alexnet_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -223,9 +317,9 @@ def alexnet_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
       state: its state dict; the classifier is left out.
 
     Raises:
-      WeightsError: for tensors that are no AlexNet's, naming the first.
+      WeightsError: for tensors that are no AlexNet's, or missing, naming the first.
     """
-    return _renamed(state, _ALEXNET_NAMES, _CLASSIFIER, "torchvision's AlexNet")
+    return _backbone(state, "alexnet")
 
 
 def vgg16_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -235,9 +329,9 @@ def vgg16_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
       state: its state dict; the classifier is left out.
 
     Raises:
-      WeightsError: for tensors that are no VGG-16's, naming the first.
+      WeightsError: for tensors that are no VGG-16's, or missing, naming the first.
     """
-    return _renamed(state, _VGG16_NAMES, _CLASSIFIER, "torchvision's VGG-16")
+    return _backbone(state, "vgg16")
 
 
 def mobilenet_v2_from_torchvision(
@@ -250,11 +344,160 @@ def mobilenet_v2_from_torchvision(
       wide: whether the last convolution is used.
 
     Raises:
-      WeightsError: for tensors that are no MobileNetV2's, naming the first.
+      WeightsError: for tensors that are no MobileNetV2's, or missing, naming the first.
     """
-    unused = r"classifier\..*|.*\.num_batches_tracked"
-    unused += "" if wide else r"|features\.18\..*"
-    return _renamed(state, _MOBILENET_NAMES, unused, "torchvision's MobileNetV2")
+    variables = _backbone(state, "mobilenet_v2")
+    return variables if wide else submodules(variables, "(?!last_).*")
+
+
+def alexnet_head_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """fc6 and fc7 of torchvision's AlexNet as variables of `FCHead(4096)`.
+
+    Args:
+      state: its state dict; of the classifier, the last layer is left out.
+
+    Raises:
+      WeightsError: for tensors that are no AlexNet's, or missing, naming the first.
+    """
+    return _head(state, "alexnet")
+
+
+def vgg16_head_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """fc6 and fc7 of torchvision's VGG-16 as variables of `FCHead(4096)`.
+
+    Args:
+      state: its state dict; of the classifier, the last layer is left out.
+
+    Raises:
+      WeightsError: for tensors that are no VGG-16's, or missing, naming the first.
+    """
+    return _head(state, "vgg16")
+
+
+def backbone_to_torchvision(
+    variables: Mapping[str, Any], name: str
+) -> dict[str, np.ndarray]:
+    """The way back: torchvision's state dict, but for the classifier and counters.
+
+    Args:
+      variables: of the backbone, with frozen norms; MobileNetV2 as it is if `wide`.
+      name: one of `CLASSIFIERS`.
+
+    Raises:
+      WeightsError: if they are of another network, naming the first.
+    """
+    return to_theirs(variables, _classifier(name).backbone, name)
+
+
+def region_head_to_torchvision(
+    variables: Mapping[str, Any], name: str
+) -> dict[str, np.ndarray]:
+    """The way back: fc6 and fc7 in torchvision's state dict.
+
+    Args:
+      variables: of the `FCHead`.
+      name: "alexnet" or "vgg16".
+
+    Raises:
+      WeightsError: if they are of another network, naming the first.
+    """
+    return to_theirs(variables, _classifier(name).head, f"the head of {name}")
+
+
+def to_ours(
+    state: Mapping[str, np.ndarray],
+    tensors: Sequence[Tensor],
+    network: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Any]:
+    """torchvision's tensors as our variables, by the table of all of them.
+
+    Args:
+      state: by torchvision's names.
+      tensors: the table.
+      network: its name, for messages.
+      shapes: that they must have, by torchvision's names; None: any that fit their
+        layouts.
+
+    Returns:
+      float32 variables by collection.
+
+    Raises:
+      WeightsError: if tensors are missing, left over, or of other shapes; it names the
+        first of them.
+    """
+    missing = [tensor.theirs for tensor in tensors if tensor.theirs not in state]
+    surplus = sorted(state.keys() - {tensor.theirs for tensor in tensors})
+    problems = [f"{name} is missing" for name in missing[:3]]
+    problems += [f"{name} is left over" for name in surplus[:3]]
+    _require_none(len(missing) + len(surplus), problems, network)
+    problems = [
+        f"{name} has shape {state[name].shape}, {shape} is needed"
+        for name, shape in (shapes or {}).items()
+        if state[name].shape != shape
+    ]
+    _require_none(len(problems), problems[:5], network)
+    ours = {}
+    for theirs, name, layout in tensors:
+        try:
+            ours[name] = layout.to_ours(np.asarray(state[theirs], np.float32))
+        except ValueError:  # of NumPy: so many numbers, or axes, have no such layout
+            problems.append(f"{theirs} has shape {state[theirs].shape}")
+    _require_none(len(problems), problems[:5], network)
+    return unflatten_dict(ours, sep="/")
+
+
+def to_theirs(
+    variables: Mapping[str, Any], tensors: Sequence[Tensor], network: str
+) -> dict[str, np.ndarray]:
+    """The inverse of `to_ours`; dtypes stay, so it may be gradients.
+
+    Raises:
+      WeightsError: if the variables are others than those of the table.
+    """
+    ours = flatten_dict(variables, sep="/")
+    strange = {tensor.ours for tensor in tensors} ^ ours.keys()
+    if strange:
+        raise WeightsError(
+            f"{len(strange)} variables do not fit {network}: {sorted(strange)[:5]}"
+        )
+    return {
+        theirs: np.ascontiguousarray(layout.to_theirs(np.asarray(ours[name])))
+        for theirs, name, layout in tensors
+    }
+
+
+def _require_none(count: int, problems: list[str], network: str) -> None:
+    if problems:
+        raise WeightsError(
+            f"{count} tensors do not fit {network}:\n  " + "\n  ".join(problems)
+        )
+
+
+def _classifier(name: str) -> Classifier:
+    if name not in CLASSIFIERS:
+        raise WeightsError(f"no network {name!r}; allowed: {', '.join(CLASSIFIERS)}")
+    return CLASSIFIERS[name]
+
+
+def _without(state: Mapping[str, np.ndarray], unused: str) -> dict[str, np.ndarray]:
+    return {key: x for key, x in state.items() if not re.fullmatch(unused, key)}
+
+
+def _differences(state: Mapping[str, np.ndarray], classifier: Classifier) -> int:
+    names = {tensor.theirs for tensor in classifier.backbone}
+    return len(names ^ _without(state, _BESIDE_BACKBONE).keys())
+
+
+def _backbone(state: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
+    used, tensors = _without(state, _BESIDE_BACKBONE), CLASSIFIERS[name].backbone
+    return to_ours(used, tensors, f"torchvision's {name}")
+
+
+def _head(state: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
+    used, tensors = _without(state, _BESIDE_HEAD), CLASSIFIERS[name].head
+    return to_ours(used, tensors, f"the head of torchvision's {name}")
 
 
 def efficientnet_lite0_from_torch(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -313,49 +556,6 @@ def ssd_mobilenet_v2_from_tensorflow(
     return variables
 
 
-def alexnet_head_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """fc6 and fc7 of torchvision's AlexNet as variables of `FCHead(4096)`.
-
-    Args:
-      state: its state dict; of the classifier, the last layer is left out.
-
-    Raises:
-      WeightsError: for tensors that are no AlexNet's, naming the first; if fc6 is
-        missing.
-    """
-    return _head(state, _ALEXNET_HEAD_NAMES, 256, "torchvision's AlexNet")
-
-
-def vgg16_head_from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """fc6 and fc7 of torchvision's VGG-16 as variables of `FCHead(4096)`.
-
-    Args:
-      state: its state dict; of the classifier, the last layer is left out.
-
-    Raises:
-      WeightsError: for tensors that are no VGG-16's, naming the first; if fc6 is
-        missing.
-    """
-    return _head(state, _VGG16_HEAD_NAMES, 512, "torchvision's VGG-16")
-
-
-def _head(
-    state: Mapping[str, np.ndarray],
-    names: Iterable[tuple[str, str]],
-    channels: int,
-    network: str,
-) -> dict[str, Any]:
-    weights = _renamed(state, names, _ALL_BUT_HEAD, network)
-    fc6 = weights.get("params", {}).get("fc0", {})
-    if "kernel" not in fc6:
-        raise WeightsError(f"no fc6 of {network}: {sorted(state)[:5]}")
-    # Its inputs were flattened as CHW, those of a region here as HWC.
-    side = math.isqrt(len(fc6["kernel"]) // channels)
-    kernel = fc6["kernel"].reshape(channels, side, side, -1).transpose(1, 2, 0, 3)
-    fc6["kernel"] = kernel.reshape(fc6["kernel"].shape)
-    return weights
-
-
 def _renamed(
     state: Mapping[str, np.ndarray],
     names: Iterable[tuple[str, Any]],
@@ -377,7 +577,7 @@ def _renamed(
         if ours == name or tensor.ndim not in allowed:
             strange.append(name)
         elif tensor.ndim > 1:
-            tensor = (layout or _from_torch)(ours, tensor)
+            tensor = layout(ours, tensor) if layout else _from_torch(tensor)
         collection = "constants" if ".frozen." in ours else "params"
         collections.setdefault(collection, {})[ours] = tensor
     if strange:
@@ -388,9 +588,8 @@ def _renamed(
     }
 
 
-def _from_torch(name: str, kernel: np.ndarray) -> np.ndarray:
+def _from_torch(kernel: np.ndarray) -> np.ndarray:
     """OIHW to HWIO, or OI to IO."""
-    del name
     return np.moveaxis(kernel, (1, 0), (-2, -1))
 
 

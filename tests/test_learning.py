@@ -12,7 +12,7 @@ from jaxdet.training.loop import train
 
 
 @pytest.mark.slow
-def test_retinanet_learns_large_digits(tmp_path):
+def test_retinanet_learns_large_digits(tmp_path, optimised):
     easy = {
         "data_dir": tmp_path,
         "train_images": 2000,

@@ -52,7 +52,14 @@ SMALL = {
     },
 }
 # 64 regions of 227x227 pixels an image would take minutes of AlexNet.
-FEW_REGIONS = "from experiments import rcnn_timing\nrcnn_timing.REGIONS_AN_IMAGE = 4"
+FEW_REGIONS = """
+import functools
+from experiments import rcnn_timing
+rcnn_timing.REGIONS_AN_IMAGE = 4
+rcnn_timing.AlexNet = functools.partial(rcnn_timing.AlexNet, width=4)
+fully_connected = rcnn_timing.FCHead
+rcnn_timing.FCHead = lambda _, **more: fully_connected(16, **more)
+"""
 
 
 @pytest.fixture(params=FILES, ids=lambda file: file.stem)
