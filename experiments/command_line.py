@@ -62,14 +62,19 @@ def run(main: Callable | dict[str, Callable]) -> None:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    """What a user can do something about."""
-    from jaxdet.training.checkpoint import CheckpointError, RunError
-    from jaxdet.training.config import ConfigError
-    from jaxdet.training.metrics import NonFiniteLossError
-    from jaxdet.weights import WeightsError
-
-    ours = (CheckpointError, ConfigError, DataError)
-    return (*ours, NonFiniteLossError, RunError, WeightsError)
+    """What a user can do something about; modules that are not there raise nothing."""
+    named = {
+        "jaxdet.training.checkpoint": ("CheckpointError", "RunError"),
+        "jaxdet.training.config": ("ConfigError",),
+        "jaxdet.training.metrics": ("NonFiniteLossError",),
+        "jaxdet.weights": ("WeightsError",),
+    }
+    return DataError, *(
+        getattr(sys.modules[module], name)
+        for module, names in named.items()
+        for name in names
+        if module in sys.modules
+    )
 
 
 def _join_others(arguments: list[str]) -> list[str]:

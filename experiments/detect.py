@@ -96,25 +96,27 @@ def main(
         detect, names, category_ids = _built(workdir, weights, step, min_score)
     categories = dict(zip(category_ids, names, strict=False))  # one without classes
     output.mkdir(parents=True, exist_ok=True)
-    found_in, sizes = {}, {}
-    progress = tqdm(zip(files, targets, strict=True), total=len(files))
-    for file, target in progress:
-        try:
-            image = image_files.read(file)
-        except DataError as error:
-            progress.write(f"left out: {error}")
-            continue
-        found_in[file], sizes[file] = detect(image), image.shape[:2]
-        progress.write(f"{file}: {_summary(found_in[file])}")
-        _drawn(image, found_in[file], names).save(target)
-    if not found_in:
-        raise DataError(f"none of {len(files)} pictures could be read; see above")
-    as_coco = _coco_json(found_in, sizes, categories)
     json_file = json_file or output / "detections.json"
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(as_coco))
-    count = len(as_coco["annotations"])
-    print(f"{count} objects in {len(found_in)} of {len(files)} pictures: see {output}")
+    as_coco = _no_detections(categories)
+    progress = tqdm(zip(files, targets, strict=True), total=len(files))
+    try:
+        for file, target in progress:
+            try:
+                image = image_files.read(file)
+                found = detect(image)
+            except DataError as error:
+                progress.write(f"left out: {file}: {error}")
+                continue
+            progress.write(f"{file}: {_summary(found)}")
+            _drawn(image, found, names).save(target)
+            _add(as_coco, file, image.shape[:2], found)
+    finally:  # an interruption loses nothing that was found
+        json_file.write_text(json.dumps(as_coco))
+    count, seen = (len(as_coco[key]) for key in ("annotations", "images"))
+    if not seen:
+        raise DataError(f"none of {len(files)} pictures could be read; see above")
+    print(f"{count} objects in {seen} of {len(files)} pictures: see {output}")
 
 
 def _exported(artifact: pathlib.Path, min_score: float) -> _Asked:
@@ -181,36 +183,33 @@ def _summary(found: Found) -> str:
     return ", ".join(f"{name} {score:.2f}" for name, score in pairs)
 
 
-def _coco_json(found_in: dict, sizes: dict, categories: dict[int, str]) -> dict:
-    """Images, categories, and every detection as an annotation with a score."""
-    images, annotations = [], []
-    category_ids = tuple(categories)
-    for image_id, (file, found) in enumerate(found_in.items(), start=1):
-        height, width = sizes[file]
-        about = {
-            "id": image_id,
-            "file_name": str(file),
-            "height": height,
-            "width": width,
+def _no_detections(categories: dict[int, str]) -> dict:
+    named = [{"id": number, "name": name} for number, name in categories.items()]
+    return {"images": [], "annotations": [], "categories": named}
+
+
+def _add(
+    as_coco: dict, file: pathlib.Path, size: tuple[int, int], found: Found
+) -> None:
+    """A picture, and every detection in it as an annotation with a score."""
+    images, annotations = as_coco["images"], as_coco["annotations"]
+    about = {"id": len(images) + 1, "file_name": str(file)}
+    images.append(about | {"height": size[0], "width": size[1]})
+    for index, box in enumerate(found.boxes):
+        x1, y1, x2, y2 = box.tolist()
+        annotation = {
+            "id": len(annotations) + 1,
+            "image_id": about["id"],
+            "category_id": as_coco["categories"][found.labels[index]]["id"],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
+            "score": float(found.scores[index]),
         }
-        images.append(about)
-        for index, box in enumerate(found.boxes):
-            x1, y1, x2, y2 = box.tolist()
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": category_ids[found.labels[index]],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": 0,
-                "score": float(found.scores[index]),
-            }
-            if found.masks is not None:
-                annotation["area"] = int(found.masks[index].sum())
-                annotation["segmentation"] = masks.encode(found.masks[index])
-            annotations.append(annotation)
-    categories = [{"id": number, "name": name} for number, name in categories.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        if found.masks is not None:
+            annotation["area"] = int(found.masks[index].sum())
+            annotation["segmentation"] = masks.encode(found.masks[index])
+        annotations.append(annotation)
 
 
 def _drawn(image: np.ndarray, found: Found, class_names) -> Image.Image:

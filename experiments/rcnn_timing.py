@@ -115,6 +115,8 @@ def main(
     """
     if images < 2 or images % IMAGES_A_STEP:
         raise ConfigError(f"--images is {images}; it must be an even number from 2 on")
+    if jax.process_count() > 1:
+        raise ConfigError("times are those of one process: leave out --processes")
     data_set = _load(annotations, image_folder, side, images)
     data_set, search = _with_timed_proposals(data_set, side, regions)
     regions = round(statistics.median(len(found) for found, _ in data_set.proposals))
@@ -208,8 +210,8 @@ def finding(rows: dict[str, Times]) -> str:
     return (
         f"Fast R-CNN learns an image {learns:.1f} times as fast as R-CNN and looks at "
         f"one {looks:.1f} times as fast; {share:.0%} of its test time are then spent "
-        "on proposals. With an RPN in their place Faster R-CNN answers "
-        f"{answers:.1f} times as fast.\n"
+        "on proposals. Faster R-CNN waits for none and looks at fewer, those of its "
+        f"RPN: it answers {answers:.1f} times as fast.\n"
     )
 
 

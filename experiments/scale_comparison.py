@@ -21,6 +21,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Literal
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -107,6 +108,8 @@ def main(
                 metrics=metrics,
             )
     text = table(rows)
+    if jax.process_index() > 0:
+        return  # every host has all rows, and the first one tells
     (workdir / "scales.json").write_text(json.dumps(rows, indent=2) + "\n")
     (workdir / "scales.md").write_text(text)
     figure(rows).savefig(workdir / "scales.png")

@@ -257,3 +257,18 @@ def test_detect_asks_one_detector(tmp_path):
     (run / "config.json").touch()
     with pytest.raises(DataError, match=r"--artifact .*model and the run folder"):
         detect.main((run, tmp_path), artifact=tmp_path / "model")
+
+
+def test_errors_without_networks_are_one_message(tmp_path):
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('flax', 'orbax', 'optax', 'chex')))\n"
+        "from experiments import command_line, detect\n"
+        "command_line.run(detect.main)\n"
+    )
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    command = [sys.executable, "-c", program, photo, "--artifact", "missing.jaxdet"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: ") and "missing.jaxdet" in answer.stderr
