@@ -68,9 +68,7 @@ def main(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             annotations, images = _make_photographs(pathlib.Path(folder))
         data_set = coco.load(annotations, images)
-        names = [image["file_name"] for image in data_set.ground_truth()["images"]]
-        files = [images / name for name in names]
-        _compare(data_set, files, input_config, batch_size, batches, repeats)
+        _compare(data_set, input_config, batch_size, batches, repeats)
         if steps:
             share = _share_waited(data_set, input_config, batch_size, steps)
             print(f"training waits for {share:.1%} of its time")
@@ -98,7 +96,6 @@ def _make_photographs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]
 
 def _compare(
     data_set: DataSet,
-    files: list[pathlib.Path],
     config: InputConfig,
     batch_size: int,
     batches: int,
@@ -114,13 +111,13 @@ def _compare(
             pass
 
     count = batch_size * batches
-    bare = _decode_and_resize(data_set, files, config, count)
+    bare = _decode_and_resize(data_set, config, count)
     speeds = np.array(
         [(_speed(bare, count), _speed(ours, count)) for _ in range(repeats)]
     )
     alone, whole = np.median(speeds, axis=0)
     print(
-        f"{data_set.name}: {len(files)} images, {config.workers} threads\n"
+        f"{data_set.name}: {len(data_set)} images, {config.workers} threads\n"
         f"{'images a second':<28}{'by the clock':>14}{'of CPU time':>14}\n"
         f"{'decoding and resizing alone':<28}{alone[0]:>14.0f}{alone[1]:>14.0f}\n"
         f"{'the batches of training':<28}{whole[0]:>14.0f}{whole[1]:>14.0f}"
@@ -140,7 +137,7 @@ def _speed(work: Callable[[], None], count: int) -> tuple[float, float]:
 
 
 def _decode_and_resize(
-    data_set: DataSet, files: list[pathlib.Path], config: InputConfig, count: int
+    data_set: DataSet, config: InputConfig, count: int
 ) -> Callable[[], None]:
     """What no input can do without, on as many threads: `count` images each call."""
     canvas = transforms.canvas_of_each(
@@ -149,14 +146,14 @@ def _decode_and_resize(
     rule = {"stretch": config.stretch, "sides": config.sides}
 
     def one(index: int) -> None:
-        encoded = np.fromfile(files[index], np.uint8)
+        encoded = np.frombuffer(data_set.read_encoded(index), np.uint8)
         image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
         size = image.shape[:2]
         fitted = transforms.fitted_size(size, config.canvases[canvas[index]], **rule)
         cv2.resize(image, fitted[::-1])
 
     def all_of_them() -> None:
-        indices = itertools.islice(itertools.cycle(range(len(files))), count)
+        indices = itertools.islice(itertools.cycle(range(len(data_set))), count)
         with concurrent.futures.ThreadPoolExecutor(max(1, config.workers)) as threads:
             for _ in threads.map(one, indices):
                 pass

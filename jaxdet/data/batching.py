@@ -10,8 +10,10 @@ import functools
 import itertools
 import logging
 import math
+import numbers
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -36,7 +38,9 @@ class InputConfig:
     """
 
     canvases: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800))
-    """(height, width) of each; an image goes to the one of nearest aspect ratio."""
+    """(height, width) of each; an image goes to the one of nearest aspect ratio. No
+    stride has to divide them, as the last cells may reach beyond; only SSD's steps and
+    torchvision's rounded strides refuse canvases that do not fit them."""
     max_objects: int = 100
     """Object slots an image."""
     max_regions: int = 0
@@ -48,7 +52,8 @@ class InputConfig:
     unreadable_images: Literal["error", "skip"] = "error"
     """Stop, or put another image of the same canvas in their place and warn."""
     max_unreadable: float = 0.1
-    """Of a data set's images, the share that may be skipped; more stop the run."""
+    """Of a data set's images, the share that may be skipped; more stop the run. Each
+    process counts those that it met itself, anew at every start."""
     flip: float = 0.5
     """Probability that a training image is mirrored."""
     distort_colours: float = 0.0
@@ -76,12 +81,15 @@ class InputConfig:
     """Whether resized pixels stay floats and are never averaged, as in torchvision;
     such batches are four times as large."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Threads that prepare batches ahead, by default one a core, at most 8; 0: none."""
+    """Threads that prepare batches ahead, by default one a core, at most 8; 0: none.
+    Each prepares a batch of its own, so more than `prefetch` have nothing to do: on a
+    host of many cores raise both, as far as memory holds the batches."""
     prefetch: int = 8
     """Batches in preparation or waiting at any time, at most; each lies in memory, in
     training on the devices too."""
 
     def __post_init__(self):
+        require_numbers(self)
         pairs = all(len(canvas) == 2 and min(canvas) >= 1 for canvas in self.canvases)
         one_or_more = "one or more (height, width), both at least 1"
         self._require("canvases", bool(self.canvases) and pairs, one_or_more)
@@ -100,7 +108,7 @@ class InputConfig:
         positive = len(factors) > 0 and all(0 < factor < math.inf for factor in factors)
         self._require("multi_scale", positive, "one or more numbers above 0")
         if self.sides is not None:
-            right = 1 <= self.sides[0] <= self.sides[-1] and len(self.sides) == 2
+            right = len(self.sides) == 2 and 1 <= self.sides[0] <= self.sides[1]
             self._require("sides", right, "two numbers from 1 on, the second no less")
             for name, allowed in (
                 ("stretch", False),
@@ -125,11 +133,55 @@ class InputConfig:
     def training_canvases(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of all that training can meet; it compiles once for each."""
         every = itertools.product(self.canvases, self.multi_scale)
-        return tuple(dict.fromkeys(_scaled(*pair) for pair in every))
+        return tuple(dict.fromkeys(scaled(*pair) for pair in every))
 
     def _require(self, name: str, right: bool, allowed: str) -> None:
         if not right:
             raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+def require_numbers(config: Any) -> None:
+    """For a config's checks of itself, before it compares its numbers with anything.
+
+    Raises:
+      ValueError: unless those of a dataclass are whole where its field says `int` and
+        finite where it says `float`, in tuples too, naming the field.
+    """
+    for field in dataclasses.fields(config):
+        value, kinds = getattr(config, field.name), _kinds(field.type)
+        if int in kinds:
+            allowed, kind = "whole", numbers.Integral
+        elif float in kinds:
+            allowed, kind = "finite", numbers.Real
+        else:
+            continue
+        if value is None and type(None) in kinds:
+            continue
+        if not all(isinstance(x, kind) and math.isfinite(x) for x in _leaves(value)):
+            several = isinstance(value, tuple | list)
+            allowed = f"{allowed} numbers" if several else f"a {allowed} number"
+            raise ValueError(f"{field.name} is {value!r}; it must be {allowed}")
+
+
+def _kinds(annotation: Any) -> set:
+    """`tuple[int, int] | None` -> `{int, type(None)}`."""
+    inner = typing.get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
+
+
+def _leaves(value: Any) -> list:
+    """`((1, 2), (3, 4))` -> `[1, 2, 3, 4]`."""
+    if isinstance(value, tuple | list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
+
+
+def scaled(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
+    """What a canvas becomes by a factor of `InputConfig.multi_scale`."""
+    if factor == 1:
+        return canvas
+    height, width = (max(32, 32 * round(side * factor / 32)) for side in canvas)
+    return height, width
 
 
 def check(
@@ -259,7 +311,7 @@ def training_batches(
         epoch, row = divmod(step, steps)
         positions, canvases, factors = plan(epoch)
         others = members[canvases[row]]
-        canvas = _scaled(config.canvases[canvases[row]], factors[row])
+        canvas = scaled(config.canvases[canvases[row]], factors[row])
         batch = _padding_batch(share, canvas, config, masks=config.mask_size > 0)
         for slot in range(share):
             slot_of_all = process * share + slot
@@ -484,13 +536,6 @@ def _put(
         regions.boxes[slot, : left.sum()] = example.regions[left]
         regions.scores[slot, : left.sum()] = scores[left]
         regions.valid[slot, : left.sum()] = True
-
-
-def _scaled(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
-    if factor == 1:
-        return canvas
-    height, width = (max(32, 32 * round(side * factor / 32)) for side in canvas)
-    return height, width
 
 
 def _fitted(config: InputConfig, canvas: tuple[int, int], example):

@@ -54,21 +54,28 @@ def load(
       DataError: also where the set is not prepared there.
     """
     folder = None if data_dir is None else os.fspath(data_dir)
+    place = folder or tfds.core.constants.DATA_DIR
+    try:
+        tfds.core.naming.parse_builder_name_kwargs(name)
+    except ValueError as error:
+        raise DataError(
+            f"{name!r}: no TFDS name; allowed: name, name/config, name/config:version"
+        ) from error
     try:
         # Not `tfds.builder`: it runs the code that made the set, which for some,
         # coco/2017 among them, needs TensorFlow.
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError as error:
-        place = folder or tfds.core.constants.DATA_DIR
         option = f" --data_dir={folder}" if folder else ""
         raise DataError(
             f"{name}: not prepared in {place}; prepare it with "
             f"`tfds build {name} --file_format=array_record{option}` (for this, though "
             f"not for reading it, TFDS needs `pip install {_requirements(name)}`)"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # Broken files raise what their parsers raise.
         raise DataError(
-            f"{name!r}: no TFDS name; allowed: name, name/config, name/config:version"
+            f"{name}: cannot be read from {place} ({error}); allowed: one folder below "
+            "it with dataset_info.json and features.json, as TFDS prepared them"
         ) from error
     return from_builder(builder, split, bad_boxes=bad_boxes)
 
@@ -280,10 +287,10 @@ def _open(
             "--out_file_format=array_record`, or prepare it anew with "
             "`tfds build ... --file_format=array_record`"
         ) from error
-    except ValueError as error:
+    except (KeyError, ValueError) as error:  # KeyError: there are no splits at all
         raise DataError(
-            f"{builder.info.full_name}: no split {split!r}; allowed: "
-            f"{', '.join(builder.info.splits)} and slices of them"
+            f"{builder.info.full_name}: no split {split!r} to be read ({error}); "
+            f"allowed: {', '.join(builder.info.splits)} and slices of them"
         ) from error
 
 
@@ -294,6 +301,7 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> list[pathlib.Path]:
     return [
         *(pathlib.Path(shard.filename) for shard in shards),
         *(folder / name for name in ("dataset_info.json", "features.json")),
+        *folder.glob("*.labels.txt"),  # the names of the classes
     ]
 
 
@@ -318,8 +326,9 @@ def _read_index(
     progress = tqdm(range(count), f"indexing {name}", unit="image", delay=2)
     for position in progress:
         example = read(position)
-        image_id = example[_IMAGE_ID] if layout.has_ids else position
-        image_id = image_id.decode() if isinstance(image_id, bytes) else int(image_id)
+        image_id = position
+        if layout.has_ids:
+            image_id = _read_id(example[_IMAGE_ID], f"{name}, position {position}")
         where = f"{name}, image {image_id!r}"
         size = image_files.size(example[layout.image], where)
         image_ids.append(image_id)
@@ -334,6 +343,15 @@ def _read_index(
     return index.Index(
         tuple(image_ids), np.array(sizes, np.int32), *zip(*rows, strict=True)
     )
+
+
+def _read_id(value: bytes | np.integer, where: str) -> int | str:
+    try:
+        return value.decode() if isinstance(value, bytes) else int(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: {_IMAGE_ID} is {value!r}; allowed: a whole number, or UTF-8"
+        ) from error
 
 
 def _read_objects(
@@ -377,7 +395,13 @@ def _read_objects(
     for key in layout.crowd:
         crowd |= np.array(raw[key]) == 1  # Open Images: -1 is unknown
     sides = boxes[:, 2:] - boxes[:, :2]
-    area = np.array(raw["area"]) if layout.has_area else sides.prod(axis=-1)
+    area = sides.prod(axis=-1)
+    if layout.has_area:
+        area = np.array(raw["area"])
+        if not ((area >= 0) & np.isfinite(area)).all():
+            raise DataError(
+                f"{where}: areas are {area.tolist()}; allowed: finite numbers from 0 on"
+            )
     kept = inside & (sides > 0).all(axis=-1)
     objects = Objects(boxes[kept], labels[kept], crowd[kept])
     return objects, area[kept].astype(np.float64), kept

@@ -448,6 +448,23 @@ def test_bad_examples_name_the_image(prepare):
         tfds.load_directory(prepare(COCO, [unlabelled]), "train")
 
 
+@pytest.mark.parametrize("area", [float("nan"), float("inf"), -1.0])
+def test_bad_areas_name_the_image(prepare, area):
+    inner = dict(COCO["objects"].feature.items()) | {"area": np.float32}
+    examples = [coco_example(7, encoded(8, 8), (1, area, BOX, 3, False))]
+    folder = prepare(COCO | {"objects": FEATURES.Sequence(inner)}, examples)
+    with pytest.raises(DataError, match=rf"image 7: areas are \[{area}\]; allowed"):
+        tfds.load_directory(folder, "train")
+
+
+def test_image_ids_that_are_no_text_are_errors(prepare):
+    examples = [coco_example(b"a\xff", encoded(8, 8))]
+    folder = prepare(COCO | {"image/id": FEATURES.Text()}, examples)
+    message = r"train, position 0: image/id is b'a\\xff'; allowed"
+    with pytest.raises(DataError, match=message):
+        tfds.load_directory(folder, "train")
+
+
 @pytest.fixture
 def prepare_boxes(prepare):
     """One image of height 20 and width 40 and (y1, x1, y2, x2) boxes, any at all."""
@@ -585,11 +602,19 @@ class TestTheNextStart:
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
-def test_broken_descriptions_are_errors(prepare, file):
+@pytest.mark.parametrize("content", ['{"name": [', ""])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_broken_descriptions_are_errors(prepare, tmp_path, file, content, by_name):
     folder = prepare(COCO, [coco_example(7, encoded(8, 8))])
-    (folder / file).write_text('{"name": [')
-    with pytest.raises(DataError, match=f"{folder}: no data set that TFDS prepared"):
-        tfds.load_directory(folder, "train")
+    (folder / file).write_text(content)
+    if by_name:
+        message = f"tiny_set: cannot be read from {tmp_path} "
+        with pytest.raises(DataError, match=message):
+            tfds.load("tiny_set", "train", data_dir=tmp_path)
+    else:
+        message = f"{folder}: no data set that TFDS prepared"
+        with pytest.raises(DataError, match=message):
+            tfds.load_directory(folder, "train")
 
 
 def test_broken_shards_are_errors(prepare):
