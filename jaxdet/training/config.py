@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.batching import InputConfig, require_numbers
 
 
 class ConfigError(ValueError):
@@ -67,6 +67,7 @@ class TrainingConfig:
     """How images become batches."""
 
     def __post_init__(self):
+        require_numbers(self)
         at_least_one = ("steps", "batch_size", "reference_batch_size", "log_every")
         at_least_one += ("accumulate", "checkpoint_every", "keep_checkpoints")
         for name in at_least_one:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdet.data import transforms
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.batching import InputConfig, scaled
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors.detector import Detector
 from jaxdet.ops.coverage import Coverage
@@ -37,42 +37,54 @@ def check(detector: Detector, data_set: DataSet, config: InputConfig) -> None:
 
     Of a large data set a sample counts. An object is out of reach if all anchors on it
     are background by their overlap, so that at most its one best anchor would learn it;
-    or, without anchors, if no point would.
+    or, without anchors, if no point would; by all factors of `config.multi_scale`.
 
     Raises:
-      ConfigError: if all objects are out of reach. If more than a tenth are, it warns.
+      ConfigError: if all objects are out of reach. If more than a tenth are, it warns;
+        and however many are, where augmentation changes the sizes of objects.
     """
     if detector.coverage is None:
         return
-    objects = place(data_set, config, most=SAMPLE)
-    count = len(objects.boxes)
-    if count == 0:
-        return
-    found = measure(detector.coverage, objects, config.canvases)
+    every, sides = [], []
+    for factor in dict.fromkeys(config.multi_scale):
+        objects = place(data_set, config, most=SAMPLE, factor=factor)
+        count = len(objects.boxes)
+        if count == 0:
+            return
+        canvases = [scaled(canvas, factor) for canvas in config.canvases]
+        every.append(measure(detector.coverage, objects, canvases))
+        sides.append(objects.sides)
+    found = every[0]._replace(best=np.max([each.best for each in every], axis=0))
     missed = found.best < found.low
     if missed.mean() <= TOLERATED:
         return
-    small, large = np.quantile(objects.sides[missed], (0.05, 0.95))
+    small, large = np.quantile(np.array(sides)[:, missed], (0.05, 0.95))
     message = (
         f"{missed.sum()} of {count} objects of {data_set.name!r} are out of the "
         f"detector's reach: {found.measure} must be at least {found.low:g}, and theirs "
         f"is at most {found.best[missed].max():.2g}; their sides (square roots of "
         f"areas) are {small:.0f} to {large:.0f} pixels on the canvases "
-        f"{config.canvases}. Change the anchors or levels of the detector, or the "
-        "canvases; experiments.anchor_coverage draws it"
+        f"{config.training_canvases}. Change the anchors or levels of the detector, or "
+        "the canvases; experiments.anchor_coverage draws it"
     )
-    if missed.all():
+    # Augmentation may make them larger or smaller than they were measured.
+    augmented = config.expand or config.crop or config.random_crop
+    resized = augmented or config.scale_jitter != (1.0, 1.0)
+    if missed.all() and not resized:
         raise ConfigError(message)
     _LOG.warning(message)
 
 
-def place(data_set: DataSet, config: InputConfig, *, most: int) -> PlacedObjects:
+def place(
+    data_set: DataSet, config: InputConfig, *, most: int, factor: float = 1.0
+) -> PlacedObjects:
     """The objects of random images, the same in every call, on their canvases.
 
     Args:
       data_set: whose images; none is read.
       config: how they become batches.
       most: no further images are taken when there are so many objects.
+      factor: of all canvases, as one of `config.multi_scale`.
     """
     boxes, sizes, canvases, count = [np.zeros((0, 4), np.float32)], [], [], 0
     order = np.random.default_rng(0).permutation(len(data_set))
@@ -85,7 +97,7 @@ def place(data_set: DataSet, config: InputConfig, *, most: int) -> PlacedObjects
         old, canvas = data_set.sizes[position], of_each[position]
         new = transforms.fitted_size(
             tuple(old.tolist()),
-            config.canvases[canvas],
+            scaled(config.canvases[canvas], factor),
             stretch=config.stretch,
             sides=config.sides,
         )

@@ -45,6 +45,25 @@ class TestLaws(laws.DetectorLaws, detector=small_retinanet):
         bias = compiled.variables["params"]["class_head"]["output"]["bias"]
         np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.01, rtol=1e-5)
 
+    def test_a_canvas_that_no_stride_divides_is_one_with_less_padding(self, compiled):
+        sizes = ((76, 100), (75, 60), (64, 97), (33, 50))
+        odd, whole = (
+            scenes.batch(canvas=canvas, slots=9, sizes=sizes)
+            for canvas in ((76, 100), (96, 128))
+        )
+        totals = [
+            compiled.loss(compiled.variables, batch, jax.random.key(0))[0]
+            for batch in (odd, whole)
+        ]
+        assert np.isfinite(totals[0])
+        np.testing.assert_allclose(*totals, rtol=1e-5)
+        variables = laws.noisy(compiled.variables)
+        found, expected = (compiled.predict(variables, batch) for batch in (odd, whole))
+        assert np.all(np.any(found.valid, axis=1))
+        assert np.all(found.boxes >= 0)
+        assert np.all(found.boxes[..., 2:] <= odd.sizes[:, None, ::-1])
+        chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-3)
+
 
 def answers(logits, deltas):
     """A network that always says the same, for tests of what is not learned."""

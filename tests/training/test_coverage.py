@@ -1,5 +1,6 @@
 """What the anchors cannot reach: refused, warned of, or nobody's business."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -64,6 +65,34 @@ def test_objects_are_measured_as_large_as_the_network_sees_them():
     coverage.check(DETECTOR, data_set([TINY]), enlarged)
 
 
+def test_objects_are_measured_on_the_canvases_of_training():
+    # Four times as large as an anchor; at a quarter it has the size of one.
+    large = data_set([(0, 0, 64, 64, 0)], size=(128, 128))
+    canvas = InputConfig(canvases=((128, 128),))
+    with pytest.raises(ConfigError, match=r"64 to 64 pixels .* \(\(128, 128\),\)"):
+        coverage.check(DETECTOR, large, canvas)
+    smaller = dataclasses.replace(canvas, multi_scale=(0.25,))
+    coverage.check(DETECTOR, large, smaller)
+    # One factor in reach is enough.
+    coverage.check(DETECTOR, large, dataclasses.replace(canvas, multi_scale=(1, 0.25)))
+    # And what has the size of an anchor is too small at a quarter.
+    fitting = data_set([(0, 0, 16, 16, 0)], size=(128, 128))
+    coverage.check(DETECTOR, fitting, canvas)
+    with pytest.raises(ConfigError, match=r"4 to 4 pixels .* \(\(32, 32\),\)"):
+        coverage.check(DETECTOR, fitting, smaller)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scale_jitter": (1.0, 8.0)}, {"expand": 0.5}, {"crop": 1.0}, {"random_crop": 1}],
+)
+def test_objects_that_augmentation_resizes_are_not_refused(change, caplog):
+    config = dataclasses.replace(INPUT, **change)
+    with caplog.at_level(logging.WARNING, logger="jaxdet"):
+        coverage.check(DETECTOR, data_set([TINY]), config)
+    assert "1 of 1 objects" in caplog.messages[0]
+
+
 def test_objects_lie_where_batches_have_them():
     images = [(16, 16), (16, 32), (64, 128)]
     rows = [[(0, 0, 4, 8, 0)], [(8, 0, 16, 16, 0), (*TINY, True)], [(0, 0, 8, 8, 1)]]
@@ -78,6 +107,12 @@ def test_objects_lie_where_batches_have_them():
         (0, 0, 4, 4): ((32, 64), 1),
     }
     np.testing.assert_allclose(sorted(objects.sides), [4, 128**0.5, 512**0.5])
+    # The canvas is chosen before it is scaled: wide, though scaled it is square.
+    scaled = coverage.place(
+        in_memory_data_set(images[1:2], rows[1:2]), INPUT, most=9, factor=0.5
+    )
+    assert scaled.boxes.tolist() == [[8, 0, 16, 16]]
+    assert (scaled.sizes.tolist(), scaled.canvases.tolist()) == ([[16, 32]], [1])
     stretched = InputConfig(canvases=((32, 32),), stretch=True)
     objects = coverage.place(
         in_memory_data_set([(16, 64)], [rows[0]]), stretched, most=1
