@@ -67,6 +67,31 @@ def save_run(
         such field and both values.
     """
     file = pathlib.Path(workdir) / "config.json"
+    now = _description(detector, data_set, config)
+    if _steps_in(_checkpoint_folder(workdir)):
+        _require_same(_read_json(file), now, file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(file, now)
+
+
+def identity(
+    detector: Detector, data_set: DataSet, config: TrainingConfig
+) -> dict[str, Any]:
+    """What `config.json` holds, by name, but for what each host may choose itself."""
+    fields = _fields(_description(detector, data_set, config))
+    return {
+        name: value
+        for name, value in fields.items()
+        if name.removeprefix("training/") not in ("input/workers", "input/prefetch")
+    }
+
+
+def digest(arrays: Any) -> str:
+    """Of the names, shapes, types and values of all arrays in a tree."""
+    return f"{_checksum(_names(jax.device_get(arrays))):08x}"
+
+
+def _description(detector: Detector, data_set: DataSet, config: TrainingConfig) -> dict:
     now = {
         "recipe": detector.recipe,
         "training": dataclasses.asdict(config),
@@ -77,13 +102,7 @@ def save_run(
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
     }
-    now = json.loads(json.dumps(now))  # tuples become lists, as they will be on disk
-    if _steps_in(_checkpoint_folder(workdir)):
-        _require_same(_read_json(file), now, file.parent)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    half_written = file.with_suffix(".tmp")
-    half_written.write_text(json.dumps(now, indent=2) + "\n")
-    half_written.replace(file)
+    return json.loads(json.dumps(now))  # tuples become lists, as they will be on disk
 
 
 def load_run(workdir: str | os.PathLike) -> Run:
@@ -125,7 +144,7 @@ class Checkpoints:
           workdir: the run folder.
           keep: how many of the newest checkpoints stay.
         """
-        self._manager = None
+        self._manager, self._keep = None, keep
         if jax.process_index() > 0:
             return
         folder = _checkpoint_folder(workdir)
@@ -140,7 +159,8 @@ class Checkpoints:
         """Copies the state to the host, then writes it in the background.
 
         Args:
-          step: `state.step`; saving a step again does nothing.
+          step: `state.step`; if it is saved, only its metrics are added, once all of
+            it is written.
           state: its arrays may be donated as soon as this returns.
           metrics: of the validation set, if it was evaluated at this step; the
             checkpoint whose first number, such as AP, is highest is the best.
@@ -148,9 +168,12 @@ class Checkpoints:
         Raises:
           CheckpointError: as `check` does.
         """
-        if self._manager is None or step in self._manager.all_steps():
+        if self._manager is None:
             return
-        name, quality = next(iter((metrics or {}).items()), ("", math.nan))
+        if step in self._manager.all_steps():
+            if metrics is not None:
+                self._add_metrics(step, _headline(metrics))
+            return
         state = jax.device_get(state)
         variables, rest = _names(state.variables), _names(_without_variables(state))
         with _failures_to_write(self._manager.directory):
@@ -160,8 +183,13 @@ class Checkpoints:
                     variables=ocp.args.StandardSave(_with_checksum(variables)),
                     rest=ocp.args.StandardSave(_with_checksum(rest)),
                 ),
-                metrics={} if math.isnan(quality) else {name: float(quality)},
+                metrics=_headline(metrics),
             )
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether a step was saved with metrics, or got them later."""
+        metrics = self._manager and self._manager.metrics(step)
+        return distributed.from_first(bool(metrics))
 
     def check(self) -> None:
         """Looks, without waiting, whether what was written in the background is.
@@ -210,6 +238,18 @@ class Checkpoints:
         if self._manager is not None:
             with _failures_to_write(self._manager.directory):
                 self._manager.close()
+
+    def _add_metrics(self, step: int, headline: dict[str, float]) -> None:
+        with _failures_to_write(self._manager.directory):
+            self._manager.wait_until_finished()
+            file = self._manager.directory / str(step) / "metrics" / "metrics"
+            file.parent.mkdir(exist_ok=True)
+            _write_json(pathlib.Path(file), headline)
+            self._manager.reload()
+            # Orbax asks what to keep only when it saves.
+            older = sorted(self._manager.all_steps())[: -self._keep]
+            for old in set(older) - {self._manager.best_step()}:
+                self._manager.delete(old)
 
     def _at(self, step: int, template: TrainState) -> TrainState:
         variables = _restore(self._manager, step, "variables", template.variables)
@@ -290,6 +330,15 @@ def _failures_to_write(folder: pathlib.Path) -> Iterator[None]:
             f"a checkpoint could not be written, there are {_steps_in(folder)} in "
             f"{folder}: {error}"
         ) from error
+
+
+def _headline(metrics: dict[str, float] | None) -> dict[str, float]:
+    """The first number, which says what is best; nothing if there was no evaluation."""
+    if metrics is None:
+        return {}
+    name, quality = next(iter(metrics.items()), ("", math.nan))
+    # What cannot be measured, as AP without objects, is evaluated, but never the best.
+    return {name: -math.inf if math.isnan(quality) else float(quality)}
 
 
 def _drop_damaged_metrics(folder: pathlib.Path) -> None:
@@ -404,6 +453,12 @@ def _read_json(file: pathlib.Path) -> dict:
         raise RunError(f"{file.parent} holds no run: no {file.name}") from None
     except ValueError as error:
         raise RunError(f"{file} is no JSON: {error}") from error
+
+
+def _write_json(file: pathlib.Path, values: dict) -> None:
+    half_written = file.with_suffix(".tmp")
+    half_written.write_text(json.dumps(values, indent=2) + "\n")
+    half_written.replace(file)
 
 
 def _require_same(then: dict, now: dict, workdir: pathlib.Path) -> None:

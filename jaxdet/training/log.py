@@ -24,7 +24,7 @@ STEPS_BEFORE_TRACE = 10  # to compile, and to fill the queues
 class Log:
     """The diary of one run; of several hosts only the first keeps it.
 
-    In a terminal there is a progress bar, elsewhere a line every `log_every` steps. All
+    There is a line every `log_every` steps, in a terminal above a progress bar. All
     lines go to `log.txt`, numbers and pictures to TensorBoard's event files as well.
     """
 
@@ -68,13 +68,9 @@ class Log:
             return
         images = (self._config.steps - step) * self._config.batch_size
         left = datetime.timedelta(seconds=round(images / values["images_per_second"]))
-        text = f"step {step}/{self._config.steps}  {_numbers(values)}  left {left}"
-        if self.in_terminal:
-            self._write(text)
-            shown = {"loss": values["loss"], "images/s": values["images_per_second"]}
-            self._bar.set_postfix(shown)
-        else:
-            self.line(text)
+        self.line(f"step {step}/{self._config.steps}  {_numbers(values)}  left {left}")
+        shown = {"loss": values["loss"], "images/s": values["images_per_second"]}
+        self._bar.set_postfix(shown)
         # After the line, which tells of a full disk; TensorBoard's queue only fills up.
         self._scalars(step, "training/", values)
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -12,8 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdet.data import batching
-from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data import batching, transforms
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError, DataSet, Objects
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.evaluate import (
     Metrics,
@@ -24,8 +27,8 @@ from jaxdet.evaluation.evaluate import (
     predict_on_devices,
 )
 from jaxdet.structs import Batch, Detections
-from jaxdet.training import coverage
-from jaxdet.training.checkpoint import Checkpoints, save_run
+from jaxdet.training import coverage, distributed
+from jaxdet.training.checkpoint import Checkpoints, digest, identity, save_run
 from jaxdet.training.config import ConfigError, TrainingConfig
 from jaxdet.training.log import Log, Trace
 from jaxdet.training.metrics import RecentMetrics
@@ -64,7 +67,9 @@ def train(
     A run that was killed and started again ends with the parameters of an unbroken one,
     bit for bit where the device's arithmetic is deterministic. Ctrl-C and SIGTERM let
     the step finish and save it first; a second one acts at once. Of several hosts all
-    stop after the same step when one gets SIGTERM; there Ctrl-C acts at once.
+    stop after the same step when one gets SIGTERM; there Ctrl-C acts at once. States
+    are saved before they are evaluated, and an evaluation that was broken off is made
+    when the run goes on, even if no steps are left.
 
     Args:
       detector: what to train.
@@ -83,7 +88,8 @@ def train(
 
     Raises:
       DataError: if data and config do not fit together, before anything is compiled.
-      ConfigError: if the detector fits neither of them, before anything is written.
+      ConfigError: if the detector fits neither of them, before anything is written; or
+        if hosts have different configs, data or fresh parameters.
       RunError: if `workdir` holds another run.
       CheckpointError: if no checkpoint is whole, or a new one cannot be written.
       NonFiniteLossError: naming the loss terms, the step and the images of its batch.
@@ -98,6 +104,9 @@ def train(
         check(validation, dataclasses.replace(config.input, too_many_objects="drop"))
     _require_whole_parts(config)
     coverage.check(detector, data_set, config.input)
+    distributed.require_same(
+        partial(_what_is_trained, detector, data_set, config, validation)
+    )
     first = next(_batches(data_set, config, start=0, stop=1))
     template = _traced(detector, config, first)
     if jax.process_index() == 0:
@@ -109,9 +118,16 @@ def train(
             state = checkpoints.restore(template)
         else:
             state = create_state(detector, config, first, pretrained=pretrained)
+            fresh = state.variables
+            distributed.require_same(lambda: {"parameters": digest(fresh)})
         start = int(state.step)
         state = replicate(state)
-        if start == config.steps:
+        missed = (
+            validation is not None
+            and _is_examined(start, config)
+            and not checkpoints.is_evaluated(start)
+        )
+        if start == config.steps and not missed:
             if jax.process_index() == 0:
                 print(f"{workdir}: nothing left to do, all {start} steps are made")
             return state
@@ -130,7 +146,13 @@ def train(
         stack.callback(batches.close)
         signals = stack.enter_context(_HeldSignals())
 
-        update = make_train_step(detector, config)
+        examine = partial(
+            _examine, detector, validation, config, metrics, log, checkpoints, signals
+        )
+        if missed:
+            log.line(f"step {start} is saved, but not evaluated; that comes first")
+            examine(start, state)
+        update = _timed_compilation(make_train_step(detector, config), log)
         key = replicate(jax.random.key(config.seed))
         recent = RecentMetrics(data_set, config)
         for step in range(start + 1, config.steps + 1):
@@ -140,8 +162,7 @@ def train(
             recent.add(step, batch.image_ids, terms)
             trace.end(step, terms)
             log.advance()
-            last = step == config.steps
-            examined = last or _divides(config.evaluate_every, step)
+            examined = _is_examined(step, config)
             due = examined or _divides(config.checkpoint_every, step)
             stopped = signals.reached(step)
             saved = due or stopped
@@ -149,20 +170,15 @@ def train(
                 continue
             log.progress(step, recent.read())  # raises before anything bad is saved
             checkpoints.check()
-            quality = None
-            try:
-                if examined:
-                    draw_input(step, batch)
-                if examined and validation is not None:
-                    quality = _examine(
-                        detector, state, validation, config, metrics, log
-                    )
-            finally:
-                if saved:  # also where the evaluation failed
-                    checkpoints.save(step, state, quality)
-                if stopped:
-                    log.line(f"stopped; the same command goes on after step {step}")
-                    signals.act()
+            if saved:
+                checkpoints.save(step, state)
+            if stopped:
+                log.line(_stopped(step))
+                signals.act()
+            if examined:
+                draw_input(step, batch)
+            if examined and validation is not None:
+                examine(step, state)
             recent = RecentMetrics(data_set, config)
     return state
 
@@ -241,6 +257,37 @@ def _batches(
     )
 
 
+def _what_is_trained(
+    detector: Detector,
+    data_set: DataSet,
+    config: TrainingConfig,
+    validation: DataSet | None,
+) -> dict:
+    """What must be the same on all hosts, by name."""
+    values = identity(detector, data_set, config)
+    for kind, images in (("training", data_set), ("validation", validation)):
+        if images is not None:
+            values |= {
+                f"{kind} {name}": hashlib.sha256(content).hexdigest()[:16]
+                for name, content in (
+                    ("image ids", repr(images.image_ids).encode()),
+                    ("image sizes", np.asarray(images.sizes, np.int64).tobytes()),
+                    ("objects", b"".join(_content(found) for found in images.objects)),
+                )
+            }
+    return values
+
+
+def _content(found: Objects) -> bytes:
+    arrays = (np.array([len(found.boxes)]), *found)
+    return b"".join(np.asarray(array).tobytes() for array in arrays)
+
+
+def _is_examined(step: int, config: TrainingConfig) -> bool:
+    last = step == config.steps
+    return step > 0 and (last or _divides(config.evaluate_every, step))
+
+
 def _divides(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
@@ -259,18 +306,77 @@ def _effective_values(
     }
     epoch = batching.steps_per_epoch(data_set, config.input, config.batch_size)
     rate = scaled_learning_rate(config)
+    canvases = ", ".join(map(_words, _canvases_with_images(data_set, config.input)))
     return (
         f"{data_set.name}: {len(data_set)} images, {epoch} steps an epoch; "
         f"steps {start} to {config.steps}, {config.batch_size} images each on "
         f"{jax.device_count()} devices ({jax.devices()[0].device_kind}); "
-        f"canvases: {len(config.input.training_canvases)}, each compiled once; "
+        f"canvases {canvases}, each compiled once; "
         f"learning rate {rate:g} after {config.warmup_steps} steps of warm-up; "
         f"{count['trainable']:,} trainable parameters, {count['frozen']:,} frozen; "
         f"{flops / 1e9:.3g} GFLOPs to learn from an image"
     )
 
 
+def _canvases_with_images(
+    data_set: DataSet, config: InputConfig
+) -> tuple[tuple[int, int], ...]:
+    index = transforms.canvas_of_each(
+        data_set.sizes, config.canvases, sides=config.sides
+    )
+    met = tuple(config.canvases[i] for i in np.unique(index))
+    return dataclasses.replace(config, canvases=met).training_canvases
+
+
+def _words(canvas: tuple[int, int]) -> str:
+    height, width = canvas
+    return f"{height}x{width}"
+
+
+def _timed_compilation(update: Callable, log: Log) -> Callable:
+    """Says how long the first update of each canvas took before it was under way."""
+    met = set()
+
+    def timed(state: TrainState, pieces: Batch, key: jax.Array):
+        canvas = pieces.images.shape[2:4]
+        if canvas in met:
+            return update(state, pieces, key)
+        met.add(canvas)
+        before = time.perf_counter()
+        answer = update(state, pieces, key)
+        seconds = time.perf_counter() - before
+        log.line(f"canvas {_words(canvas)} compiled in {seconds:.1f} s")
+        return answer
+
+    return timed
+
+
+def _stopped(step: int) -> str:
+    return f"stopped; the same command goes on after step {step}"
+
+
 def _examine(
+    detector: Detector,
+    validation: DataSet,
+    config: TrainingConfig,
+    metrics: Metrics | None,
+    log: Log,
+    checkpoints: Checkpoints,
+    signals: "_HeldSignals",
+    step: int,
+    state: TrainState,
+) -> None:
+    """Evaluates a state that is saved, and adds the numbers to its checkpoint."""
+    try:
+        with signals.not_held():
+            numbers = _evaluate(detector, state, validation, config, metrics, log)
+    except (KeyboardInterrupt, SystemExit):
+        log.line(_stopped(step))
+        raise
+    checkpoints.save(step, state, numbers)
+
+
+def _evaluate(
     detector: Detector,
     state: TrainState,
     validation: DataSet,
@@ -376,6 +482,7 @@ class _HeldSignals:
     def __init__(self):
         self._caught: int | None = None
         self._before: dict = {}
+        self._holding = True
 
     def __enter__(self):
         # Python delivers signals to the main thread.
@@ -392,6 +499,19 @@ class _HeldSignals:
     def _hold(self, number, _frame):
         self._caught = number
         signal.signal(number, self._before[number])
+        if not self._holding:
+            self.act()
+
+    @contextlib.contextmanager
+    def not_held(self) -> Iterator[None]:
+        """Within, signals act at once, and so does one that came before."""
+        self._holding = False
+        try:
+            if self._caught is not None:
+                self.act()
+            yield
+        finally:
+            self._holding = True
 
     def reached(self, step: int) -> bool:
         """Whether to stop after this step; every host asks after every step."""

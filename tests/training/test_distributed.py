@@ -1,14 +1,17 @@
 import importlib.util
+import os
 
 import jax
 import numpy as np
 import pytest
 
 from jaxdet.training import distributed
+from jaxdet.training.config import ConfigError
 
 STEP = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_NUM_TASKS": "2",
     "SLURM_NTASKS": "2",
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "0",
@@ -53,12 +56,36 @@ def test_slurm_is_asked_in_a_step_of_several_tasks(joined, monkeypatch):
         monkeypatch.setenv(name, value)
     distributed.join()
     assert joined == [((), {"cluster_detection_method": "slurm"})]
-    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     distributed.join()
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.delenv("SLURM_STEP_NODELIST")  # the batch script around the steps
     distributed.join()
     assert len(joined) == 1
+
+
+@pytest.mark.parametrize(
+    ("of_the_step", "of_the_job", "together"),
+    [
+        ("2", "8", "2"),
+        ("2", None, "2"),
+        (None, "2", "2"),
+        ("1", "8", None),
+        (None, None, None),
+    ],
+)
+def test_the_tasks_of_the_step_count(
+    joined, monkeypatch, of_the_step, of_the_job, together
+):
+    given = {"SLURM_STEP_NUM_TASKS": of_the_step, "SLURM_NTASKS": of_the_job}
+    for name, value in {**STEP, **given}.items():
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    distributed.join()
+    assert bool(joined) == bool(together)
+    if together:
+        assert os.environ["SLURM_NTASKS"] == together  # which JAX reads
 
 
 @pytest.mark.parametrize(
@@ -75,3 +102,22 @@ def test_one_host_has_what_it_has():
     value = {"any": np.arange(3)}
     assert distributed.gather(value) == [value]
     assert distributed.from_first(value) is value
+
+
+def test_hosts_that_differ_are_refused_by_name(monkeypatch):
+    def fail():
+        raise AssertionError("nobody is there to compare with")
+
+    distributed.require_same(fail)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    changes = [{}, {}, {}]
+    monkeypatch.setattr(
+        distributed, "gather", lambda value: [value | more for more in changes]
+    )
+    distributed.require_same(lambda: {"seed": 1, "boxes": "ab"})
+    changes[2] = {"boxes": "cd", "more": 3}
+    with pytest.raises(ConfigError) as error:
+        distributed.require_same(lambda: {"seed": 1, "boxes": "ab"})
+    assert "boxes: 'ab' on host 0, 'cd' on host 2" in str(error.value)
+    assert "more: 'absent' on host 0, 3 on host 2" in str(error.value)
+    assert "seed" not in str(error.value) and "host 1" not in str(error.value)

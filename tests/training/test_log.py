@@ -1,4 +1,6 @@
+import io
 import struct
+import sys
 
 import jax
 import numpy as np
@@ -40,6 +42,24 @@ def test_progress_is_printed_where_there_is_no_terminal(log, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == lines
     written = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split("  ", 1)[1] for line in written] == lines
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_in_a_terminal_progress_is_printed_above_a_bar(tmp_path, capsys, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    log = Log(tmp_path, start=2, config=toy.config())
+    assert log.in_terminal
+    log.progress(4, {"loss": 0.5, "images_per_second": 2.0})
+    log.close()
+    line = "step 4/8  loss 0.5  images_per_second 2  left 0:00:08\n"
+    assert capsys.readouterr().out == line
+    assert (tmp_path / "log.txt").read_text().endswith(line)
+    assert "loss=0.5, images/s=2" in terminal.getvalue()
 
 
 def test_numbers_and_pictures_reach_tensorboard(log, tmp_path):

@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
 from jaxdet.ops.coverage import Coverage
-from jaxdet.training import loop
+from jaxdet.training import distributed, loop
 from jaxdet.training.checkpoint import load_variables
 from jaxdet.training.config import ConfigError
 from jaxdet.training.loop import train
@@ -116,6 +117,8 @@ def test_a_run_leaves_a_diary(unbroken):
         "images_per_second",
         "data_wait",
         "gradient_norm",
+        "canvases 16x16, each compiled once",
+        "canvas 16x16 compiled in ",
         "evaluation at step 5  AP ",
         "evaluation at step 8  AP ",
         "AP/thing ",
@@ -299,6 +302,115 @@ def test_an_evaluation_that_fails_loses_no_training(tmp_path):
         train(toy.toy(), toy.data_set(), CONFIG, workdir=tmp_path, validation=broken)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert str(CONFIG.steps) in names
+    whole = toy.data_set(4)
+    train(toy.toy(), toy.data_set(), CONFIG, workdir=tmp_path, validation=whole)
+    log = (tmp_path / "log.txt").read_text()
+    assert "step 8 is saved, but not evaluated; that comes first" in log
+    assert log.count("evaluation at step 8  AP ") == 1 and "step 9" not in log
+
+
+@pytest.mark.parametrize("quality", [0.5, float("nan")])
+def test_a_step_is_evaluated_only_once(tmp_path, capsys, quality):
+    calls = []
+
+    def metrics(ground_truth, results):
+        calls.append(len(results))
+        return {"quality": quality}
+
+    for _ in range(2):
+        train(
+            toy.toy(),
+            toy.data_set(),
+            toy.config(pictures=0),
+            workdir=tmp_path,
+            validation=toy.data_set(4),
+            metrics=metrics,
+        )
+    assert calls == [4]
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_and_loses_no_step(
+    unbroken, tmp_path, capsys, number
+):
+    config = dataclasses.replace(CONFIG, evaluate_every=5, checkpoint_every=100)
+    validation = toy.data_set(4)
+    stopped = interrupted(validation, number, reads=1)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(toy.toy(), toy.data_set(), config, workdir=tmp_path, validation=stopped)
+    assert "stopped; the same command goes on after step 5" in capsys.readouterr().out
+    assert "evaluation at" not in (tmp_path / "log.txt").read_text()
+    state = train(
+        toy.toy(), toy.data_set(), config, workdir=tmp_path, validation=validation
+    )
+    chex.assert_trees_all_equal(jax.device_get(state), unbroken[0])
+    assert starts(tmp_path) == [0, 5]
+    log = (tmp_path / "log.txt").read_text()
+    assert re.findall(r"evaluation at step (\d)", log) == ["5", "8"]
+
+
+def test_the_best_is_kept_though_it_is_evaluated_after_it_was_saved(tmp_path):
+    qualities = iter([0.1, 0.9, 0.5, 0.7])
+    config = dataclasses.replace(CONFIG, evaluate_every=2, keep_checkpoints=1)
+    state = train(
+        toy.toy(),
+        toy.data_set(),
+        config,
+        workdir=tmp_path,
+        validation=toy.data_set(4),
+        metrics=lambda ground_truth, results: {"quality": next(qualities)},
+    )
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"4", "8"}
+    best = load_variables(tmp_path, state.variables)
+    fourth = load_variables(tmp_path, state.variables, step=4)
+    chex.assert_trees_all_equal(best, fourth)
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("seed", lambda seed: seed + 1),
+        ("sizes", lambda sizes: 2 * sizes),
+        ("image_ids", lambda ids: ids[::-1]),
+        ("objects", lambda objects: objects[::-1]),
+    ],
+)
+def test_hosts_must_train_the_same(tmp_path, monkeypatch, what, change):
+    data, config = toy.data_set(), toy.config()
+    threads = dataclasses.replace(config.input, workers=1)  # each host has its own
+    their_data, theirs = data, dataclasses.replace(config, input=threads)
+    if what == "seed":
+        theirs = dataclasses.replace(theirs, seed=change(config.seed))
+    else:
+        their_data = dataclasses.replace(data, **{what: change(getattr(data, what))})
+    theirs = loop._what_is_trained(toy.toy(), their_data, theirs, None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, theirs])
+    with pytest.raises(ConfigError) as error:
+        train(toy.toy(), data, config, workdir=tmp_path)
+    (line,) = str(error.value).splitlines()[1:]
+    assert what.replace("_", " ") in line and "on host 1" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_hosts_must_begin_with_the_same_parameters(tmp_path, monkeypatch):
+    def require_same(values):
+        compared.append(values())
+
+    compared = []
+    monkeypatch.setattr(distributed, "require_same", require_same)
+    for bias in (0.0, 0.0, 1.0):
+
+        def pretrained(variables, bias=bias):
+            return jax.tree.map(lambda x: x + bias, variables)
+
+        config = toy.config(steps=2, pictures=0)
+        workdir = tmp_path / str(len(compared))
+        train(toy.toy(), toy.data_set(), config, workdir=workdir, pretrained=pretrained)
+    first, same, other = compared[1::2]
+    assert first == same != other and first.keys() == {"parameters"}
 
 
 def test_one_compilation_for_each_canvas_and_a_falling_loss(tmp_path):
@@ -309,14 +421,18 @@ def test_one_compilation_for_each_canvas_and_a_falling_loss(tmp_path):
         if event.endswith("backend_compile_duration") and fun_name == "jit(_fun)":
             compiled.append(event)
 
-    inputs = InputConfig(canvases=((16, 16), (16, 8)), max_objects=3, workers=0)
+    canvases = ((16, 16), (16, 8), (8, 64))  # without images in the last
+    inputs = InputConfig(canvases=canvases, max_objects=3, workers=0)
     config = toy.config(steps=24, learning_rate=1.0, log_every=8, input=inputs)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         train(toy.toy(), toy.data_set(tall=6), config, workdir=tmp_path)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert len(compiled) == len(inputs.canvases)
-    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(compiled) == 2
+    text = (tmp_path / "log.txt").read_text()
+    assert "; canvases 16x16, 16x8, each compiled once; " in text
+    assert sorted(re.findall(r"canvas (\w+) compiled", text)) == ["16x16", "16x8"]
+    lines = text.splitlines()
     losses = [float(x.split(" loss ")[1].split()[0]) for x in lines if " loss " in x]
     assert losses[-1] < 0.5 * losses[0]
