@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxdet import weights
 from jaxdet.data.batching import InputConfig
-from jaxdet.data.coco import CATEGORY_IDS, CLASS_NAMES
+from jaxdet.data.coco import CATEGORY_IDS
 from jaxdet.data.transforms import canvases_of_sides
 from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
 from jaxdet.detectors.detector import Detector, describe
@@ -340,8 +340,8 @@ def build(name: str, *, epsilon: float | None = None) -> Detector:
 def of_coco(name: str) -> Detector:
     """One of torchvision's detectors as one of COCO's 80 classes; same variables.
 
-    Labels are those of `CLASS_NAMES`. What it finds for ids that COCO leaves out is no
-    answer.
+    Labels are those of `coco.CLASS_NAMES`. What it finds for ids that COCO leaves out
+    is no answer.
     """
     detector, model = build(name), _model(name)
     outputs = np.array(CATEGORY_IDS) - model.first_id  # the label there of each class

@@ -28,8 +28,7 @@ def test_both_speeds_and_their_ratio_are_told(photographs, capsys):
     )
     first, _, *rows = capsys.readouterr().out.splitlines()
     assert first == "photographs: 4 images, 2 threads"
-    # A ratio is that of the batches to the bare work, by either kind of time; it is told
-    # with two decimals.
+    # A ratio, told with two decimals, is that of the batches to the bare work.
     alone, ours, ratio = (np.array(row.split()[-2:], float) for row in rows)
     np.testing.assert_allclose(ratio, ours / alone, rtol=0.05, atol=0.01)
 

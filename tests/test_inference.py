@@ -174,6 +174,18 @@ def test_proposals_reach_the_detector_and_come_back_in_their_place():
         )
 
 
+def test_what_others_trained_is_like_a_run_folder(tmp_path):
+    config = InputConfig(canvases=CANVASES, fractions=True)
+    detector = Detector(None, None, predict, num_classes=80, recipe={"call": "some"})
+    trained = inference.published(detector, {"sure": np.float32(0.75)}, config)
+    assert trained.run.training.input == config
+    assert trained.run.recipe == detector.recipe
+    assert trained.run.category_ids[11] == 13
+    assert trained.run.versions["jax"] == jax.__version__
+    found = inference.detect_with(trained)(np.zeros((64, 64, 3), np.uint8))
+    assert found.names == ("bicycle", "person")
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_run_with_regions_searches_for_them(tmp_path, monkeypatch, own):
     config = TrainingConfig(input=InputConfig(canvases=CANVASES, max_regions=4))

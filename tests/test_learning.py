@@ -23,7 +23,7 @@ def test_retinanet_learns_large_digits(tmp_path, optimised):
     }
     training = dataclasses.replace(
         TRAINING,
-        steps=1600,
+        steps=1100,
         input=dataclasses.replace(TRAINING.input, canvases=((64, 64),)),
     )
     detector = retinanet(DETECTOR, BACKBONE)

@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -211,7 +213,22 @@ def test_pixels_keep_their_fractions_on_floats():
     assert not canvas[1].any() and not canvas[:, 3:].any()
     np.testing.assert_allclose(scale, [1, 0.75])
     np.testing.assert_allclose(resized.boxes, [[0.75, 0, 1.5, 1]])
+    # Six of four: the first centre, at -1/6, and the last lie outside.
+    wide = np.zeros((1, 6, 3), np.float32)
+    transforms.resize_to_canvas(example(image), (1, 6), stretch=True, out=wide)
+    expected = [0, 5, 10 + 10 / 6, 10 + 50 / 6, 20 + 11 / 2, 31]
+    np.testing.assert_allclose(wide[0, :, 0], expected, rtol=1e-6)
     # Nothing is averaged, however small it becomes: this is sampled at 1 1/2.
     tiny = np.zeros((1, 1, 3), np.float32)
     transforms.resize_to_canvas(example(image), (1, 1), stretch=True, out=tiny)
     assert tiny[0, 0, 0] == 15
+
+
+def test_coordinates_are_rounded_once():
+    """As torch's; if the product were rounded too, seven of these would differ."""
+    low, _, weight = transforms._neighbours(500, 1066)
+    factor = Fraction(float(np.float32(500 / 1066)))
+    exact = [factor * (i + Fraction(1, 2)) - Fraction(1, 2) for i in range(1066)]
+    rounded = np.array([float(max(value, 0)) for value in exact]).astype(np.float32)
+    np.testing.assert_array_equal(low, np.floor(rounded))
+    np.testing.assert_array_equal(weight, rounded - np.floor(rounded))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdet.ops import nms
+from jaxdet.structs import Detections
 from tests import oracles
 
 
@@ -165,6 +166,17 @@ def test_maps_over_images(rng):
             boxes[i], scores[i], 0.5, labels=labels[i], valid=valid[i]
         )
         assert kept((answers[0][i], answers[1][i])) == expected[:90]
+
+
+@pytest.mark.parametrize("masks", [None, np.ones((3, 2, 2), np.float32)])
+def test_slots_without_an_answer_are_zeros(transform, masks):
+    valid = np.array([True, False, True])
+    found = Detections(np.ones((3, 4)), np.ones(3), np.ones(3, int), valid, masks)
+    answer = transform(nms.without_padding)(found)
+    np.testing.assert_array_equal(answer.valid, valid)
+    for values in jax.tree.leaves(answer):
+        np.testing.assert_array_equal(values[1], np.zeros(values.shape[1:]))
+        assert (np.asarray(values)[[0, 2]] == 1).all()
 
 
 def test_a_vote_worked_by_hand(transform):
