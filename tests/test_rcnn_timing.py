@@ -164,5 +164,5 @@ def test_all_four_are_timed(tmp_path, monkeypatch):
     assert all(times["test_image"] > 0 for times in seconds.values())
     waits = [times["proposals"] for times in seconds.values()]
     assert waits[0] == waits[1] == waits[2] > waits[3] == 0
-    assert "Faster R-CNN answers" in (tmp_path / "out" / "timing.md").read_text()
+    assert "Faster R-CNN waits for none" in (tmp_path / "out" / "timing.md").read_text()
     assert (tmp_path / "out" / "timing.png").stat().st_size > 10_000
