@@ -389,10 +389,17 @@ def test_evaluate_prints_writes_and_draws(
     assert len(names) == 2 and names[0].startswith("000000_")
     # Without detections the left half, the truth, is the same.
     data_set = few_digits("validation")
+    detection = {
+        "image_id": data_set.image_ids[1],
+        "category_id": data_set.category_ids[0],
+        "bbox": [8.0, 8.0, 40.0, 30.0],
+        "score": 0.9,
+    }
+    evaluate._draw_first(2, data_set, [detection], tmp_path / "one")
     evaluate._draw_first(2, data_set, [], tmp_path / "none")
     found, nothing = (
-        np.array(Image.open(folder / names[1])).astype(int)
-        for folder in (everything, tmp_path / "none")
+        np.array(Image.open(tmp_path / folder / names[1])).astype(int)
+        for folder in ("one", "none")
     )
     width = data_set.sizes[1, 1] * -(-480 // max(data_set.sizes[1]))
     different = (found != nothing).any(axis=(0, 2))
