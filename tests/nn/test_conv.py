@@ -1,5 +1,6 @@
 """The convolution against JAX's own."""
 
+import re
 from functools import partial
 
 import chex
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
+from jaxdet.nn import conv
 from jaxdet.nn.conv import Conv, max_pool
 from tests.nn import drawn
 
@@ -32,6 +34,49 @@ def test_agrees_with_flax(rng, kernel, stride):
     chex.assert_trees_all_close(
         answer_and_gradient(ours), answer_and_gradient(flax), rtol=1e-4, atol=1e-4
     )
+
+
+# Bands of two rows, the last of one; or products of matrices.
+@pytest.mark.parametrize("few_channels", [8, 0], ids=["bands", "products"])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2)])
+def test_gradients_made_for_cpus_agree_with_flax(
+    rng, monkeypatch, kernel, stride, few_channels
+):
+    monkeypatch.setattr(conv, "_FEW_CELLS", 0)
+    monkeypatch.setattr(conv, "_BAND_CELLS", 2 * 6 * 2)
+    monkeypatch.setattr(conv, "_FEW_CHANNELS", few_channels)
+    x = jnp.asarray(rng.normal(size=(2, 5 * stride, 6 * stride, 2)), jnp.float32)
+    ours = Conv(7, kernel, stride)
+    margin = [(kernel // 2, kernel // 2)] * 2
+    flax = nn.Conv(7, (kernel, kernel), (stride, stride), padding=margin)
+    variables = drawn.variables(rng, flax, x)
+
+    def gradients(module):
+        def total(variables, x):
+            return jnp.sum(module.apply(variables, x) ** 2)
+
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(variables, x)
+
+    chex.assert_trees_all_close(gradients(ours), gradients(flax), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_gradients_made_for_cpus_cost_accelerators_nothing(platform):
+    x, kernel = jnp.zeros((1, 64, 64, 160)), jnp.zeros((3, 3, 160, 160))
+    gradient = jnp.zeros((1, 64, 64, 160))
+
+    def operations(convolution):
+        def gradients(x, kernel, gradient):
+            return jax.vjp(convolution, x, kernel)[1](gradient)
+
+        traced = jax.jit(gradients).trace(x, kernel, gradient)
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        # A case is of the platform, with one branch left: XLA puts it in its place.
+        return re.findall(r"stablehlo\.(?!return|constant|case)\w+", program)
+
+    ours = operations(partial(conv._convolve, stride=1, margins=(1, 1)))
+    plain = operations(partial(conv._convolution, padding=((1, 1), (1, 1))))
+    assert sorted(ours) == sorted(plain)
 
 
 # AlexNet's first layer, with its own padding and enough for ceil(extent / 4) cells.
