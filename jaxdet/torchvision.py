@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,11 +24,8 @@ from flax.traverse_util import flatten_dict
 
 from jaxdet import weights
 from jaxdet.data.batching import InputConfig
-from jaxdet.data.coco import CATEGORY_IDS
-from jaxdet.data.transforms import canvases_of_sides
 from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
 from jaxdet.detectors.detector import Detector, describe
-from jaxdet.inference import Trained, published
 from jaxdet.nn.heads import ConvFCHead, FCHead
 from jaxdet.nn.resnet import ResNet
 from jaxdet.ops import nms
@@ -43,6 +40,9 @@ from jaxdet.weights import (
     flattened,
     layer,
 )
+
+if TYPE_CHECKING:  # needs more packages than weights and networks do
+    from jaxdet.inference import Trained
 
 OUTPUTS = 91  # Background, or nothing at all, and the category ids 1 to 90.
 SIDES = (800, 1333)
@@ -343,6 +343,8 @@ def of_coco(name: str) -> Detector:
     Labels are those of `coco.CLASS_NAMES`. What it finds for ids that COCO leaves out
     is no answer.
     """
+    from jaxdet.data.coco import CATEGORY_IDS
+
     detector, model = build(name), _model(name)
     outputs = np.array(CATEGORY_IDS) - model.first_id  # the label there of each class
     classes = np.full(detector.num_classes, -1)
@@ -434,7 +436,7 @@ def trained(
     name: str | None = None,
     *,
     canvas_multiple: int = 32,
-) -> Trained:
+) -> "Trained":
     """A checkpoint of torchvision's as `inference.load_trained` reads our own.
 
     Args:
@@ -452,6 +454,9 @@ def trained(
     Raises:
       WeightsError: as `load`.
     """
+    from jaxdet.data.transforms import canvases_of_sides
+    from jaxdet.inference import published
+
     state = _read(source)
     name = name or recognise(state)
     detector, canvas = of_coco(name), _model(name).canvas
