@@ -125,34 +125,23 @@ def load(file: str | os.PathLike) -> Artifact:
     """Reads what `save` wrote; programs are compiled when they are first called.
 
     Raises:
-      DataError: if the file cannot be read, is another one, is of another version, or
-        holds no program for this machine's accelerator.
+      DataError: if the file cannot be read, is another one, is of another version,
+        lacks a member or holds a damaged one, or has no program for this machine's
+        accelerator.
     """
-    about, members = _read(file)
-    placing = Placing(**{k: _tuples(v) for k, v in about["placing"].items()})
+    members = _read(file)
+    about = _about(file, members)
     programs = {}
-    for canvas in placing.canvases:
-        program = _deserialized(file, members[_program_name(canvas)])
+    for canvas in about["placing"].canvases:
+        program = _deserialized(file, members, _program_name(canvas))
+        weights = _weights(file, members, program)
         programs[canvas] = jax.jit(program.call)
-    weights = jax.device_put(
-        {
-            name.removeprefix(_WEIGHT): array
-            for name, array in members.items()
-            if name.startswith(_WEIGHT)
-        }
-    )
+    weights = jax.device_put(weights)
 
     def predict(arrays: dict[str, Any]) -> tuple:
         return programs[arrays["images"].shape[1:3]](weights, arrays)
 
-    return Artifact(
-        detector=about["detector"],
-        class_names=tuple(about["class_names"]),
-        category_ids=tuple(about["category_ids"]),
-        placing=placing,
-        batch_size=about["batch_size"],
-        predict=predict,
-    )
+    return Artifact(**about, predict=predict)
 
 
 def detect_with(
@@ -226,32 +215,88 @@ def _write(file: pathlib.Path, members: dict[str, np.ndarray]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _read(file: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What is known of the detector, and all arrays of the file by name."""
+def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of the file by name."""
     if not zipfile.is_zipfile(file):
         raise DataError(f"{file}: no exported detector, or no file at all")
+    name, members = "its table of contents", {}
     try:
         with np.load(file) as stored:
-            members = dict(stored)
+            for name in stored:
+                members[name] = stored[name]
+    except Exception as error:  # of the file system, zip, NumPy
+        raise DataError(
+            f"{file}: cannot read {name} ({error!r}); the file is damaged: copy it "
+            "again, or export it again"
+        ) from error
+    return members
+
+
+def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The fields of an `Artifact` that are written in the file."""
+    try:
         about = json.loads(members[_ABOUT].tobytes())
         kind, version = about["format"], about["version"]
-    except Exception as error:  # of the file system, zip, NumPy, json
-        raise DataError(f"{file}: no exported detector ({error!r})") from error
+    except Exception as error:  # of json, or because it is something else
+        raise DataError(
+            f"{file}: no exported detector (its member {_ABOUT!r} is missing or "
+            f"damaged: {error!r})"
+        ) from error
     if kind != _FORMAT or version != VERSION:
         raise DataError(
             f"{file}: {kind!r}, version {version}; this jaxdet reads {_FORMAT!r}, "
             f"version {VERSION}: export it again"
         )
-    return about, members
+    try:
+        return {
+            "detector": about["detector"],
+            "class_names": tuple(about["class_names"]),
+            "category_ids": tuple(about["category_ids"]),
+            "placing": Placing(**{k: _tuples(v) for k, v in about["placing"].items()}),
+            "batch_size": about["batch_size"],
+        }
+    except Exception as error:  # KeyError, TypeError: whatever it says instead
+        raise DataError(
+            f"{file}: its member {_ABOUT!r} is damaged ({error!r}); export it again"
+        ) from error
 
 
-def _deserialized(file: str | os.PathLike, program: np.ndarray) -> jax.export.Exported:
+def _member(
+    file: str | os.PathLike, members: dict[str, np.ndarray], name: str
+) -> np.ndarray:
+    if name not in members:
+        raise DataError(f"{file}: its member {name!r} is missing; export it again")
+    return members[name]
+
+
+def _weights(
+    file: str | os.PathLike,
+    members: dict[str, np.ndarray],
+    program: jax.export.Exported,
+) -> dict[str, np.ndarray]:
+    """What a program takes beside images, by the names that it has for them."""
+    (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    weights = {name: _member(file, members, _WEIGHT + name) for name in expected}
+    for name, array in weights.items():
+        it, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, expected[name]))
+        if it != wanted:
+            raise DataError(
+                f"{file}: its member {_WEIGHT + name!r} is {it}, and its programs take "
+                f"{wanted}; export it again"
+            )
+    return weights
+
+
+def _deserialized(
+    file: str | os.PathLike, members: dict[str, np.ndarray], name: str
+) -> jax.export.Exported:
+    program = _member(file, members, name)
     try:
         exported = jax.export.deserialize(bytearray(program))
     except Exception as error:  # whatever jax stumbles over in programs of another one
         raise DataError(
-            f"{file}: jax {jax.__version__} cannot read its program ({error!r}); "
-            "export it again"
+            f"{file}: jax {jax.__version__} cannot read its member {name!r} "
+            f"({error!r}); export it again"
         ) from error
     platform = jax.export.default_export_platform()
     if platform not in exported.platforms:

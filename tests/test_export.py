@@ -1,7 +1,9 @@
 """Exported detectors: the same answers, from one file, without the networks."""
 
+import importlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -22,10 +24,17 @@ from jaxdet.inference import Trained
 from jaxdet.structs import Detections
 from jaxdet.training.checkpoint import Run
 from jaxdet.training.config import TrainingConfig
-from tests.detectors import scenes
+from tests.detectors import laws, scenes
+from tests.detectors.test_mask_rcnn import small_mask_rcnn
 from tests.detectors.test_retinanet import small_retinanet
 
 ROOT = pathlib.Path(__file__).parents[1]
+for tests_of_one in sorted((ROOT / "tests" / "detectors").glob("test_*.py")):
+    importlib.import_module(f"tests.detectors.{tests_of_one.stem}")
+LAWFUL = {
+    f"{tests.__module__}.{tests.__name__}": tests
+    for tests in laws.DetectorLaws.__subclasses__()
+}
 CANVASES = ((64, 64), (32, 96))
 NAMES = ("a", "b", "c")
 
@@ -52,6 +61,26 @@ def file(retinanet, tmp_path_factory):
     file = tmp_path_factory.mktemp("export") / "model.jaxdet"
     export.save(file, *retinanet)
     return file
+
+
+def with_zeros(detector):
+    """Its variables, without compiling how they are drawn."""
+    shapes = jax.eval_shape(detector.init, jax.random.key(0), scenes.batch())
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+@pytest.mark.parametrize("tests", LAWFUL.values(), ids=LAWFUL)
+def test_every_detector_is_lowered_for_every_platform(tests, tmp_path):
+    detector = tests.make(jnp.float32)
+    regions = {"max_regions": 16, "canvases": ((64, 64),)}
+    export.save(tmp_path / "model", *trained(detector, with_zeros(detector), **regions))
+    with np.load(tmp_path / "model") as members:
+        program = jax.export.deserialize(bytearray(members["programs/64x64"]))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    boxes, scores, labels, valid = program.out_avals[:4]
+    slots = scores.shape
+    assert slots[0] == 1 and boxes.shape == (*slots, 4)
+    assert labels.shape == valid.shape == slots
 
 
 def brightest(variables, batch):
@@ -124,6 +153,26 @@ def test_the_same_detections_without_networks_and_flax(file, retinanet, tmp_path
     boxes = np.array([one["bbox"] for one in found])
     boxes[:, 2:] += boxes[:, :2]
     np.testing.assert_allclose(boxes, expected.boxes, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_masks_and_boxes_are_those_of_predict(tmp_path):
+    """Of two images at once, with other sizes than their canvas."""
+    detector = small_mask_rcnn()
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), with_zeros(detector)
+    )
+    exported = trained(detector, variables, canvases=((64, 64),))
+    export.save(tmp_path / "model", *exported, batch_size=2)
+    batch = scenes.batch(counts=(3, 1))
+    arrays = {name: getattr(batch, name) for name in ("images", "sizes", "scales")}
+    found = export.load(tmp_path / "model").predict(arrays)
+    expected = jax.jit(detector.predict)(variables, batch)
+    assert expected.valid.sum() > 5 and np.ptp(expected.masks[expected.valid]) > 0.1
+    fields = ("boxes", "scores", "labels", "valid", "masks")
+    for name, values in zip(fields, found, strict=True):
+        np.testing.assert_allclose(values, getattr(expected, name), atol=1e-4)
 
 
 def from_regions(variables, batch):
@@ -208,7 +257,36 @@ def test_files_of_something_else(file, tmp_path):
     with pytest.raises(DataError, match="'soup'"):
         export.load(other)
     changed(file, other, **{"programs/64x64": np.zeros(50, np.uint8)})
-    with pytest.raises(DataError, match=r"other\.jaxdet: jax .* cannot read its prog"):
+    with pytest.raises(DataError, match=r"other\.jaxdet: jax .* 'programs/64x64'"):
+        export.load(other)
+
+
+@pytest.mark.parametrize("kind", ["about", "programs/", "weights/"])
+def test_a_missing_member_is_named(file, tmp_path, kind):
+    other = tmp_path / "other.jaxdet"
+    with np.load(file) as stored, other.open("wb") as stream:
+        gone = next(name for name in stored if name.startswith(kind))
+        np.savez(stream, **{name: stored[name] for name in stored if name != gone})
+    with pytest.raises(DataError, match=rf"other\.jaxdet: .*'{gone}'.* missing"):
+        export.load(other)
+
+
+def test_a_damaged_member_is_named(file, tmp_path):
+    other = tmp_path / "other.jaxdet"
+    with np.load(file) as stored:
+        name = next(name for name in stored if name.startswith("weights/"))
+        shape = list(stored[name].shape)
+    content = bytearray(file.read_bytes())
+    content[content.index(f"{name}.npy".encode()) + 300] ^= 1  # after NumPy's header
+    other.write_bytes(content)
+    with pytest.raises(DataError, match=rf"other\.jaxdet: cannot read {name} .*CRC"):
+        export.load(other)
+    changed(file, other, **{name: np.zeros(7, np.int32)})
+    problem = f"'{name}' is int32[7], and its programs take float32{shape}"
+    with pytest.raises(DataError, match=re.escape(problem)):
+        export.load(other)
+    changed(file, other, about=about(file, placing=None))
+    with pytest.raises(DataError, match=r"other\.jaxdet: .* 'about' is damaged"):
         export.load(other)
 
 
