@@ -46,7 +46,22 @@ def from_run(
     min_score: float = 0.0,
     propose: Propose | None = None,
 ) -> Callable[[np.ndarray], Found]:
-    """`detect_with` the detector of a run folder; `load_trained` finds it."""
+    """A function from one image of any size to what a run's detector finds in it.
+
+    `load_trained` and `detect_with` in one.
+
+    Args:
+      workdir: the folder that training wrote.
+      step: which checkpoint, see `load_trained`.
+      min_score: lower scores are left out.
+      propose: see `detect_with`.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB -> `Found`, as of `make_detect`.
+
+    Raises:
+      RunError: as `load_trained`.
+    """
     trained = load_trained(workdir, step=step)
     return detect_with(trained, min_score=min_score, propose=propose)
 
@@ -61,6 +76,9 @@ def detect_with(
       min_score: lower scores are left out.
       propose: makes proposals, if the detector was trained with some; None: selective
         search.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB -> `Found`, as of `make_detect`.
     """
     config = trained.run.training.input
     if propose is None and config.max_regions:

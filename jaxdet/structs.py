@@ -42,8 +42,8 @@ class Batch:
         jax.Array
     )  # [B, 2] float32, canvas pixels per original pixel (height, width)
     image_ids: jax.Array  # [B] int32, position in the data set; -1 for padding images
-    truth: GroundTruth | None = None
-    regions: Regions | None = None
+    truth: GroundTruth | None = None  # None: nothing is known, as in inference
+    regions: Regions | None = None  # for detectors that make no proposals themselves
 
 
 @flax.struct.dataclass

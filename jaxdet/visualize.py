@@ -32,11 +32,14 @@ def class_colour(label: int) -> Colour:
 
 
 def enlarged(image: np.ndarray, *, least: int = 480) -> tuple[np.ndarray, int]:
-    """A small image made larger, since tags would hide it; and by what whole factor.
+    """A small image made larger, since tags would hide it.
 
     Args:
       image: `[H, W, 3]` uint8.
       least: pixels that the longer side of the answer has at least.
+
+    Returns:
+      `[factor * H, factor * W, 3]` uint8, and the factor, whole and at least 1.
     """
     factor = max(1, -(-least // max(image.shape[:2])))
     picture = Image.fromarray(image)
@@ -152,7 +155,16 @@ def side_by_side(
     *,
     captions: tuple[str, str] = ("ground truth", "detections"),
 ) -> np.ndarray:
-    """Two images, which may differ in size, under their captions."""
+    """Two images, which may differ in size, under their captions.
+
+    Args:
+      left: `[H, W, 3]` uint8.
+      right: of any other height and width.
+      captions: of the left and of the right image.
+
+    Returns:
+      `[H', W', 3]` uint8.
+    """
     halves = [
         _captioned(image, text)
         for image, text in zip((left, right), captions, strict=True)
@@ -162,6 +174,13 @@ def side_by_side(
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Images in rows of `columns`, each in the middle of a cell that would hold any.
+
+    Args:
+      images: `[H, W, 3]` uint8 each; they may differ in size.
+      columns: images a row, at most.
+
+    Returns:
+      `[H', W', 3]` uint8.
 
     Raises:
       ValueError: if there are no images.

@@ -151,7 +151,14 @@ def _inputs(values: np.ndarray, old: tuple[int, ...], order: tuple[int, ...]):
 def layer(
     theirs: str, ours: str, kernel: Layout = KERNEL, bias: Layout | None = SAME
 ) -> Iterator[Tensor]:
-    """A convolution or a fully connected layer; `bias=None`: it has none."""
+    """The rows of a convolution or a fully connected layer.
+
+    Args:
+      theirs: the layer's name in the state dict, such as "features.0".
+      ours: its path below "params".
+      kernel: how the kernel's numbers are ordered.
+      bias: how the bias's are; None: it has none.
+    """
     yield Tensor(f"{theirs}.weight", f"params/{ours}/kernel", kernel)
     if bias is not None:
         yield Tensor(f"{theirs}.bias", f"params/{ours}/bias", bias)
@@ -169,7 +176,13 @@ def _with_norm(conv: str, norm: str, ours: str) -> Iterator[Tensor]:
 
 
 def resnet(depth: int, theirs: str = "", ours: str = "") -> Iterator[Tensor]:
-    """Its convolutional part, where the names begin with `theirs` and `ours`."""
+    """The rows of a ResNet's convolutional part.
+
+    Args:
+      depth: 18, 34, 50, 101 or 152 layers.
+      theirs: what comes before all names in the state dict.
+      ours: what comes before all of our paths, such as "backbone/".
+    """
     yield from _with_norm(f"{theirs}conv1", f"{theirs}bn1", f"{ours}stem")
     counts, convs = _RESNETS[depth]
     for stage, count in enumerate(counts, start=1):
@@ -226,7 +239,7 @@ _BESIDE_HEAD = r"features\..*|classifier\.6\..*"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Tensors by name, from a file of NumPy's, torch's or the package safetensors'.
+    """The tensors of a file of NumPy's, torch's or the package safetensors', by name.
 
     Args:
       path: ending with `.npz`; with `.pth` or `.pt`, which needs torch; or with
@@ -451,7 +464,15 @@ def to_ours(
 def to_theirs(
     variables: Mapping[str, Any], tensors: Sequence[Tensor], network: str
 ) -> dict[str, np.ndarray]:
-    """The inverse of `to_ours`; dtypes stay, so it may be gradients.
+    """The inverse of `to_ours`.
+
+    Args:
+      variables: by collection, or gradients: dtypes stay.
+      tensors: the table.
+      network: its name, for messages.
+
+    Returns:
+      Arrays by torchvision's names.
 
     Raises:
       WeightsError: if the variables are others than those of the table.

@@ -51,6 +51,14 @@ def expand(
     """The image somewhere on a larger one of the mean colour: small objects (3.6).
 
     Sides grow by the same factor, uniform in [1, `largest`].
+
+    Args:
+      rng: draws the factor, and where on the larger image the old one lies.
+      example: not modified.
+      largest: upper limit of the factor, at least 1.
+
+    Returns:
+      The example in pixels of the larger image; no object is lost.
     """
     height, width = example.image.shape[:2]
     factor = rng.uniform(1, largest)
@@ -90,6 +98,11 @@ def random_crop(
     Objects stay by their visible part, and are cut to it: if a quarter of their area is
     in the patch and at least one pixel each way (of a thinner one, all). Of crowds any
     pixel stays: there may be whole objects in it.
+
+    Args:
+      rng: draws the sides, each by itself, and where the patch lies.
+      example: not modified.
+      smallest: least part of each side, in (0, 1].
     """
     height, width = example.image.shape[:2]
     sides = np.rint(rng.uniform(smallest, 1, 2) * (width, height)).astype(int)

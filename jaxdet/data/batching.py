@@ -227,7 +227,13 @@ def check(
 
 
 def steps_per_epoch(data_set: DataSet, config: InputConfig, batch_size: int) -> int:
-    """How many batches show every image at least once; the same in every epoch."""
+    """How many batches show every image at least once; the same in every epoch.
+
+    Args:
+      data_set: whose images; none is read.
+      config: its canvases, as a batch holds images of one of them.
+      batch_size: images a step, over all hosts.
+    """
     members = _members_by_canvas(data_set, config)
     return sum(-(-len(group) // batch_size) for group in members)
 
@@ -241,6 +247,13 @@ def plan_epoch(
     up with the first images of the same shuffle. So every image is seen at least once,
     and only where a canvas has fewer images than a batch is one seen twice in a batch.
     Batches of all canvases are then shuffled together.
+
+    Args:
+      data_set: whose images; none is read.
+      config: its canvases and their factors.
+      batch_size: B, images a step, over all hosts.
+      seed: of the run, at least 0.
+      epoch: from 0 on; each is shuffled anew.
 
     Returns:
       Positions in the data set `[steps, B]`, and canvases `[steps]` as indices into

@@ -69,6 +69,7 @@ def load(
       only missing `area` and `iscrowd` are filled in, as width x height and 0.
 
     Raises:
+      ValueError: `bad_boxes` is none of the two.
       DataError: the json or an image is not as it should be. `read_image` raises it
         where an image is broken, or its size on disk is not the json's.
     """

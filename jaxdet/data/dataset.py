@@ -75,7 +75,7 @@ class Proposals(NamedTuple):
 class DataSet:
     """Images with objects. Annotations lie in memory; pixels are read on demand."""
 
-    name: str
+    name: str  # for messages, and before the image ids of sets that `join` joins
     class_names: tuple[str, ...]  # K names; label k is class_names[k]
     category_ids: tuple[int, ...]  # K ids of the source; label k was category_ids[k]
     image_ids: tuple[int | str, ...]  # the source's own ids, in a fixed order

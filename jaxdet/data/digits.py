@@ -88,7 +88,20 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """The parameters of `load`, checked."""
+    """The parameters of `load`, checked.
+
+    Attributes:
+      train_images: of the split "train", at least 1.
+      validation_images: of the split "validation", at least 1.
+      side: height and width of the images, 32 to 256 pixels.
+      digit_sides: least and greatest height, in pixels, of a digit's 8x8 grid: 8 to
+        half of `side`.
+      max_digits: of an image, at least 1.
+      seed: of all that is random, at least 0.
+
+    Raises:
+      DataError: a parameter is out of range.
+    """
 
     train_images: int
     validation_images: int

@@ -26,12 +26,20 @@ _END_OF_JPEG = b"\xff\xd9"
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
-    """Reads and decodes the image file at `path`; see `decode`."""
+    """The image file at `path` as `[H, W, 3]` uint8 RGB; see `decode`.
+
+    Raises:
+      DataError: it cannot be read, or not be decoded.
+    """
     return decode(read_encoded(path), str(path))
 
 
 def read_encoded(path: str | os.PathLike) -> bytes:
-    """The bytes of the file at `path`, whatever they are."""
+    """The bytes of the file at `path`, whatever they are.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:
@@ -39,7 +47,11 @@ def read_encoded(path: str | os.PathLike) -> bytes:
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """The (height, width) that `read(path)` will have; reads the header alone."""
+    """The (height, width) that `read(path)` will have; reads the header alone.
+
+    Raises:
+      DataError: the file cannot be read, or is no image.
+    """
     try:
         with open(path, "rb") as file:
             return _size(file, str(path))
@@ -59,7 +71,7 @@ def can_be(size: Sequence[float]) -> bool:
 
 
 def decode(encoded: bytes, name: str) -> np.ndarray:
-    """Decodes any image that Pillow knows to `[H, W, 3]` uint8 RGB.
+    """An image as `[H, W, 3]` uint8 RGB, from any file that Pillow knows.
 
     EXIF orientation is applied, transparency laid on white, 16 bits scaled to 8, and of
     several frames the first is taken.

@@ -34,7 +34,7 @@ def load(
     files: Iterable[pathlib.Path],
     make: Callable[[], Index],
 ) -> Index:
-    """Reads the index in `folder`; where none lies there, or an old one, makes it.
+    """The index in `folder`; where none lies there, or an old one, it is made.
 
     Where nothing can be written to `folder`, the index is kept in a folder below
     `cache_folder()`.

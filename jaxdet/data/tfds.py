@@ -83,9 +83,15 @@ def load(
 def load_directory(
     directory: str | os.PathLike, split: str, *, bad_boxes: BadBoxes = "error"
 ) -> DataSet:
-    """A prepared data set by its folder, the one holding `dataset_info.json`.
+    """A prepared data set by its folder; see `from_builder`.
 
-    See `from_builder`.
+    Args:
+      directory: the one that holds `dataset_info.json`, such as `.../coco/2017/1.1.0`.
+      split: such as `"train"`, or a slice, such as `"train[:10%]"`.
+      bad_boxes: see `from_builder`.
+
+    Raises:
+      DataError: as `from_builder`; and where TFDS prepared no data set.
     """
     try:
         builder = tfds.builder_from_directory(os.fspath(directory))
@@ -130,6 +136,7 @@ def from_builder(
         `ground_truth()` too, and logged.
 
     Raises:
+      ValueError: `bad_boxes` is none of the two.
       DataError: the set has no such features, split or file format, or bad examples.
     """
     if bad_boxes not in ("error", "skip"):

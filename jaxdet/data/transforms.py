@@ -69,8 +69,13 @@ def fitted_size(
 ) -> tuple[int, int]:
     """The largest (height, width) of the shape of `size` that fits into `canvas`.
 
-    Rounded to whole pixels, at least one a side; all of the canvas with `stretch`; with
-    `sides` what `size_by_sides` says, whatever the canvas.
+    Rounded to whole pixels, at least one a side.
+
+    Args:
+      size: (height, width) of the image.
+      canvas: (height, width).
+      stretch: all of the canvas instead, whatever becomes of the shape.
+      sides: what `size_by_sides` says instead, whatever the canvas.
     """
     if stretch:
         return canvas

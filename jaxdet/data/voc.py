@@ -49,7 +49,7 @@ def load(
     split: str = "trainval",
     class_names: Sequence[str] | None = CLASSES,
 ) -> DataSet:
-    """Reads `Annotations/*.xml` of one split; checks them, and that images are there.
+    """One split of `Annotations/*.xml`; they are checked, and that images are there.
 
     VOC counts pixels from 1 and its corners are the first and the last pixel of an
     object; here they become edges, (xmin - 1, ymin - 1, xmax, ymax). Difficult objects
@@ -66,6 +66,7 @@ def load(
         order.
 
     Raises:
+      ValueError: no folder is given.
       DataError: a file is missing or not as it should be. `read_image` raises it where
         an image is broken, or its size on disk is not the annotation's.
     """

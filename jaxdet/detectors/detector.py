@@ -35,7 +35,7 @@ def from_network(
     made_by: partial | None = None,
     coverage: Callable | None = None,
 ) -> Detector:
-    """Lifts functions of a bound network to functions of its variables.
+    """A detector of functions of a bound network, lifted to functions of its variables.
 
     Args:
       network: the module; calling it on `[B, H, W, 3]` float pixels must run every
@@ -62,6 +62,12 @@ def from_network(
 def require(config: Any, name: str, right: bool, allowed: str) -> None:
     """For a config's checks of itself.
 
+    Args:
+      config: the dataclass.
+      name: of its field.
+      right: whether the field's value is allowed.
+      allowed: what would be, to end "it must be ...".
+
     Raises:
       ValueError: unless `right`, naming the field, its value and what is allowed.
     """
@@ -82,7 +88,7 @@ def require_colours(config: Any) -> None:
 
 
 def of_level(stages: dict[int, jax.Array], level: int) -> jax.Array:
-    """The backbone's features of one level.
+    """The backbone's features of one level, `{level: [B, H, W, C]}` -> `[B, H, W, C]`.
 
     Raises:
       ValueError: if it has none of that level.

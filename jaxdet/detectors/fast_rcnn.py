@@ -66,7 +66,13 @@ PAPER = FastRCNNConfig()
 
 
 class FastRCNNNetwork(nn.Module):
-    """Convolutions for the image, fully connected layers for each region (Figure 1)."""
+    """Convolutions for the image, fully connected layers for each region (Figure 1).
+
+    Attributes:
+      config: see `FastRCNNConfig`.
+      backbone: hands over the features of level `config.level`; see `fast_rcnn`.
+      region_head: what each region passes before classes and boxes; see `fast_rcnn`.
+    """
 
     config: FastRCNNConfig
     backbone: nn.Module
@@ -81,7 +87,10 @@ class FastRCNNNetwork(nn.Module):
         )
 
     def __call__(self, pixels: jax.Array):
-        """Runs every layer once, on no region in particular."""
+        """Runs every layer once, on no region in particular, so that `init` makes all.
+
+        `[B, H, W, 3]` -> class logits `[B, 1, K + 1]`, deltas `[B, 1, K, 4]`.
+        """
         features = self.features(pixels)
         boxes = jnp.zeros((len(pixels), 1, 4))
         return regions.classify(self, _crop(features, boxes, None, self.config))
@@ -94,8 +103,18 @@ class FastRCNNNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):
     """Softmax and box loss on sampled regions, jointly (2.3).
 
+    Args:
+      network: a bound `FastRCNNNetwork`.
+      batch: with truth and regions.
+      key: of the step; what an image draws hangs on it and on the image's id.
+      config: see `FastRCNNConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
+
+    Raises:
+      ValueError: if the batch has no regions.
     """
     metrics, _ = regions.learn(
         partial(_look, network, batch, config),
@@ -110,7 +129,19 @@ def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: FastRCNNConfig) -> Detections:
-    """Classifies, moves and thins the regions that came with the batch."""
+    """Classifies, moves and thins the regions that came with the batch.
+
+    Args:
+      network: a bound `FastRCNNNetwork`.
+      batch: with regions; truth is not looked at.
+      config: see `FastRCNNConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.region.detections`.
+
+    Raises:
+      ValueError: if the batch has no regions.
+    """
     look = partial(_look, network, batch, config)
     return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
 

@@ -99,7 +99,14 @@ DETECTRON2_C4 = FasterRCNNConfig(
 
 
 class FasterRCNNNetwork(nn.Module):
-    """Trunk, sliding head, and the layers that each region passes (Figure 2)."""
+    """Trunk, sliding head, and the layers that each region passes (Figure 2).
+
+    Attributes:
+      config: see `FasterRCNNConfig`.
+      backbone: hands over what `config.rpn.levels` are made of; see `faster_rcnn`.
+      region_head: what each region passes before classes and boxes; see `faster_rcnn`.
+      mask_head: Mask R-CNN's third branch.
+    """
 
     config: FasterRCNNConfig
     backbone: nn.Module
@@ -116,7 +123,10 @@ class FasterRCNNNetwork(nn.Module):
         )
 
     def __call__(self, pixels: jax.Array):
-        """Runs every layer once, on no region in particular."""
+        """Runs every layer once, on no region in particular, so that `init` makes all.
+
+        `[B, H, W, 3]` -> the answers of RPN head, predictor and, if any, mask head.
+        """
         pyramid = self.features(pixels)
         boxes = jnp.zeros((len(pixels), 1, 4))
         crops = crop(pyramid, boxes, None, self.config)
@@ -133,6 +143,13 @@ class FasterRCNNNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: FasterRCNNConfig, axis_name=None):
     """The four losses: is it an object and where, what is it and where exactly.
 
+    Args:
+      network: a bound `FasterRCNNNetwork`.
+      batch: with truth.
+      key: of the step; what an image draws hangs on it and on the image's id.
+      config: see `FasterRCNNConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
     Returns:
       The sum, and `{"objectness_loss", "rpn_box_loss", "class_loss", "box_loss"}`.
     """
@@ -142,7 +159,16 @@ def loss(network, batch: Batch, key, *, config: FasterRCNNConfig, axis_name=None
 
 
 def predict(network, batch: Batch, *, config: FasterRCNNConfig) -> Detections:
-    """Classifies, moves and thins the proposals of the first stage."""
+    """Classifies, moves and thins the proposals of the first stage.
+
+    Args:
+      network: a bound `FasterRCNNNetwork`.
+      batch: truth is not looked at.
+      config: see `FasterRCNNConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.region.detections`.
+    """
     return answer(network, look(network, batch, config), batch, config=config)
 
 
@@ -169,12 +195,31 @@ def faster_rcnn(
 
 
 def look(network, batch: Batch, config: FasterRCNNConfig) -> dict[int, jax.Array]:
-    """The features that all stages share, `{level: [B, H, W, C]}`."""
+    """The features that all stages share, `{level: [B, H, W, C]}`.
+
+    Args:
+      network: a bound `FasterRCNNNetwork`.
+      batch: its images and sizes count.
+      config: see `FasterRCNNConfig`.
+    """
     return network.features(*rpn.pixels_and_sizes(batch, config.rpn))
 
 
 def learn(network, pyramid, batch: Batch, key, *, config: FasterRCNNConfig, axis_name):
-    """`loss` from the features on: the four losses, and the regions learned from."""
+    """`loss` from the features on: the four losses, and the regions learned from.
+
+    Args:
+      network: a bound `FasterRCNNNetwork`.
+      pyramid: from `look`.
+      batch: with truth.
+      key: of the step; what an image draws hangs on it and on the image's id.
+      config: see `FasterRCNNConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
+    Returns:
+      What `loss` returns second, and `Samples` `[B, R]`, positive ones first, R being
+      `config.region.per_image`.
+    """
     rpn_keys, region_keys, dropout_keys = regions.image_keys(key, batch, 3)
     # 1. Where could an object be?
     objectness, rpn_deltas = network.rpn_head(pyramid, _true_sizes(batch, config))
@@ -203,7 +248,17 @@ def learn(network, pyramid, batch: Batch, key, *, config: FasterRCNNConfig, axis
 
 
 def answer(network, pyramid, batch: Batch, *, config: FasterRCNNConfig) -> Detections:
-    """`predict`, from the features on."""
+    """What `predict` answers, from the features on.
+
+    Args:
+      network: a bound `FasterRCNNNetwork`.
+      pyramid: from `look`.
+      batch: truth is not looked at.
+      config: see `FasterRCNNConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.region.detections`.
+    """
     objectness, rpn_deltas = network.rpn_head(pyramid, _true_sizes(batch, config))
     proposals = rpn.propose(
         objectness,

@@ -164,7 +164,13 @@ TORCHVISION = FCOSConfig(
 
 
 class FCOSNetwork(nn.Module):
-    """Backbone, feature pyramid and the head that its levels share (Figure 2)."""
+    """Backbone, feature pyramid and the head that its levels share (Figure 2).
+
+    Attributes:
+      config: see `FCOSConfig`.
+      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`; the levels of
+        `config` are made of its stages.
+    """
 
     config: FCOSConfig
     backbone: nn.Module
@@ -202,6 +208,13 @@ class FCOSNetwork(nn.Module):
 
 def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
     """Focal loss on all points; box loss and centerness on those in an object.
+
+    Args:
+      network: a bound `FCOSNetwork`.
+      batch: with truth.
+      key: not used: FCOS draws nothing.
+      config: see `FCOSConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
     Returns:
       The sum, and `{"class_loss", "box_loss", "centerness_loss", "positives"}`; the
@@ -248,7 +261,16 @@ def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: FCOSConfig) -> Detections:
-    """The best scores of each level, decoded, clipped and thinned class by class."""
+    """The best scores of each level, decoded, clipped and thinned class by class.
+
+    Args:
+      network: a bound `FCOSNetwork`.
+      batch: truth is not looked at.
+      config: see `FCOSConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.detections`.
+    """
     logits, sides, centerness = _look(network, batch, config)
     canvas = batch.images.shape[1:3]
     used = _points_on_images(batch, config)
@@ -265,7 +287,14 @@ def coverage(
     *,
     config: FCOSConfig,
 ) -> Coverage:
-    """How many points lie in objects of their level's range; see `Detector`."""
+    """How many points lie in objects of their level's range; for `Detector`.
+
+    Args:
+      canvas: (height, width) in pixels.
+      boxes: `[N, 4]` objects, on canvases of that size.
+      sizes: not used: no point of an object lies beyond its image.
+      config: see `FCOSConfig`.
+    """
     del sizes  # No point of an object lies beyond its image.
     radius = math.inf if config.centre_radius is None else config.centre_radius
     points = points_in_charge(

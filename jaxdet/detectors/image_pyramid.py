@@ -78,6 +78,15 @@ def predict(
 
     Masks stay what they are within their boxes; region proposals follow their image.
 
+    Args:
+      variables: of the detector.
+      batch: truth is not looked at.
+      detector: asked at each scale; with `config.flip` about mirrored images too.
+      config: see `ImagePyramidConfig`.
+
+    Returns:
+      `Detections` `[B, config.detections]`, best first, in pixels of the given canvas.
+
     Raises:
       ValueError: if boxes are to be averaged that have masks, which would not fit.
     """

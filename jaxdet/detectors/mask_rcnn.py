@@ -63,6 +63,13 @@ DETECTRON2 = MaskRCNNConfig(faster_rcnn.DETECTRON2)
 def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
     """Faster R-CNN's four losses and that of the masks of positive regions (3).
 
+    Args:
+      network: a bound `FasterRCNNNetwork` with a mask head.
+      batch: with truth, masks included.
+      key: of the step; what an image draws hangs on it and on the image's id.
+      config: see `MaskRCNNConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
     Returns:
       The sum, and those of `faster_rcnn.loss` and `"mask_loss"`.
 
@@ -97,7 +104,17 @@ def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: MaskRCNNConfig) -> Detections:
-    """Faster R-CNN's answers, and the mask of each one's class within its box."""
+    """Faster R-CNN's answers, and the mask of each one's class within its box.
+
+    Args:
+      network: a bound `FasterRCNNNetwork` with a mask head.
+      batch: truth is not looked at.
+      config: see `MaskRCNNConfig`.
+
+    Returns:
+      `Detections` as of `faster_rcnn.predict`, with masks `[B, D, M, M]` in [0, 1], cut
+      to their boxes; those of padding are zeros.
+    """
     pyramid = faster_rcnn.look(network, batch, config.faster_rcnn)
     found = faster_rcnn.answer(network, pyramid, batch, config=config.faster_rcnn)
     logits = _paint(network, pyramid, batch, found.boxes, found.labels, config)
@@ -108,7 +125,13 @@ def predict(network, batch: Batch, *, config: MaskRCNNConfig) -> Detections:
 def mask_rcnn(
     config: MaskRCNNConfig, backbone: nn.Module, region_head: nn.Module
 ) -> Detector:
-    """Mask R-CNN from what a backbone hands over; see `faster_rcnn.faster_rcnn`."""
+    """Mask R-CNN from what a backbone hands over.
+
+    Args:
+      config: see `MaskRCNNConfig`.
+      backbone: as of `faster_rcnn.faster_rcnn`; the mask head takes its `dtype`.
+      region_head: as of `faster_rcnn.faster_rcnn`.
+    """
     mask_head = MaskHead(
         config.faster_rcnn.num_classes,
         channels=config.mask_channels,

@@ -68,7 +68,13 @@ PAPER = RCNNConfig()
 
 
 class RCNNNetwork(nn.Module):
-    """A classification network for warped regions (Figure 1)."""
+    """A classification network for warped regions (Figure 1).
+
+    Attributes:
+      config: see `RCNNConfig`.
+      backbone: hands over the features of level `config.level`; see `rcnn`.
+      region_head: what each region passes before classes and boxes; see `rcnn`.
+    """
 
     config: RCNNConfig
     backbone: nn.Module
@@ -97,8 +103,18 @@ class RCNNNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
     """Softmax and box loss on sampled regions.
 
+    Args:
+      network: a bound `RCNNNetwork`.
+      batch: with truth and regions.
+      key: of the step; what an image draws hangs on it and on the image's id.
+      config: see `RCNNConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
+
+    Raises:
+      ValueError: if the batch has no regions.
     """
     metrics, _ = regions.learn(
         partial(_look, network, batch, config),
@@ -113,7 +129,19 @@ def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: RCNNConfig) -> Detections:
-    """Classifies, moves and thins the regions that came with the batch."""
+    """Classifies, moves and thins the regions that came with the batch.
+
+    Args:
+      network: a bound `RCNNNetwork`.
+      batch: with regions; truth is not looked at.
+      config: see `RCNNConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.region.detections`.
+
+    Raises:
+      ValueError: if the batch has no regions.
+    """
     look = partial(_look, network, batch, config)
     return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
 

@@ -132,7 +132,16 @@ def given(batch: Batch) -> Regions:
 
 
 def image_keys(key: jax.Array, batch: Batch, count: int) -> tuple[jax.Array, ...]:
-    """`count` arrays of a key an image, whatever shares its batch."""
+    """Keys of each image, the same whatever shares its batch.
+
+    Args:
+      key: of the step.
+      batch: its `image_ids` count.
+      count: how many things an image draws.
+
+    Returns:
+      `count` arrays of keys, `[B]` each.
+    """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.image_ids)
     return tuple(jax.vmap(jax.random.split, (0, None), 1)(keys, count))
 
@@ -174,7 +183,17 @@ def learn(
 def answer(
     look: Callable, regions: Regions, sizes: jax.Array, *, config: RegionConfig
 ) -> Detections:
-    """Looks at all regions; what it sees there, thinned: see `learn`, `detections`."""
+    """What all regions look like, scored, moved and thinned; see `detections`.
+
+    Args:
+      look: as of `learn`; asked without keys.
+      regions: `[B, P]`; padding gives no answers.
+      sizes: `[B, 2]`, true (height, width) of the images.
+      config: thresholds and slots.
+
+    Returns:
+      Detections `[B, D]`, best first.
+    """
     logits, deltas = look(regions.boxes, None)
     return detections(logits, deltas, regions, sizes, config=config)
 

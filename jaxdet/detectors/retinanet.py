@@ -172,7 +172,13 @@ DETECTRON2 = RetinaNetConfig(anchor_offset=0.0, mask_padding=False)
 
 
 class RetinaNetNetwork(nn.Module):
-    """Backbone, feature pyramid and two heads (section 4, Figure 3)."""
+    """Backbone, feature pyramid and two heads (section 4, Figure 3).
+
+    Attributes:
+      config: see `RetinaNetConfig`.
+      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`; the levels of
+        `config` are made of its stages.
+    """
 
     config: RetinaNetConfig
     backbone: nn.Module
@@ -209,6 +215,13 @@ class RetinaNetNetwork(nn.Module):
 
 def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None):
     """Focal loss on all but the ignored anchors, a box loss on the positive ones.
+
+    Args:
+      network: a bound `RetinaNetNetwork`.
+      batch: with truth.
+      key: not used: RetinaNet draws nothing.
+      config: see `RetinaNetConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
     Returns:
       The sum, and `{"class_loss", "box_loss", "positives"}`; the last is the number of
@@ -252,7 +265,16 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
 
 
 def predict(network, batch: Batch, *, config: RetinaNetConfig) -> Detections:
-    """The best scores of each level, decoded, clipped and thinned class by class."""
+    """The best scores of each level, decoded, clipped and thinned class by class.
+
+    Args:
+      network: a bound `RetinaNetNetwork`.
+      batch: truth is not looked at.
+      config: see `RetinaNetConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.detections`.
+    """
     logits, deltas = _look(network, batch, config)
     boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
     used = _anchors_on_images(batch, config)
@@ -269,7 +291,14 @@ def coverage(
     *,
     config: RetinaNetConfig,
 ) -> Coverage:
-    """How well anchors overlap objects; see `Detector`."""
+    """How well anchors overlap objects; for `Detector`.
+
+    Args:
+      canvas: (height, width) in pixels.
+      boxes: `[N, 4]` objects, on canvases of that size.
+      sizes: not used: the best anchor's cell is one of the image's.
+      config: see `RetinaNetConfig`.
+    """
     del sizes  # The best anchor's cell is one of the image's.
     best = of_pyramid(canvas, boxes, **config.anchors)
     return Coverage(best, config.low_iou, config.high_iou, "IoU with the best anchor")

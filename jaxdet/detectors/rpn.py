@@ -193,7 +193,12 @@ DETECTRON2_C4 = RPNConfig(
 
 
 class RPNNetwork(nn.Module):
-    """Backbone, feature pyramid where there is one, and the sliding head (Figure 3)."""
+    """Backbone, feature pyramid where there is one, and the sliding head (Figure 3).
+
+    Attributes:
+      config: see `RPNConfig`.
+      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`.
+    """
 
     config: RPNConfig
     backbone: nn.Module
@@ -240,7 +245,18 @@ def head(config: RPNConfig, dtype: jnp.dtype) -> RPNHead:
 
 
 def loss(network, batch: Batch, key, *, config: RPNConfig, axis_name=None):
-    """The two losses of `proposal_losses`, and their sum."""
+    """Objectness and box losses on sampled anchors; see `proposal_losses`.
+
+    Args:
+      network: a bound `RPNNetwork`.
+      batch: with truth.
+      key: of the step; what an image draws hangs on it and on the image's id.
+      config: see `RPNConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
+    Returns:
+      The sum, and `{"objectness_loss", "rpn_box_loss"}`.
+    """
     (keys,) = regions.image_keys(key, batch, 1)
     logits, deltas = network(*pixels_and_sizes(batch, config))
     metrics = proposal_losses(
@@ -250,7 +266,16 @@ def loss(network, batch: Batch, key, *, config: RPNConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: RPNConfig) -> Detections:
-    """The proposals as detections of one class."""
+    """The proposals as detections of one class.
+
+    Args:
+      network: a bound `RPNNetwork`.
+      batch: truth is not looked at.
+      config: see `RPNConfig`.
+
+    Returns:
+      `Detections` `[B, config.proposals]`, best first; all labels are 0.
+    """
     logits, deltas = network(*pixels_and_sizes(batch, config))
     found = propose(
         logits,
@@ -267,7 +292,15 @@ def predict(network, batch: Batch, *, config: RPNConfig) -> Detections:
 def coverage(
     canvas: tuple[int, int], boxes: np.ndarray, sizes: np.ndarray, *, config: RPNConfig
 ) -> Coverage:
-    """How well the anchors that are trained overlap objects; see `Detector`."""
+    """How well the anchors that are trained overlap objects; for `Detector`.
+
+    Args:
+      canvas: (height, width) in pixels.
+      boxes: `[N, 4]` objects, on canvases of that size.
+      sizes: `[N, 2]` true (height, width) of their images, where `config.inside_only`
+        leaves out the anchors that reach over them.
+      config: see `RPNConfig`.
+    """
     within = sizes if config.inside_only else None
     best = of_pyramid(canvas, boxes, **config.anchors, within=within)
     return Coverage(best, config.low_iou, config.high_iou, "IoU with the best anchor")
@@ -290,7 +323,12 @@ def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
 def pixels_and_sizes(
     batch: Batch, config: RPNConfig
 ) -> tuple[jax.Array, jax.Array | None]:
-    """What the networks take: normalised pixels, and where the true images end."""
+    """What the networks take: normalised pixels, and where the true images end.
+
+    Returns:
+      `[B, H, W, 3]` float32, 0 outside the images; `[B, 2]` (height, width), or None
+      without `config.mask_padding`: all of the canvas is image.
+    """
     pixels = images.normalise(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )

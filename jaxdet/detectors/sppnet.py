@@ -71,7 +71,13 @@ PAPER = SPPNetConfig(scales=tuple(s / 688 for s in (480, 576, 688, 874, 1200)))
 
 
 class SPPNetNetwork(nn.Module):
-    """Convolutions for the image, fully connected layers for each region (Figure 5)."""
+    """Convolutions for the image, fully connected layers for each region (Figure 5).
+
+    Attributes:
+      config: see `SPPNetConfig`.
+      backbone: hands over the features of level `config.level`; see `sppnet`.
+      region_head: what each region passes before classes and boxes; see `sppnet`.
+    """
 
     config: SPPNetConfig
     backbone: nn.Module
@@ -86,7 +92,10 @@ class SPPNetNetwork(nn.Module):
         )
 
     def __call__(self, pixels: jax.Array):
-        """Runs every layer once, on no region in particular."""
+        """Runs every layer once, on no region in particular, so that `init` makes all.
+
+        `[B, H, W, 3]` -> class logits `[B, 1, K + 1]`, deltas `[B, 1, K, 4]`.
+        """
         features = self.features(pixels)
         cells = sum(side**2 for side in self.config.bins)
         crops = jnp.zeros((len(pixels), 1, cells, features.shape[-1]), features.dtype)
@@ -100,8 +109,18 @@ class SPPNetNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
     """Softmax and box loss on sampled regions; the convolutions get no gradient.
 
+    Args:
+      network: a bound `SPPNetNetwork`.
+      batch: with truth and regions.
+      key: of the step; what an image draws hangs on it and on the image's id.
+      config: see `SPPNetConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
+
+    Raises:
+      ValueError: if the batch has no regions.
     """
     metrics, _ = regions.learn(
         partial(_look, network, batch, config),
@@ -116,7 +135,19 @@ def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: SPPNetConfig) -> Detections:
-    """Classifies, moves and thins the regions that came with the batch."""
+    """Classifies, moves and thins the regions that came with the batch.
+
+    Args:
+      network: a bound `SPPNetNetwork`.
+      batch: with regions; truth is not looked at.
+      config: see `SPPNetConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.region.detections`.
+
+    Raises:
+      ValueError: if the batch has no regions.
+    """
     look = partial(_look, network, batch, config)
     return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
 

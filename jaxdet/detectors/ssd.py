@@ -193,7 +193,13 @@ def vgg16_300(norm: Kind = "none", dtype: jnp.dtype = jnp.float32) -> ExtraStage
 
 
 class SSDNetwork(nn.Module):
-    """A backbone, and two convolutions on each of its levels (2.1, Figure 2)."""
+    """A backbone, and two convolutions on each of its levels (2.1, Figure 2).
+
+    Attributes:
+      config: see `SSDConfig`.
+      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`; it has all
+        levels of `config`.
+    """
 
     config: SSDConfig
     backbone: nn.Module
@@ -232,6 +238,13 @@ class SSDNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
     """Class loss on positive and the hardest other boxes, box loss on the former (2.2).
 
+    Args:
+      network: a bound `SSDNetwork`.
+      batch: with truth.
+      key: not used: SSD draws nothing.
+      config: see `SSDConfig`.
+      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
+
     Returns:
       The sum, and `{"class_loss", "box_loss", "positives"}`; the last is the number of
       positive default boxes of an image, on average.
@@ -269,7 +282,16 @@ def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: SSDConfig) -> Detections:
-    """The best scores of each class, decoded, clipped and thinned class by class."""
+    """The best scores of each class, decoded, clipped and thinned class by class.
+
+    Args:
+      network: a bound `SSDNetwork`.
+      batch: truth is not looked at.
+      config: see `SSDConfig`.
+
+    Returns:
+      `Detections` `[B, D]`, best first, D being `config.detections`.
+    """
     logits, deltas, boxes, used = _look(network, batch, config)
     found = box_coding.decode(deltas, boxes[None], weights=config.box_weights)
     found = jax.vmap(box_ops.clip)(found, batch.sizes)
@@ -284,7 +306,14 @@ def predict(network, batch: Batch, *, config: SSDConfig) -> Detections:
 def coverage(
     canvas: tuple[int, int], boxes: np.ndarray, sizes: np.ndarray, *, config: SSDConfig
 ) -> Coverage:
-    """How well default boxes overlap objects; see `Detector`."""
+    """How well default boxes overlap objects; for `Detector`.
+
+    Args:
+      canvas: (height, width) in pixels.
+      boxes: `[N, 4]` objects, on canvases of that size.
+      sizes: not used: the best box's cell is one of the image's.
+      config: see `SSDConfig`.
+    """
     del sizes  # The best one's cell is one of the image's.
     best = np.zeros(len(boxes))
     for step, shapes in zip(config.steps, config.shapes, strict=True):

@@ -128,7 +128,15 @@ def box_iou(boxes_a: list, boxes_b: list) -> np.ndarray:
 
 
 def check_ids(ground_truth: dict, detections: list[dict]) -> None:
-    """Raises DataError for a detection of an unknown image or category."""
+    """Refuses detections of an unknown image or category.
+
+    Args:
+      ground_truth: COCO json with `images` and `categories`.
+      detections: COCO results with `image_id` and `category_id`.
+
+    Raises:
+      DataError: for the first of them, naming its id.
+    """
     for kind, key in (("image_id", "images"), ("category_id", "categories")):
         allowed = {entry["id"] for entry in ground_truth[key]}
         for detection in detections:

@@ -32,10 +32,26 @@ def evaluate(
     progress: bool = True,
     metrics: Metrics | None = None,
 ) -> dict[str, float]:
-    """How good a detector is; see `detect_all` for the arguments.
+    """How good a detector is on a data set.
 
-    `metrics`, such as `voc.voc_metrics`, is called with the ground truth and the
-    results; None: `default_metrics(detector)`.
+    Of several hosts each looks at its share of the images; every one of them must call
+    this, and gets the numbers of all.
+
+    Args:
+      detector: its `predict` is compiled once for each canvas.
+      variables: of the detector, without a device axis.
+      data_set: its `ground_truth()` is what the answers are held against.
+      input_config: its canvases, workers and `unreadable_images`; nothing is flipped.
+      batch_size: images at a time over all devices, rounded up to a multiple of them.
+      progress: whether to draw a bar, on the first host.
+      metrics: such as `voc.voc_metrics`, called with the ground truth and the results;
+        None: `default_metrics(detector)`.
+
+    Returns:
+      What `metrics` returns: numbers by name, the most important first.
+
+    Raises:
+      DataError: for an image that cannot be read.
     """
     results = detect_all(
         detector,

@@ -80,11 +80,14 @@ class AlexNet(nn.Module):
 
 
 def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """Patterns of the parameters of the first layers, for `TrainingConfig.frozen`.
+    """The first layers' parameters as patterns, for `TrainingConfig.frozen`.
 
     Args:
       count: 5 are all (SPP-net).
       backbone: name of the AlexNet within the network.
+
+    Returns:
+      A regular expression a layer.
 
     Raises:
       ValueError: if `count` is not in 0 to 5.

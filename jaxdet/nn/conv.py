@@ -19,17 +19,28 @@ class Conv(nn.Module):
     computed as one product of two matrices, and a 7x7 one of stride 2 on blocks of 2x2
     pixels: the same numbers, several times faster on CPU, where gradients of 1x1
     convolutions and convolutions of three channels are slow.
+
+    Attributes:
+      features: channels of the output.
+      kernel: side in cells, odd.
+      stride: cells from one output to the next.
+      use_bias: whether a number for each channel is added.
+      padding: cells before and after; None: half of the kernel's reach on both sides.
+      dilation: cells from one tap of the kernel to the next.
+      kernel_init: of `[kernel, kernel, C, features]`.
+      bias_init: of `[features]`.
+      dtype: of the arithmetic; parameters stay float32.
     """
 
     features: int
-    kernel: int = 3  # side in cells, odd
+    kernel: int = 3
     stride: int = 1
     use_bias: bool = True
-    padding: tuple[int, int] | None = None  # cells before and after; None: half of it
-    dilation: int = 1  # cells from one tap of the kernel to the next
+    padding: tuple[int, int] | None = None
+    dilation: int = 1
     kernel_init: Callable = HE_NORMAL
     bias_init: Callable = nn.initializers.zeros
-    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -86,11 +86,14 @@ def stages(
 
 
 def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """Patterns of the parameters of the first stages, for `TrainingConfig.frozen`.
+    """The first stages' parameters as patterns, for `TrainingConfig.frozen`.
 
     Args:
       count: 1 is all of stride 2, 2 adds stage 2 of stride 4, up to 5.
       backbone: name of the network made of `stages` within the whole.
+
+    Returns:
+      A regular expression a stage.
 
     Raises:
       ValueError: if `count` is not in 0 to 5.
@@ -170,7 +173,7 @@ class DepthwiseConv(nn.Module):
 
     kernel: int = 3  # side in cells, odd
     stride: int = 1  # 1 or 2
-    padding: Padding = "centred"
+    padding: Padding = "centred"  # where windows of stride 2 lie
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact

@@ -18,6 +18,10 @@ class FrozenBatchNorm(nn.Module):
 
     They live in the collection `constants`, out of reach of any optimizer, and come
     from a pretrained checkpoint; without one this is the identity.
+
+    Attributes:
+      epsilon: added to the variances.
+      dtype: of the arithmetic; parameters and statistics stay float32.
     """
 
     epsilon: float = 1e-5
@@ -45,9 +49,14 @@ class GroupNorm(nn.Module):
 
     They are summed channel by channel first, in one pass over the features; groups are
     then joined on `[B, C]` numbers.
+
+    Attributes:
+      groups: fewer where a group would be left with a single channel.
+      epsilon: added to the variances.
+      dtype: of the arithmetic; parameters and statistics stay float32.
     """
 
-    groups: int = 32  # fewer where a group would be left with a single channel
+    groups: int = 32
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
 
@@ -87,7 +96,13 @@ class GroupNorm(nn.Module):
 
 
 class Norm(nn.Module):
-    """The norm of one layer, by kind: `FrozenBatchNorm`, `GroupNorm` or none."""
+    """The norm of one layer, by kind: `FrozenBatchNorm`, `GroupNorm` or none.
+
+    Attributes:
+      kind: `"frozen"`, `"group"` or `"none"`.
+      epsilon: added to the variances.
+      dtype: of the arithmetic; parameters and statistics stay float32.
+    """
 
     kind: Kind = "group"
     epsilon: float = 1e-5
@@ -103,6 +118,9 @@ class Norm(nn.Module):
           x: features.
           sizes: `[B, 2]` true (height, width) in canvas pixels, or None: all is image.
           stride: canvas pixels per cell.
+
+        Raises:
+          ValueError: if `kind` is none of the three.
         """
         if self.kind not in ("frozen", "group", "none"):
             raise ValueError(

@@ -30,7 +30,17 @@ def inside(sizes: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
 def zero_outside(
     features: jax.Array, sizes: jax.Array | None, stride: int
 ) -> jax.Array:
-    """`[B, H, W, C]`, zero outside the true images; unchanged without sizes."""
+    """Features whose cells outside the true images are zero.
+
+    Args:
+      features: `[B, H, W, C]`.
+      sizes: `[B, 2]` true (height, width) in canvas pixels; None: all of the canvas is
+        image, and nothing changes.
+      stride: canvas pixels per cell.
+
+    Returns:
+      `[B, H, W, C]`; cells that an image touches stay as they are, see `inside`.
+    """
     if sizes is None:
         return features
     return jnp.where(inside(sizes, features.shape, stride), features, 0)

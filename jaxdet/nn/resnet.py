@@ -108,11 +108,14 @@ class ResNetHead(nn.Module):
 
 
 def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """Patterns of the parameters of the first stages, for `TrainingConfig.frozen`.
+    """The first stages' parameters as patterns, for `TrainingConfig.frozen`.
 
     Args:
       count: 1 is the stem, 2 adds stage 2 (the usual choice), up to 5.
       backbone: name of the ResNet within the network.
+
+    Returns:
+      A regular expression a stage.
 
     Raises:
       ValueError: if `count` is not in 0 to 5.
@@ -125,6 +128,10 @@ def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
 
 def layers(level: int, depth: int = 50) -> tuple[tuple[int, int, int], ...]:
     """(kernel, stride, padding before) of all layers up to a stage, past no shortcut.
+
+    Args:
+      level: of the stage, 2 to 5.
+      depth: as in `ResNet`.
 
     Raises:
       ValueError: for a depth that has no layout.

@@ -98,7 +98,7 @@ class UnitLength(nn.Module):
     """Features divided by their length, times a learned scale (Liu et al. 2015)."""
 
     scale: float = 20.0  # of each channel at the start of training
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.float32  # of the answer; the arithmetic is in float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,11 +112,14 @@ class UnitLength(nn.Module):
 
 
 def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """Patterns of the parameters of the first layers, for `TrainingConfig.frozen`.
+    """The first layers' parameters as patterns, for `TrainingConfig.frozen`.
 
     Args:
       count: 4 are conv1_1 to conv2_2 (Fast R-CNN), 13 are all (SPP-net).
       backbone: name of the VGG-16 within the network.
+
+    Returns:
+      A regular expression a layer.
 
     Raises:
       ValueError: if `count` is not in 0 to 13.

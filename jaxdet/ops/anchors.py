@@ -141,7 +141,13 @@ def best_of_levels(
 
 
 def count(canvas: tuple[int, int], *, levels: Sequence[int], per_cell: int) -> int:
-    """How many anchors `pyramid_anchors` makes where each cell has `per_cell`."""
+    """How many anchors `pyramid_anchors` makes where each cell has `per_cell`.
+
+    Args:
+      canvas: `(height, width)` in pixels, static.
+      levels: as in `pyramid_anchors`.
+      per_cell: anchors in each cell.
+    """
     height, width = canvas
     cells = sum(-(-height // 2**level) * -(-width // 2**level) for level in levels)
     return cells * per_cell

@@ -81,7 +81,15 @@ def encode_ltrb(boxes: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def decode_ltrb(distances: jax.Array, points: jax.Array) -> jax.Array:
-    """The inverse of `encode_ltrb`; the boxes are not clipped to the image."""
+    """The inverse of `encode_ltrb`.
+
+    Args:
+      distances: `[..., 4]` pixels to the left, top, right and bottom side.
+      points: `[..., 2]` (x, y) in pixels, broadcast against the distances.
+
+    Returns:
+      `[..., 4]` boxes, not clipped to the image.
+    """
     return jnp.concatenate(
         [points - distances[..., :2], points + distances[..., 2:]], axis=-1
     )

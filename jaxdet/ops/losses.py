@@ -41,8 +41,16 @@ def focal_loss(
 def smooth_l1(predictions: jax.Array, targets: jax.Array, *, beta: float) -> jax.Array:
     """Absolute error, squared where it is less than `beta` (Girshick 2015, 2.3).
 
-    `[...]` and `[...]` -> `[...]`; value and slope are continuous, and far off the loss
-    is the absolute error less `beta / 2`. With `beta` 0 it is the absolute error.
+    Value and slope are continuous; far off the loss is the absolute error less
+    `beta / 2`.
+
+    Args:
+      predictions: `[...]`.
+      targets: `[...]`.
+      beta: at least 0; 0: the absolute error.
+
+    Returns:
+      `[...]`, each prediction's loss.
     """
     error = predictions - targets
     error = jnp.maximum(error, -error)  # Its slope at 0 is 0, that of jnp.abs is 1.

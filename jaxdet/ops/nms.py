@@ -47,7 +47,19 @@ def class_wise_nms(
     size: int,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`nms` where a box suppresses only those of its own class; `labels` is `[N]`."""
+    """`nms` where a box suppresses only those of its own class.
+
+    Args:
+      boxes: as in `nms`.
+      scores: as in `nms`.
+      labels: `[N]` int.
+      threshold: as in `nms`.
+      size: number of indices to return, of all classes together.
+      valid: as in `nms`.
+
+    Returns:
+      As `nms`.
+    """
     return _suppress(boxes, scores, labels, valid, threshold, size)
 
 
@@ -60,7 +72,19 @@ def best_detections(
     size: int,
     valid: jax.Array,
 ) -> Detections:
-    """What `class_wise_nms` keeps, as the `Detections` of one image, `[size]`."""
+    """What `class_wise_nms` keeps, as the `Detections` of one image.
+
+    Args:
+      boxes: as in `nms`.
+      scores: as in `nms`.
+      labels: `[N]` int.
+      threshold: as in `nms`.
+      size: slots for the answers.
+      valid: `[N]` bool, False for padding.
+
+    Returns:
+      `Detections` `[size]`, best first, without masks; zeros in the slots left.
+    """
     keep, valid = class_wise_nms(
         boxes, scores, labels, threshold=threshold, size=size, valid=valid
     )

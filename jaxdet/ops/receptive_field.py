@@ -105,7 +105,15 @@ def project_points(points: jax.Array, field: Field) -> jax.Array:
 
 
 def unproject_points(points: jax.Array, field: Field) -> jax.Array:
-    """Points of the features on the image: the inverse of `project_points`."""
+    """Points of the features on the image: the inverse of `project_points`.
+
+    Args:
+      points: `[..., 2]` (x, y) in cells.
+      field: of the layer.
+
+    Returns:
+      The same shape, in pixels.
+    """
     return (points - 0.5) * field.stride + field.centre
 
 

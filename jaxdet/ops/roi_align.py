@@ -175,7 +175,7 @@ def level_of(
 
 @jax.custom_batching.custom_vmap
 def largest(counts: jax.Array) -> jax.Array:
-    """The greatest entry of an int array, or 0; under `vmap` of all images together.
+    """`[...]` ints -> the greatest, or 0; under `vmap` of all images together.
 
     As the bound of a loop it keeps the loop one loop: with a bound for each image, XLA
     would copy all that the loop carries, to hold still the images that are through.

@@ -59,7 +59,13 @@ def save_run(
     data_set: DataSet,
     config: TrainingConfig,
 ) -> None:
-    """Writes `config.json`.
+    """Writes `config.json`: recipe, training config, data set and versions of a run.
+
+    Args:
+      workdir: the run folder, made where needed.
+      detector: its recipe is kept.
+      data_set: its name, classes and number of images are kept.
+      config: all fields are kept.
 
     Raises:
       RunError: if the folder holds checkpoints of a run with another detector, other
@@ -77,7 +83,13 @@ def save_run(
 def identity(
     detector: Detector, data_set: DataSet, config: TrainingConfig
 ) -> dict[str, Any]:
-    """What `config.json` holds, by name, but for what each host may choose itself."""
+    """What `config.json` holds, by name, but for what each host may choose itself.
+
+    Args:
+      detector: its recipe counts.
+      data_set: its name, classes and number of images count.
+      config: all of it but `input.workers` and `input.prefetch`.
+    """
     fields = _fields(_description(detector, data_set, config))
     return {
         name: value

@@ -39,6 +39,11 @@ def check(detector: Detector, data_set: DataSet, config: InputConfig) -> None:
     are background by their overlap, so that at most its one best anchor would learn it;
     or, without anchors, if no point would; by all factors of `config.multi_scale`.
 
+    Args:
+      detector: nothing is checked where its `coverage` is None.
+      data_set: what will be trained on; no image is read.
+      config: how it will be batched: its canvases count, and their factors.
+
     Raises:
       ConfigError: if all objects are out of reach. If more than a tenth are, it warns;
         and however many are, where augmentation changes the sizes of objects.
@@ -115,7 +120,16 @@ def place(
 def measure(
     coverage: Callable, objects: PlacedObjects, canvases: Sequence[tuple[int, int]]
 ) -> Coverage:
-    """A detector's `coverage` of objects on several canvases, in their order."""
+    """A detector's `coverage` of objects on several canvases, in their order.
+
+    Args:
+      coverage: see `Detector`.
+      objects: from `place`.
+      canvases: (height, width) of each; `objects.canvases` are indices into them.
+
+    Returns:
+      `Coverage` `[N]`, in the order of the objects.
+    """
     best = np.zeros(len(objects.boxes))
     for index, canvas in enumerate(canvases):
         members = np.flatnonzero(objects.canvases == index)

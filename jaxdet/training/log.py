@@ -31,7 +31,13 @@ class Log:
     def __init__(
         self, workdir: str | os.PathLike, *, start: int, config: TrainingConfig
     ):
-        """Opens the diary; what TensorBoard holds of steps after `start` is hidden."""
+        """Opens the diary.
+
+        Args:
+          workdir: the run folder, which is there.
+          start: step at which the run goes on; TensorBoard hides all of later ones.
+          config: says how many steps there are, and images in each.
+        """
         self._workdir = pathlib.Path(workdir)
         self._config = config
         self._active = jax.process_index() == 0
@@ -91,7 +97,13 @@ class Log:
         self._scalars(step, "classes/", classes)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """`[H, W, 3]` uint8, to TensorBoard and `pictures/STEP_NAME.png`."""
+        """An image for TensorBoard and `pictures/STEP_NAME.png`.
+
+        Args:
+          step: after which it was drawn.
+          name: of the picture; what file names should not hold becomes "_".
+          image: `[H, W, 3]` uint8.
+        """
         if self._active:
             name = re.sub(r"[^\w.-]+", "_", name)
             folder = self._workdir / "pictures"
@@ -128,7 +140,14 @@ class Trace:
         config: TrainingConfig,
         log: Log,
     ):
-        """Nothing is traced before `begin`."""
+        """Nothing is traced before `begin`.
+
+        Args:
+          workdir: the run folder; traces go into its folder `profile`.
+          start: step at which the run goes on.
+          config: its `profile` steps are traced, once compiled; 0: none.
+          log: is told where the trace lies.
+        """
         self._folder = pathlib.Path(workdir) / "profile"
         self._log = log
         after = min(start + STEPS_BEFORE_TRACE, config.steps - config.profile)

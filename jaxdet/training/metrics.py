@@ -46,7 +46,13 @@ class RecentMetrics:
         return batch
 
     def add(self, step: int, image_ids: np.ndarray, metrics: dict) -> None:
-        """Keeps a step's metrics; waits for those of two steps ago, not for these."""
+        """Keeps a step's metrics; waits for those of two steps ago, not for these.
+
+        Args:
+          step: after which they are.
+          image_ids: `[B]`, this host's positions in the data set, for errors to name.
+          metrics: scalars by name, still on the devices.
+        """
         self._entries.append(_Entry(step, image_ids, metrics))
         if len(self._entries) > STEPS_AHEAD:
             jax.block_until_ready(self._entries[-1 - STEPS_AHEAD].metrics)
