@@ -9,8 +9,6 @@ import dataclasses
 import functools
 import importlib
 import pathlib
-import statistics
-import time
 from collections.abc import Callable
 from json import dumps
 
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import command_line
+from experiments.timing import medians, random_boxes, with_gradient
 from jaxdet.detectors import rpn
 from jaxdet.ops import anchors, matching, nms, roi_align, roi_pool, sampling
 from jaxdet.structs import Batch
@@ -32,25 +31,33 @@ class Sizes:
     """How much the operators are given."""
 
     height: int = 800  # of the canvas, pixels
-    width: int = 1088
-    channels: int = 256
+    width: int = 1088  # likewise
+    channels: int = 256  # of the features
     boxes: int = 512  # pooled
     candidates: int = 2000  # of non-maximum suppression
     objects: int = 50  # to be matched
     rpn_height: int = 800  # of the canvas that the RPN's levels 2 to 6 cover, pixels
-    rpn_width: int = 1344
+    rpn_width: int = 1344  # likewise
     photo: int = 512  # side of the picture that proposals are made for, at most 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An operator and what it is given."""
+    """An operator and what it is given.
+
+    Attributes:
+      name: the operator's.
+      sizes: of what it is given, for the table.
+      function: the operator.
+      arguments: of it; compiled code must not know their values.
+      differentiable: whether it is, in the first argument.
+    """
 
     name: str
     sizes: str
     function: Callable
-    arguments: tuple  # compiled code must not know their values
-    differentiable: bool = False  # in the first argument
+    arguments: tuple
+    differentiable: bool = False
 
 
 def main(
@@ -67,6 +74,9 @@ def main(
       repeats: calls of each; one more comes first, in which they are compiled.
       compare: also time torchvision's, if torch and torchvision are installed.
       json: file for the figures.
+
+    Raises:
+      ConfigError: if `repeats` is below 1, or torchvision is not there to compare.
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; it must be at least 1")
@@ -95,10 +105,11 @@ def _array_cases(sizes: Sizes) -> list[Case]:
         for level in LEVELS
     }
     fine, coarse = pyramid[2], jax.nn.relu(pyramid[4])
-    boxes = _boxes(rng, sizes.boxes, canvas)
-    candidates = _boxes(rng, sizes.candidates, canvas)
+    boxes, candidates, objects = (
+        jnp.asarray(random_boxes(rng, count, canvas))
+        for count in (sizes.boxes, sizes.candidates, sizes.objects)
+    )
     scores = jnp.asarray(rng.uniform(size=sizes.candidates), jnp.float32)
-    objects = _boxes(rng, sizes.objects, canvas)
     grid = anchors.pyramid_anchors(
         canvas,
         sizes=[[8 * 2**level] for level in LEVELS],
@@ -143,16 +154,6 @@ def _array_cases(sizes: Sizes) -> list[Case]:
             (grid, objects, jnp.ones(sizes.objects, bool)),
         ),
     ]
-
-
-def _boxes(rng: np.random.Generator, count: int, canvas: tuple[int, int]) -> jax.Array:
-    """Boxes of a detector's shapes, within the canvas, `[count, 4]`."""
-    limits = np.array(canvas[::-1])
-    centres = rng.uniform(0, limits, (count, 2))
-    sides = np.exp(rng.uniform(np.log(16), np.log(limits.min()), (count, 1)))
-    sides = sides * np.exp(rng.uniform(-0.7, 0.7, (count, 2)))
-    corners = np.stack([centres - sides / 2, centres + sides / 2], axis=1)
-    return jnp.asarray(np.clip(corners, 0, limits).reshape(count, 4), jnp.float32)
 
 
 def _rpn_cases(sizes: Sizes) -> list[Case]:
@@ -225,33 +226,16 @@ def _measured(case: Case, rival: Callable | None, repeats: int) -> dict:
     forward = jax.jit(case.function) if on_device else case.function
     ours = {"forward": functools.partial(forward, *case.arguments)}
     if case.differentiable:
-        both = jax.jit(functools.partial(_with_gradient, case.function))
+        both = jax.jit(functools.partial(with_gradient, case.function))
         ours["both"] = functools.partial(both, *case.arguments)
     theirs = {} if rival is None else _rival_calls(rival, case)
     for name, call in ours.items():
         if name in theirs:
-            medians = _medians([call, theirs[name]], repeats)
-            row[name], row[f"torchvision {name}"] = medians
+            both_medians = medians([call, theirs[name]], repeats)
+            row[name], row[f"torchvision {name}"] = both_medians
         else:
-            (row[name],) = _medians([call], repeats)
+            (row[name],) = medians([call], repeats)
     return row
-
-
-def _with_gradient(function: Callable, first, *others):
-    """A call and the gradient of its first argument, where all entries count alike."""
-    value, pull = jax.vjp(lambda first: function(first, *others), first)
-    return value, pull(jax.tree.map(jnp.ones_like, value))
-
-
-def _medians(calls: list[Callable], repeats: int) -> list[float]:
-    """Milliseconds of each; they take turns, so that a busy machine is fair to all."""
-    durations = [[] for _ in calls]
-    for _ in range(repeats + 1):
-        for call, taken in zip(calls, durations, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            taken.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(taken[1:]) for taken in durations]
 
 
 def _line(row: dict) -> str:

@@ -47,23 +47,6 @@ def test_every_operator_is_timed(tmp_path, capsys):
     assert "96x96 photograph" in printed[13]
 
 
-def test_boxes_are_those_of_a_detector():
-    boxes = np.asarray(benchmark_ops._boxes(np.random.default_rng(0), 200, (300, 400)))
-    assert boxes.shape == (200, 4)
-    assert (boxes >= 0).all()
-    assert (boxes <= [400, 300, 400, 300]).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
-
-
-def test_rivals_take_turns():
-    calls = []
-    medians = benchmark_ops._medians(
-        [lambda: calls.append("ours"), lambda: calls.append("theirs")], 3
-    )
-    assert calls == ["ours", "theirs"] * 4  # the first are not timed
-    assert len(medians) == 2
-
-
 def test_a_rivals_line_has_the_ratio():
     row = {"name": "NMS", "sizes": "few", "forward": 2.0, "torchvision forward": 3.0}
     assert benchmark_ops._line(row).splitlines()[1].endswith("3.0 ms, 1.5 times ours")
