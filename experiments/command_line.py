@@ -25,6 +25,7 @@ from jaxdet.training import distributed
 Config = TypeVar("Config")
 Precision = Literal["float32", "bfloat16"]
 
+CACHE = pathlib.Path("~/.cache/jaxdet/programs")  # of compiled programs
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -32,7 +33,8 @@ def run(main: Callable | dict[str, Callable]) -> None:
     """Calls `main`, or that of the name that comes first, with the command line.
 
     With `--coordinator`, `--processes` and `--process`, on a TPU pod and in SLURM it is
-    one of several processes that share the work.
+    one of several processes that share the work. Compiled programs are kept in
+    `--compilation-cache`, unless `--no-compilation-cache` is given.
 
     What a user can mend becomes one message and exit code 1 (2 where an argument cannot
     be parsed); Ctrl-C becomes exit code 130. Any other error keeps its traceback.
@@ -44,7 +46,7 @@ def run(main: Callable | dict[str, Callable]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False  # libraries put handlers of their own on the root
     try:
-        arguments = _join_others(sys.argv[1:])
+        arguments = _take_shared_options(sys.argv[1:])
         if isinstance(main, dict):
             tyro.extras.subcommand_cli_from_dict(main, args=arguments)
         else:
@@ -77,10 +79,23 @@ def _mendable() -> tuple[type[Exception], ...]:
     )
 
 
-def _join_others(arguments: list[str]) -> list[str]:
-    """Finds the other processes, where there are any; what is left are main's."""
+def _take_shared_options(arguments: list[str]) -> list[str]:
+    """Does what options that every script has ask for; what is left are main's."""
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False
+    )
+    programs = parser.add_argument_group(
+        "compiled programs",
+        "they are kept, so that the next run starts without compiling them again",
+    )
+    programs.add_argument(
+        "--compilation-cache",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help=f"where (default: JAX_COMPILATION_CACHE_DIR, or {CACHE})",
+    )
+    programs.add_argument(
+        "--no-compilation-cache", action="store_true", help="compile everything anew"
     )
     group = parser.add_argument_group(
         "several hosts",
@@ -93,15 +108,34 @@ def _join_others(arguments: list[str]) -> list[str]:
     group.add_argument(
         "--process", type=int, metavar="INT", help="which of them this is, from 0"
     )
-    hosts, rest = parser.parse_known_args(arguments)
+    shared, rest = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
         print(parser.format_help())
         return rest
+    _keep_programs(shared.compilation_cache, not shared.no_compilation_cache)
     try:
-        distributed.join(**vars(hosts))
+        distributed.join(shared.coordinator, shared.processes, shared.process)
     except ValueError as error:
         _refuse(f"--{error}")
     return rest
+
+
+def _keep_programs(folder: pathlib.Path | None, wanted: bool) -> None:
+    """Turns JAX's cache of compiled programs on, or off."""
+    if not wanted and folder is not None:
+        _refuse(f"--compilation-cache {folder} and --no-compilation-cache; one of them")
+    wanted = wanted and jax.config.jax_enable_compilation_cache
+    folder = folder or jax.config.jax_compilation_cache_dir or CACHE
+    folder = pathlib.Path(folder).expanduser()
+    try:
+        if wanted:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logging.getLogger("jaxdet").warning(
+            "compiled programs are not kept: --compilation-cache %s (%s)", folder, error
+        )
+        wanted = False
+    jax.config.update("jax_compilation_cache_dir", str(folder) if wanted else None)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -123,19 +157,39 @@ def _exit(code: int, message: str = "") -> NoReturn:
     raise SystemExit(code) from None
 
 
-def with_classes_of(data_set: DataSet, detector: Config, *, recipe: Config) -> Config:
+def with_classes_of(
+    data_set: DataSet, detector: Config, *, recipe: Config, option: str = "--detector"
+) -> Config:
     """The detector with as many classes as the data.
 
     Args:
       data_set: what it is trained on.
       detector: a config with `num_classes`, or one of which a part has them.
       recipe: that of the script, where nobody has asked for anything.
+      option: under which the detector's numbers are given.
 
     Raises:
       ConfigError: if it has neither the recipe's number of classes nor the data's: then
         somebody asked for another.
     """
-    return _with_classes_of(data_set, detector, recipe, "--detector")
+    from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
+
+    if isinstance(detector, MaskRCNNConfig):
+        boxes = with_classes_of(
+            data_set,
+            detector.faster_rcnn,
+            recipe=recipe.faster_rcnn,
+            option=f"{option}.faster-rcnn",
+        )
+        return dataclasses.replace(detector, faster_rcnn=boxes)
+    count = len(data_set.class_names)
+    if detector.num_classes not in (recipe.num_classes, count):
+        _refuse(
+            f"{option}.num-classes is {detector.num_classes}, but the data set "
+            f"{data_set.name!r} has {count} classes; leave the option out, or give "
+            f"{count}"
+        )
+    return dataclasses.replace(detector, num_classes=count)
 
 
 def from_scratch(training: Config, *, recipe: Config) -> Config:
@@ -169,6 +223,12 @@ def at_most_one(sources: dict[str, object]) -> None:
 def only_with(option: str, value: object, needed: str, given: object) -> None:
     """Refuses an option that says nothing without another.
 
+    Args:
+      option: such as "--images".
+      value: the option's; None where it is not given.
+      needed: the other option.
+      given: the other's value, or None.
+
     Raises:
       DataError: if `option` has a value and `needed` has none.
     """
@@ -201,23 +261,3 @@ def load_folders(
     if annotations is None:
         return load(*training), None
     return load(*training), load(annotations, images or training[1])
-
-
-def _with_classes_of(
-    data_set: DataSet, detector: Config, recipe: Config, option: str
-) -> Config:
-    from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
-
-    if isinstance(detector, MaskRCNNConfig):
-        boxes = _with_classes_of(
-            data_set, detector.faster_rcnn, recipe.faster_rcnn, f"{option}.faster-rcnn"
-        )
-        return dataclasses.replace(detector, faster_rcnn=boxes)
-    count = len(data_set.class_names)
-    if detector.num_classes not in (recipe.num_classes, count):
-        _refuse(
-            f"{option}.num-classes is {detector.num_classes}, but the data set "
-            f"{data_set.name!r} has {count} classes; leave the option out, or give "
-            f"{count}"
-        )
-    return dataclasses.replace(detector, num_classes=count)

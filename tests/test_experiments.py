@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import runpy
@@ -85,6 +86,7 @@ WITHOUT_RUN = {
     "prepare",
     "proposals",
     "rcnn_timing",
+    "scaling",
 }
 FOLDER_RECIPES = [faster_rcnn_folder, mask_rcnn_folder, retinanet_folder]
 SHORT = {
@@ -317,18 +319,74 @@ def test_faults_of_ours_keep_their_traceback(exits):
 
 def test_flags_of_several_hosts_are_taken_out_and_explained(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(distributed, "join", lambda **options: calls.append(options))
+    monkeypatch.setattr(distributed, "join", lambda *options: calls.append(options))
     hosts = ["--coordinator", "first:1234", "--processes", "2", "--process", "1"]
     rest = ["--data", "coco", "--training.steps", "7"]
-    assert command_line._join_others([*hosts, *rest]) == rest
-    assert command_line._join_others(rest) == rest
-    one = {"coordinator": "first:1234", "processes": 2, "process": 1}
-    assert calls == [one, dict.fromkeys(one)]
-    command_line._join_others(["--help"])
+    assert command_line._take_shared_options([*hosts, *rest]) == rest
+    assert command_line._take_shared_options(rest) == rest
+    assert calls == [("first:1234", 2, 1), (None, None, None)]
+    command_line._take_shared_options(["--help"])
     assert len(calls) == 2 and "--coordinator HOST:PORT" in capsys.readouterr().out
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="several processes need all three"):
-        command_line._join_others(["--processes", "2"])
+        command_line._take_shared_options(["--processes", "2"])
+
+
+PROGRAM = """
+import jax, sys
+from experiments import command_line
+
+def main():
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.jit(lambda x: x + 1)(2)
+
+command_line.run(main)
+"""
+
+
+def test_compiled_programs_are_kept(tmp_path):
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "true"}
+    command = [sys.executable, "-c", PROGRAM, "--compilation-cache", tmp_path]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    assert list(tmp_path.glob("*-cache"))
+
+
+@pytest.fixture
+def programs_folder():
+    """Where programs would be kept, by the options and the environment's folder."""
+    before = jax.config.jax_compilation_cache_dir
+
+    def folder(*options, named=None):
+        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_compilation_cache_dir", named)
+        assert command_line._take_shared_options([*map(str, options)]) == []
+        return jax.config.jax_compilation_cache_dir
+
+    yield folder
+    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_where_compiled_programs_are_kept(
+    programs_folder, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked, named = str(tmp_path / "asked"), str(tmp_path / "named")
+    assert programs_folder() == str(tmp_path / ".cache" / "jaxdet" / "programs")
+    assert programs_folder(named=named) == named
+    assert programs_folder("--compilation-cache", asked, named=named) == asked
+    assert programs_folder("--no-compilation-cache", named=named) is None
+    # A folder that cannot be made costs time, not the run.
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "folder"
+    assert programs_folder("--compilation-cache", below) is None
+    assert f"are not kept: --compilation-cache {below}" in caplog.text
+
+
+def test_keeping_programs_and_not_is_refused():
+    options = ["--compilation-cache", "here", "--no-compilation-cache"]
+    with pytest.raises(ConfigError, match="--compilation-cache here and --no-"):
+        command_line._take_shared_options(options)
 
 
 def test_the_number_of_classes_follows_the_data(few_digits):
@@ -938,7 +996,7 @@ def test_the_scale_comparison_leaves_a_table(tmp_path, few_digits, monkeypatch, 
         "| | AP | AP50 | AP75 | APs | APm | APl |",
         "|---|---|---|---|---|---|---|",
         "| plain stages | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 |",
-        "| fpn | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 |",
+        "| feature pyramid | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 |",
     ]
     rows = json.loads((tmp_path / "scales.json").read_text())
     assert rows["fpn"] == dict.fromkeys(scale_comparison.PRECISIONS, 0.25)
@@ -952,7 +1010,7 @@ def test_the_scale_comparison_is_drawn_by_size():
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
     np.testing.assert_allclose(heights, [[70, 50, 75, math.nan], [25] * 4])
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["fpn", "image pyramid"]
+    assert names == ["feature pyramid", "image pyramid"]
     sizes = [text.get_text().split()[0] for text in axes.get_xticklabels()]
     assert sizes == ["all", "small", "medium", "large"]
 
