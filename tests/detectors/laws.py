@@ -147,6 +147,15 @@ class DetectorLaws:
             compiled.loss(compiled.variables, batch, jax.random.key(seed))
         assert compiled.traces == before > 0
 
+    def test_nothing_is_asked_of_the_host(self, compiled):
+        batch, key = scenes.batch(), jax.random.key(0)
+        loss = compiled.loss.trace(compiled.variables, batch, key)
+        predict = compiled.predict.trace(compiled.variables, batch)
+        for traced in (loss, predict):
+            names = primitives(traced.jaxpr)
+            assert "dot_general" in names
+            assert not any("callback" in name or "feed" in name for name in names)
+
     def test_bfloat16_modules_give_float32_losses_close_by(self, compiled):
         detector = self.make(jnp.bfloat16)
         batch, key = scenes.batch(), jax.random.key(0)
@@ -175,6 +184,18 @@ class DetectorLaws:
             assert np.all(among_found[same] <= self.nms_threshold + 1e-5)
         assert not np.any(detections.boxes[~detections.valid])
         assert not np.any(detections.scores[~detections.valid])
+
+
+def primitives(jaxpr) -> set[str]:
+    """Names of all operations of a traced function, those within others too."""
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for inner in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                names |= primitives(inner)
+    return names
 
 
 def _loss(compiled: Compiled, variables, batch):
