@@ -3,7 +3,8 @@
 Of every object, the IoU with the best anchor (RetinaNet, RPN, SSD) or the number of
 points that learn it (FCOS), by the object's size on the canvas: a table, and a figure.
 On the digits by default, on a COCO-format folder or Pascal VOC folders if one is named;
-for a detector's own numbers, or for those of a run:
+for a detector's own numbers, or for those of a run, whose objects count once for every
+scale (`--training.input.multi-scale`) that training sees them at:
 
 python -m experiments.anchor_coverage --annotations train.json --images photos \
     retinanet --anchor-ratios 0.25 1 4
@@ -23,7 +24,7 @@ from matplotlib.ticker import FuncFormatter
 
 from experiments import command_line
 from jaxdet.data import coco, digits, voc
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.batching import InputConfig, scaled
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.detectors import fcos, retinanet, rpn, ssd
 from jaxdet.detectors.detector import rebuild
@@ -86,10 +87,13 @@ def main(
       images: folder of its image files; by default that of the json.
       voc_folders: Pascal VOC folders, such as VOCdevkit/VOC2007.
       split: "trainval" of VOC, "train" of the digits if not given.
-      canvases: (height, width) of each; those of the run, 300x300, which images fill,
-        for SSD, 800x1344 and 1344x800 for others if not given.
+      canvases: (height, width) of each, at the scale 1; those of the run, 300x300,
+        which images fill, for SSD, 800x1344 and 1344x800 for others if not given.
       objects: how many to look at, about, on random images.
       output: the figure, .png, .svg or .pdf.
+
+    Raises:
+      DataError: for options that do not go together, and data without objects.
     """
     command_line.only_with("--images", images, "--annotations", annotations)
     command_line.at_most_one(
@@ -101,15 +105,51 @@ def main(
     if canvases:
         config = dataclasses.replace(config, canvases=canvases)
     data_set = _load(annotations, images, voc_folders, split)
-    placed = place(data_set, config, most=objects)
-    if len(placed.boxes) == 0:
-        raise DataError(f"{data_set.name!r} holds no objects but crowds")
-    found = measure(coverage, placed, config.canvases)
-    print(table(placed.sides, found), end="")
+    factors = tuple(dict.fromkeys(config.multi_scale))
+    sides, found = at_all_scales(data_set, coverage, config, factors, most=objects)
+    print(table(sides, found), end="")
     output.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{data_set.name}: {len(placed.boxes):,} objects"
-    figure(placed.sides, found, title=title).savefig(output)
+    title = f"{data_set.name}: {len(sides) // len(factors):,} objects"
+    if factors != (1.0,):
+        title += f", at the scales {', '.join(f'{factor:g}' for factor in factors)}"
+    figure(sides, found, title=title).savefig(output)
     print(f"drawn: see {output}")
+
+
+def at_all_scales(
+    data_set: DataSet,
+    coverage: Callable,
+    config: InputConfig,
+    factors: Sequence[float],
+    *,
+    most: int,
+) -> tuple[np.ndarray, Coverage]:
+    """Every object at every scale.
+
+    Args:
+      data_set: of the objects; crowds are none.
+      coverage: of a detector.
+      config: how images become batches.
+      factors: of its canvases.
+      most: see `training.coverage.place`.
+
+    Returns:
+      `[F * N]` sides in canvas pixels, of all objects by the first factor, then by the
+      next, and what each object finds.
+
+    Raises:
+      DataError: if there are no objects.
+    """
+    sides, best = [], []
+    for factor in factors:
+        placed = place(data_set, config, most=most, factor=factor)
+        if len(placed.boxes) == 0:
+            raise DataError(f"{data_set.name!r} holds no objects but crowds")
+        canvases = [scaled(canvas, factor) for canvas in config.canvases]
+        found = measure(coverage, placed, canvases)
+        sides.append(placed.sides)
+        best.append(found.best)
+    return np.concatenate(sides), found._replace(best=np.concatenate(best))
 
 
 def by_size(sides: np.ndarray, found: Coverage) -> list[Row]:
@@ -137,7 +177,13 @@ def table(sides: np.ndarray, found: Coverage) -> str:
 
 
 def figure(sides: np.ndarray, found: Coverage, *, title: str) -> Figure:
-    """Every object by size and best anchor, and how many of each size are learned."""
+    """Every object by size and best anchor, and how many of each size are learned.
+
+    Args:
+      sides: `[N]` canvas pixels, the square roots of the objects' areas.
+      found: `Coverage` `[N]` of these objects.
+      title: above the figure.
+    """
     drawn = Figure(figsize=(8, 7), layout="constrained", dpi=120)
     above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     above.set_title(title)

@@ -75,7 +75,16 @@ def drawn(
     *,
     canvas: tuple[int, int] = CANVAS,
 ) -> np.ndarray:
-    """An example on its canvas with its boxes, as large as `size` or as fits."""
+    """An example on its canvas with its boxes, as large as `size` or as fits.
+
+    Args:
+      example: put into the upper left corner, black around it.
+      size: (height, width) that its image gets; None: the largest that fits.
+      canvas: (height, width).
+
+    Returns:
+      `[height, width, 3]` uint8, of the canvas.
+    """
     size = size or fitted_size(example.image.shape[:2], canvas)
     empty = np.zeros((*canvas, 3), np.uint8)
     placed, _ = resize_to_canvas(example, size, stretch=True, out=empty)

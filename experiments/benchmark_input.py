@@ -57,6 +57,10 @@ def main(
       batches: made in each turn, at least 1.
       repeats: turns of each, at least 1.
       steps: of training, after one in which it is compiled; 0: none.
+
+    Raises:
+      DataError: for `annotations` or `images` without the other.
+      ConfigError: for a number below 1.
     """
     for name, value in (("batches", batches), ("repeats", repeats)):
         if value < 1:

@@ -68,6 +68,9 @@ def main(
       min_score: lower scores are left out.
       step: which checkpoint of the run; "best" is that of the highest AP,
         or whatever its run measured first.
+
+    Raises:
+      DataError: for options that do not go together, and if no picture can be read.
     """
     workdir = None
     if pictures and (pictures[0] / "config.json").is_file():

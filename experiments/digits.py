@@ -117,7 +117,13 @@ SSD = ssd.SSDConfig(
 
 
 def backbone(coarsest: int, precision: Precision, *, depth: int = 10) -> ResNet:
-    """A ResNet of half the usual width, up to a stage."""
+    """A ResNet of half the usual width, up to a stage.
+
+    Args:
+      coarsest: the last stage, 2 to 5.
+      precision: of the arithmetic.
+      depth: layers, as of `ResNet`.
+    """
     dtype = jnp.dtype(precision).type
     return ResNet(depth=depth, width=32, norm="group", coarsest=coarsest, dtype=dtype)
 

@@ -91,6 +91,10 @@ def main(
       pictures: how many images to draw, the first ones.
       output: folder for these pictures.
       min_score: lower scores are not drawn; they count in the numbers.
+
+    Raises:
+      DataError: for options that do not go together, and classes that are not the
+        detector's.
     """
     if images is not None and annotations is None:
         raise DataError(f"--images {images} without --annotations, the json on them")

@@ -44,6 +44,9 @@ def main(
       batch_size: images at a time, for programs of your own: experiments.detect gives
         it one.
       output: the file.
+
+    Raises:
+      DataError: for a run folder and `weights` together.
     """
     if workdir is not None and weights is not None:
         raise DataError(

@@ -44,6 +44,10 @@ def main(
       name: of the data set; by default the first source's.
       masks: keep the segmentations of the json files.
       bad_boxes: of the json files, such as reach out of their images; skip drops them.
+
+    Raises:
+      DataError: for options that do not go together; before anything is read if the
+        folder is there already.
     """
     if not source:
         raise DataError("--source is empty; allowed: json files, or VOC folders")

@@ -42,6 +42,9 @@ def main(
       max_per_image: proposals, at most.
       cache: folder for them; by default one of their own, where training finds them.
       output: .npz or .json file to write them to, besides.
+
+    Raises:
+      DataError: for options that do not go together or are out of their range.
     """
     if images is not None and annotations is None:
         raise DataError(f"--images {images} without --annotations, the json on them")

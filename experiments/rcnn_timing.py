@@ -112,6 +112,9 @@ def main(
       image_folder: of the json's images.
       precision: of the networks' arithmetic.
       output: folder for table and figure.
+
+    Raises:
+      ConfigError: if `images` is odd or less than 2, or several processes run this.
     """
     if images < 2 or images % IMAGES_A_STEP:
         raise ConfigError(f"--images is {images}; it must be an even number from 2 on")
@@ -140,7 +143,7 @@ def main(
     report = {"setting": setting, "seconds": seconds}
     (output / "timing.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "timing.md").write_text(text)
-    where = f"{backbone}, {setting['device']}"
+    where = f"{backbone}, {_machine(setting)}"
     figure(rows, where=where).savefig(output / "timing.png", dpi=110)
 
 
@@ -229,19 +232,27 @@ def figure(rows: dict[str, Times], *, where: str) -> Figure:
     hours = [times.training_hours for times in measured]
     seconds = [times.test_image for times in measured]
     waits = [times.proposals for times in measured]
-    where = f"measured ({where})"
-    _bars(panels[0, 0], names, hours, title=f"Training, {where}", unit="hours*")
-    _bars(panels[0, 1], names, seconds, waits, title=f"Test, {where}", unit="s / image")
-    where = "published (VGG-16, K40)"
+    drawing.suptitle(f"Measured: {where}. Published: VGG-16, K40 GPU")
+    _bars(panels[0, 0], names, hours, title="Training, measured", unit="hours*")
+    _bars(panels[0, 1], names, seconds, waits, title="Test, measured", unit="s / image")
     known = [name for name in names if PUBLISHED[name][0] is not None]
     hours = [PUBLISHED[name][0] for name in known]
-    _bars(panels[1, 0], known, hours, title=f"Training, {where}", unit="hours")
+    _bars(panels[1, 0], known, hours, title="Training, published", unit="hours")
     seconds = [PUBLISHED[name][1] for name in names]
     waits = [PUBLISHED_PROPOSALS * (name != "faster_rcnn") for name in names]
-    _bars(panels[1, 1], names, seconds, waits, title=f"Test, {where}", unit="s / image")
+    title = "Test, published"
+    _bars(panels[1, 1], names, seconds, waits, title=title, unit="s / image")
     note = f"* of {EPOCHS} epochs of {VOC_IMAGES:,} images, from the time of one image"
     drawing.supxlabel(note, fontsize=8)
     return drawing
+
+
+def _machine(setting: dict[str, Any]) -> str:
+    """By its cores, and its accelerators where it has some."""
+    cores = f"{setting['cores']} CPU cores"
+    if setting["device"] == "cpu":
+        return cores
+    return f"{setting['devices']} x {setting['device']}, {cores}"
 
 
 def _bars(

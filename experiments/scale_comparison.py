@@ -56,6 +56,11 @@ TRAINING = dataclasses.replace(quickstart.TRAINING, steps=1600)
 
 Way = Literal["image_pyramid", "plain_stages", "fpn"]
 WAYS: tuple[Way, ...] = ("image_pyramid", "plain_stages", "fpn")
+TITLES: dict[Way, str] = {
+    "image_pyramid": "image pyramid",
+    "plain_stages": "plain stages",
+    "fpn": "feature pyramid",
+}
 DRAWN = {
     "AP": "all",
     "APs": "small\nbelow 10.7 x 10.7 pixels",
@@ -138,7 +143,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     lines = ["| | " + " | ".join(PRECISIONS) + " |", "|---" * 7 + "|"]
     for way, numbers in rows.items():
         cells = [f"{100 * numbers[name]:.1f}" for name in PRECISIONS]
-        lines.append(f"| {way.replace('_', ' ')} | " + " | ".join(cells) + " |")
+        lines.append(f"| {TITLES[way]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +155,7 @@ def figure(rows: dict[str, dict[str, float]]) -> Figure:
     for index, (way, numbers) in enumerate(rows.items()):
         precisions = [100 * numbers[name] for name in DRAWN]
         shift = (index - (len(rows) - 1) / 2) * width
-        bars = axes.bar(places + shift, precisions, width, label=way.replace("_", " "))
+        bars = axes.bar(places + shift, precisions, width, label=TITLES[way])
         axes.bar_label(bars, fmt="%.1f", fontsize="small")
     axes.set_xticks(places, DRAWN.values())
     axes.set(ylim=(0, 100), xlabel="size of the object", ylabel="AP, %")

@@ -61,7 +61,14 @@ TRAINING = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Detectors:
-    """The numbers of all four; the classes are those of the data."""
+    """The numbers of all four; the classes are those of the data.
+
+    Attributes:
+      retinanet: by default the quickstart's.
+      fcos: by default that of `experiments.digits`.
+      ssd: by default that of `experiments.digits`.
+      faster_rcnn: by default that of `experiments.digits`.
+    """
 
     retinanet: RetinaNetConfig = quickstart.DETECTOR
     fcos: FCOSConfig = experiments.digits.FCOS
@@ -110,6 +117,9 @@ def main(
       precision: of the networks' arithmetic; parameters and losses are float32.
       workdir: holds the run folder of each; started again, they go on where they
         stopped.
+
+    Raises:
+      ConfigError: if no image is to be timed, or options of a data set are missing.
     """
     if timed < 1:
         raise ConfigError(f"--timed is {timed}; it must be at least 1")
@@ -170,7 +180,10 @@ def make(
       ConfigError: if its config asks for another number of classes.
     """
     config, recipe = getattr(configs, name), getattr(Detectors(), name)
-    config = command_line.with_classes_of(data_set, config, recipe=recipe)
+    option = f"--detector.{name.replace('_', '-')}"
+    config = command_line.with_classes_of(
+        data_set, config, recipe=recipe, option=option
+    )
     levels = config.rpn.levels if name == "faster_rcnn" else config.levels
     coarsest = min(5, max(levels))
     backbone = experiments.digits.backbone(coarsest, precision, depth=depth)

@@ -63,7 +63,10 @@ def load_with_proposals(
 ) -> tuple[DataSet, DataSet]:
     """As `load`, with the proposals of two files, for trainval and for test.
 
-    Without files selective search's are made on first use, then read.
+    Args:
+      data: as in `load`.
+      years: as in `load`.
+      files: for trainval and for test; None: selective search's, made on first use.
 
     Raises:
       DataError: a file is missing, broken or of other images.

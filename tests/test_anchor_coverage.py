@@ -1,5 +1,6 @@
 """The script that measures and draws what anchors can learn."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -95,6 +96,33 @@ def test_a_run_is_measured_by_its_own_numbers(tmp_path, capsys):
     save_run(tmp_path / "fast", regions, data_set, quickstart.TRAINING)
     with pytest.raises(RunError, match="its detector has no anchors or points"):
         main(RunFolder(tmp_path / "fast"))
+
+
+def test_objects_count_at_every_scale_of_training(tmp_path, monkeypatch):
+    """On canvases of 96, 128 and 160, where scenes of 128 have 3/4, 1 and 5/4."""
+    model = retinanet(quickstart.DETECTOR, quickstart.BACKBONE)
+    scales = dataclasses.replace(quickstart.TRAINING.input, multi_scale=(0.75, 1, 1.25))
+    training = dataclasses.replace(quickstart.TRAINING, input=scales)
+    save_run(tmp_path, model, digits.load("train"), training)
+    drawn = []
+
+    def no_figure(sides, found, *, title):
+        drawn.append((sides, found, title))
+        return figure(SIDES, FOUND, title=title)
+
+    monkeypatch.setattr(anchor_coverage, "figure", no_figure)
+    main(RunFolder(tmp_path), output=tmp_path / "drawn.svg")
+    ((sides, found, title),) = drawn
+    smaller, same, larger = np.split(sides, 3)
+    np.testing.assert_allclose(smaller, 0.75 * same, rtol=1e-5)
+    np.testing.assert_allclose(larger, 1.25 * same, rtol=1e-5)
+    assert len(found.best) == len(sides)
+    assert title.endswith(f": {len(same)} objects, at the scales 0.75, 1, 1.25")
+    alone = dataclasses.replace(scales, multi_scale=(1.25,))
+    _, expected = anchor_coverage.at_all_scales(
+        digits.load("train"), model.coverage, alone, alone.multi_scale, most=20_000
+    )
+    np.testing.assert_array_equal(found.best[-len(larger) :], expected.best)
 
 
 def test_what_contradicts_itself_is_refused(monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ from jaxdet.structs import Batch, Regions
 from jaxdet.training.config import ConfigError
 from tests.data.in_memory import in_memory_data_set
 
+WHAT = "Training", "Test"
 ROWS = {
     "rcnn": Times(training_image=9.0, test_image=12.0, proposals=2.0),
     "sppnet": Times(training_image=0.225, test_image=3.0, proposals=2.0),
@@ -50,8 +51,9 @@ def test_the_finding():
 
 
 def test_the_bars_are_the_times():
+    drawing = figure(ROWS, where="alexnet, 2 CPU cores")
     (training, test), (published_training, published_test) = np.reshape(
-        figure(ROWS, where="alexnet, cpu").axes, (2, 2)
+        drawing.axes, (2, 2)
     )
     assert _widths(training) == [pytest.approx([200.44, 5.011, 20.044, 40.088])]
     assert _widths(test) == [[12, 3, 0.5, 0.625], [2, 2, 2, 0]]
@@ -68,7 +70,18 @@ def test_the_bars_are_the_times():
     names = [label.get_text() for label in published_training.get_yticklabels()]
     assert names == ["R-CNN", "SPP-net", "Fast R-CNN"]
     assert test.get_xlabel() == "s / image" and test.get_legend() is not None
-    assert test.get_title() == "Test, measured (alexnet, cpu)"
+    assert "Measured: alexnet, 2 CPU cores." in drawing.get_suptitle()
+    titles = [f"{what}, {who}" for who in ("measured", "published") for what in WHAT]
+    assert [panel.get_title() for panel in drawing.axes] == titles
+
+
+@pytest.mark.parametrize(
+    ("device", "named"),
+    [("cpu", "2 CPU cores"), ("NVIDIA H200", "8 x NVIDIA H200, 2 CPU cores")],
+)
+def test_a_machine_is_named_by_cores_and_accelerators(device, named):
+    setting = {"device": device, "devices": 8, "cores": 2}
+    assert rcnn_timing._machine(setting) == named
 
 
 def _widths(panel):

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import json
+import re
 import types
 
 import numpy as np
 import pytest
+import tyro
 
 from experiments import speed_accuracy
 from experiments.speed_accuracy import (
@@ -73,9 +75,13 @@ def test_the_backbone_reaches_as_far_as_the_levels():
     data_set = in_memory_data_set([(32, 32)], class_names=[*"0123456789"])
     detector = make("fcos", 10, configs, data_set, "float32")
     assert '"coarsest": 5' in json.dumps(detector.recipe)
-    wrong = Detectors(fcos=dataclasses.replace(Detectors().fcos, num_classes=7))
-    with pytest.raises(ConfigError, match="num-classes is 7"):
-        make("fcos", 10, wrong, data_set, "float32")
+
+
+@pytest.mark.parametrize("name", ["fcos", "faster_rcnn"])
+def test_options_are_refused_as_they_are_spelt(name):
+    option = f"--detector.{name.replace('_', '-')}.num-classes"
+    with pytest.raises(ConfigError, match=f"^{re.escape(option)} is 7, but"):
+        tyro.cli(main, args=[option, "7", "--names", name])
 
 
 def test_calls_are_made_in_turns_and_their_medians_taken(monkeypatch):
