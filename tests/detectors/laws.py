@@ -152,7 +152,7 @@ class DetectorLaws:
         loss = compiled.loss.trace(compiled.variables, batch, key)
         predict = compiled.predict.trace(compiled.variables, batch)
         for traced in (loss, predict):
-            names = primitives(traced.jaxpr)
+            names = {step.primitive.name for step in equations(traced.jaxpr)}
             assert "dot_general" in names
             assert not any("callback" in name or "feed" in name for name in names)
 
@@ -186,16 +186,14 @@ class DetectorLaws:
         assert not np.any(detections.scores[~detections.valid])
 
 
-def primitives(jaxpr) -> set[str]:
-    """Names of all operations of a traced function, those within others too."""
-    names = set()
+def equations(jaxpr):
+    """All operations of a traced function, and of functions within it."""
     for equation in jaxpr.eqns:
-        names.add(equation.primitive.name)
+        yield equation
         for inner in jax.tree.leaves(tuple(equation.params.values())):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                names |= primitives(inner)
-    return names
+                yield from equations(inner)
 
 
 def _loss(compiled: Compiled, variables, batch):

@@ -1,0 +1,62 @@
+"""What a step costs, where it can be counted instead of timed."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import benchmark
+from jaxdet.ops import matching
+from jaxdet.training.step import TrainState, gradient_flops
+from tests.detectors.laws import equations
+
+
+def arithmetic(jaxpr) -> int:
+    """Multiplications and additions of all convolutions and products, by shape."""
+    total = 0
+    for equation in equations(jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            *kernel, channels, _ = equation.invars[1].aval.shape
+            terms = math.prod(kernel) * channels
+        elif equation.primitive.name == "dot_general":
+            (axes, _), _ = equation.params["dimension_numbers"]
+            terms = math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
+        else:
+            continue
+        total += 2 * terms * math.prod(equation.outvars[0].aval.shape)
+    return total
+
+
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+def test_a_step_needs_three_times_the_arithmetic_of_looking(name):
+    """Once forward, once for the gradient of the inputs, once for the kernels'."""
+    detector = benchmark.MODELS[name].detector("float32")
+    batch = benchmark.random_batch(1, (256, 256), 5, detector.num_classes)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(detector.init, key, batch)
+    looking = arithmetic(jax.make_jaxpr(detector.loss)(variables, batch, key).jaxpr)
+    state = TrainState(jnp.zeros((), jnp.int32), variables, opt_state=())
+    flops = gradient_flops(detector, benchmark.TRAINING, state, batch)
+    assert 3 * looking * 0.9 < flops < 3 * looking * 1.1
+
+
+# Everything between anchors and objects is made once, but for one copy on CPU.
+@pytest.mark.parametrize(
+    ("match", "matrices"),
+    [
+        (lambda *boxes: matching.match_by_iou(*boxes, low=0.3, high=0.7), 2),
+        (lambda *boxes: matching.match_default_boxes(*boxes, threshold=0.5), 1),
+    ],
+    ids=["by IoU", "default boxes"],
+)
+def test_matching_needs_no_more_memory_than_its_overlaps(optimised, match, matrices):
+    anchors, objects = 200_000, 100
+    shapes = (
+        jax.ShapeDtypeStruct((anchors, 4), jnp.float32),
+        jax.ShapeDtypeStruct((objects, 4), jnp.float32),
+        jax.ShapeDtypeStruct((objects,), bool),
+    )
+    memory = jax.jit(match).lower(*shapes).compile().memory_analysis()
+    overlaps = 4 * anchors * objects
+    assert memory.temp_size_in_bytes < (matrices + 0.1) * overlaps
