@@ -176,6 +176,7 @@ def soak(workdir):
 @pytest.mark.timeout(1800)
 def test_a_run_killed_twenty_times_ends_as_the_unbroken_one(tmp_path):
     cache = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": re.sub(r"count=\d+", "count=1", os.environ["XLA_FLAGS"]),
