@@ -243,7 +243,7 @@ def _line(row: dict) -> str:
     line = f"{row['name']:<22}{''.join(cells)}  {row['sizes']}"
     theirs = [
         f"{name} {row[f'torchvision {name}']:.1f} ms, "
-        f"{row[f'torchvision {name}'] / row[name]:.1f} times ours"
+        f"ours / its {row[name] / row[f'torchvision {name}']:.2f}"
         for name in ("forward", "both")
         if f"torchvision {name}" in row
     ]

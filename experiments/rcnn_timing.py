@@ -50,6 +50,7 @@ from jaxdet.training.config import ConfigError, TrainingConfig
 from jaxdet.training.step import create_state, make_train_step, replicate, shard
 
 Backbone = Literal["alexnet", "vgg16"]
+TITLES = {"alexnet": "AlexNet", "vgg16": "VGG-16"}
 NAMES = {
     "rcnn": "R-CNN",
     "sppnet": "SPP-net",
@@ -143,7 +144,7 @@ def main(
     report = {"setting": setting, "seconds": seconds}
     (output / "timing.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "timing.md").write_text(text)
-    where = f"{backbone}, {_machine(setting)}"
+    where = f"{TITLES[backbone]}, {side}x{side}, {_machine(setting)}"
     figure(rows, where=where).savefig(output / "timing.png", dpi=110)
 
 

@@ -131,12 +131,14 @@ def load(file: str | os.PathLike) -> Artifact:
     """
     members = _read(file)
     about = _about(file, members)
-    programs = {}
-    for canvas in about["placing"].canvases:
-        program = _deserialized(file, members, _program_name(canvas))
-        weights = _weights(file, members, program)
-        programs[canvas] = jax.jit(program.call)
-    weights = jax.device_put(weights)
+    programs = {
+        canvas: _deserialized(file, members, _program_name(canvas))
+        for canvas in about["placing"].canvases
+    }
+    # Every program takes the same weights, and has to fit them.
+    weights = [_weights(file, members, program) for program in programs.values()]
+    weights = jax.device_put(weights[0])
+    programs = {canvas: jax.jit(program.call) for canvas, program in programs.items()}
 
     def predict(arrays: dict[str, Any]) -> tuple:
         return programs[arrays["images"].shape[1:3]](weights, arrays)
@@ -248,6 +250,8 @@ def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str,
             f"version {VERSION}: export it again"
         )
     try:
+        if not about["placing"]["canvases"]:
+            raise ValueError("it has no canvas")
         return {
             "detector": about["detector"],
             "class_names": tuple(about["class_names"]),

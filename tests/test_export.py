@@ -285,9 +285,10 @@ def test_a_damaged_member_is_named(file, tmp_path):
     problem = f"'{name}' is int32[7], and its programs take float32{shape}"
     with pytest.raises(DataError, match=re.escape(problem)):
         export.load(other)
-    changed(file, other, about=about(file, placing=None))
-    with pytest.raises(DataError, match=r"other\.jaxdet: .* 'about' is damaged"):
-        export.load(other)
+    for placing in (None, {"canvases": []}):
+        changed(file, other, about=about(file, placing=placing))
+        with pytest.raises(DataError, match=r"other\.jaxdet: .* 'about' is damaged"):
+            export.load(other)
 
 
 def test_another_platform(file, monkeypatch):

@@ -1,7 +1,9 @@
 """What the READMEs say can be typed, and what they point at is there."""
 
 import argparse
+import ast
 import functools
+import importlib
 import pathlib
 import re
 import runpy
@@ -98,6 +100,25 @@ def test_every_command_is_understood(command, parse):
 def test_no_others_are(command, parse):
     with pytest.raises(SystemExit, match=r"^2$"):
         parse(*command)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=["README", "experiments"])
+def test_names_that_its_python_uses_are_there(readme):
+    for code in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL):
+        tree, modules = ast.parse(code), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                for name in (alias.name for alias in node.names):
+                    modules[name] = importlib.import_module(f"{node.module}.{name}")
+        used = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        ]
+        for node in used:
+            if node.value.id in modules:
+                assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
+        assert modules
 
 
 @pytest.mark.parametrize("readme", READMES, ids=["README", "experiments"])
