@@ -360,7 +360,8 @@ def proposal_losses(
       `{"objectness_loss", "rpn_box_loss"}`, the latter times its weight.
     """
     boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
-    identity = sampling.identify(boxes)
+    # The barrier keeps XLA from computing this while it compiles, which takes seconds.
+    identity = sampling.identify(jax.lax.optimization_barrier(boxes))
 
     def of_image(key, logits, deltas, truth: GroundTruth, size, used):
         # 1. Which anchors are objects, which are background?
