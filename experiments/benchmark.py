@@ -1,29 +1,33 @@
-"""Speed and memory of the detectors: python -m experiments.benchmark
+r"""Speed and memory of the detectors: python -m experiments.benchmark
 
 For each detector, canvas and batch: how long `predict` and a training step take, and
 to trace and to compile; memory; and how near they come to what the device can do.
 
-    python -m experiments.benchmark --json cpu.json --markdown cpu.md
+    # A CPU; two cores take hours. torch and torchvision for --compare are those of
+    # pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
+    python -m experiments.benchmark --compare --parts --json cpu.json --markdown cpu.md
+    # A GPU, with the torch and torchvision made for it.
     python -m experiments.benchmark --compare --parts --json gpu.json --markdown gpu.md
+    # Ten minutes of a GPU.
+    python -m experiments.benchmark --detectors faster_rcnn --precisions bfloat16 \
+        --canvases 800x1344 --batches 8 --train-batches 16 --compare --parts
 
 `--compare` times torchvision's detectors in turns with ours, on the same images and
 weights; `--parts` says what the time goes into. Rows that the json file holds already
-are not measured again, so an interrupted run goes on where it stopped. Nothing is read:
-weights and images are random. Needs jax, flax, optax, orbax and numpy alone; torch and
-torchvision for `--compare`.
+are not measured again, so an interrupted run goes on where it stopped; nor are those
+that failed, for want of memory as a rule, unless the file is removed. Nothing is read:
+weights and images are random. Needs jax, flax, optax, orbax and numpy alone, so that it
+runs where nothing can be installed: hence argparse and not tyro.
 
 A step is `train_step` with SGD, in one program, its state donated. FLOPs are those of
 the program before XLA optimises it (a loop's body counts once), bytes those that the
 compiled one reads and writes; shares are of the best product of square matrices and of
-copies of large arrays, both measured first. XLA's files of compiled programs are not
-used, since compilation is what is measured.
+a copy in place of a large array, both measured first. XLA's files of compiled programs
+are not used, since compilation is what is measured.
 """
 
 import argparse
-import dataclasses
-import datetime
 import importlib
-import json
 import math
 import os
 import pathlib
@@ -37,123 +41,28 @@ from typing import Any, NamedTuple
 # Before JAX is imported: on a GPU it would keep most of the memory from torch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments import benchmark_parts
-from experiments.timing import medians, random_boxes
-from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
+from experiments import benchmark_parts, benchmark_report
+from experiments.benchmark_models import (
+    MODELS,
+    TRAINING,
+    at_rest,
+    found,
+    random_batch,
+    with_answers,
+)
+from experiments.benchmark_report import Case, fields_of, machine, machine_line, row_of
+from experiments.timing import medians
+from jaxdet.detectors import mask_rcnn
 from jaxdet.detectors.detector import Detector
-from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet, ResNetHead
-from jaxdet.structs import Batch, GroundTruth
-from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.structs import Batch
+from jaxdet.training.config import ConfigError
 from jaxdet.training.step import create_state, train_step
 
 PRECISIONS = ("bfloat16", "float32")
 TASKS = ("predict", "train")
-TRAINING = TrainingConfig(learning_rate=1e-4, warmup_steps=0)
-MASK_CELLS = 56  # a side of the objects' masks
-FOUND = 50  # detections an image
-_CLASSES = r".*(class_head/output|head/classes|predictor/classes|classes\d)/kernel"
-_BOXES = r".*(box_head/output|head/sides|deltas\d?)/kernel"
-_SIDES = "head/sides/bias"
-_FIXED = ("device", "platform", "cores", "jax", "torch", "torchvision")
-
-
-class Model(NamedTuple):
-    """A detector as it is measured."""
-
-    title: str
-    make: Callable  # (config, backbone) or (config, backbone, region head) -> Detector
-    config: Any
-    backbone: Callable  # dtype -> module
-    region_head: Callable | None = None  # likewise
-    rival: str | None = None  # torchvision's function
-    canvas: tuple[int, int] | None = None  # the only one
-
-    def layers(self, precision: str) -> list[nn.Module]:
-        """Backbone and region head, as `make` takes them."""
-        makers = (self.backbone, self.region_head)
-        return [make(dtype=jnp.dtype(precision).type) for make in makers if make]
-
-    def detector(self, precision: str) -> Detector:
-        """With arithmetic of this precision."""
-        return self.make(self.config, *self.layers(precision))
-
-
-# Torchvision's networks: 91 outputs, of which the R-CNNs and SSD call one background.
-_DENSE, _REGIONS = {"num_classes": 91}, {"num_classes": 90}
-_FASTER_RCNN = dataclasses.replace(faster_rcnn.TORCHVISION, **_REGIONS)
-_RESNET, _HEAD = partial(ResNet, 50), partial(FCHead, 1024)
-MODELS = {
-    "retinanet": Model(
-        "RetinaNet",
-        retinanet.retinanet,
-        dataclasses.replace(retinanet.TORCHVISION, **_DENSE),
-        _RESNET,
-        rival="retinanet_resnet50_fpn",
-    ),
-    "fcos": Model(
-        "FCOS",
-        fcos.fcos,
-        dataclasses.replace(fcos.TORCHVISION, **_DENSE),
-        _RESNET,
-        rival="fcos_resnet50_fpn",
-    ),
-    "faster_rcnn": Model(
-        "Faster R-CNN",
-        faster_rcnn.faster_rcnn,
-        _FASTER_RCNN,
-        _RESNET,
-        _HEAD,
-        rival="fasterrcnn_resnet50_fpn",
-    ),
-    "faster_rcnn_c4": Model(
-        "Faster R-CNN, C4",
-        faster_rcnn.faster_rcnn,
-        dataclasses.replace(faster_rcnn.DETECTRON2_C4, **_REGIONS),
-        partial(ResNet, 50, coarsest=4),
-        partial(ResNetHead, 50),
-    ),
-    "mask_rcnn": Model(
-        "Mask R-CNN",
-        mask_rcnn.mask_rcnn,
-        dataclasses.replace(mask_rcnn.TORCHVISION, faster_rcnn=_FASTER_RCNN),
-        _RESNET,
-        _HEAD,
-        rival="maskrcnn_resnet50_fpn",
-    ),
-    "ssd": Model(
-        "SSD",
-        ssd.ssd,
-        dataclasses.replace(ssd.TORCHVISION, **_REGIONS),
-        ssd.vgg16_300,
-        rival="ssd300_vgg16",
-        canvas=(300, 300),
-    ),
-}
-
-
-class Case(NamedTuple):
-    """What one row is about."""
-
-    detector: str
-    precision: str
-    canvas: tuple[int, int]  # (height, width)
-    task: str  # one of TASKS
-    batch: int
-
-    @property
-    def text(self) -> str:
-        """For people."""
-        return (
-            f"{MODELS[self.detector].title}, {self.task}, {self.precision}, "
-            f"{_size(self.canvas)}, batch {self.batch}"
-        )
 
 
 class Program(NamedTuple):
@@ -179,32 +88,42 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     jax.config.update("jax_enable_compilation_cache", False)
     rivals = _rivals() if options.compare else None
-    report = _report(options, rivals)
-    print(_machine_line(report["machine"]), flush=True)
+    report = benchmark_report.start(
+        options.json,
+        machine() | (rivals.versions() if rivals else {}),
+        {"objects": options.objects, "repeats": options.repeats},
+    )
+    print(machine_line(report["machine"]), flush=True)
     for case in _cases(options):
-        model = MODELS[case.detector]
-        wanted = (options.compare and model.rival, options.parts)
-        if _is_there(report["rows"], case, *wanted):
+        old = row_of(report, case)
+        beside = rivals if MODELS[case.detector].rival and "rivals" not in old else None
+        parts = options.parts and "parts" not in old
+        if "error" in old or (old and beside is None and not parts):
             continue
         if case.precision not in report["limits"]:
             report["limits"][case.precision] = limits(case.precision)._asdict()
         limit = Limits(**report["limits"][case.precision])
-        try:
-            row = measure(case, limit, options, rivals if model.rival else None)
-        except jax.errors.JaxRuntimeError as error:  # out of memory, as a rule
-            print(f"{case.text}: {str(error).splitlines()[0]}", flush=True)
-            continue
-        rows = [r for r in report["rows"] if _case_of(r) != case]
-        report["rows"] = [*rows, row]
-        print(_line(row), flush=True)
-        _write(report, options)
-    _write(report, options)
+        row = benchmark_report.add(report, _tried(case, limit, options, beside))
+        print(benchmark_report.line(row), flush=True)
+        benchmark_report.save(report, options.json, options.markdown)
+        if rivals is not None:
+            rivals.release()
+    benchmark_report.save(report, options.json, options.markdown)
+
+
+def _tried(case: Case, limit: Limits, options: argparse.Namespace, rivals: Any) -> dict:
+    """The row of a case, or one with the `error` that it ends with."""
+    try:
+        return measure(case, limit, options, rivals)
+    except RuntimeError as error:  # out of memory, as a rule; JAX's and torch's are
+        told = str(error).partition("\n")[0]
+        return {**fields_of(case), "error": told}
 
 
 def measure(
     case: Case, limit: Limits, options: argparse.Namespace, rivals: Any = None
 ) -> dict:
-    """A row of the report: see `_line` and `markdown` for what it holds.
+    """A row of the report: see `benchmark_report` for what it holds.
 
     Args:
       case: what is measured.
@@ -213,45 +132,71 @@ def measure(
       rivals: asked for the same with torchvision; None: nobody is.
     """
     model, training = MODELS[case.detector], case.task == "train"
-    detector = model.detector(case.precision)
-    masks = isinstance(model.config, mask_rcnn.MaskRCNNConfig)
-    batch = random_batch(
-        case.batch, case.canvas, options.objects, detector.num_classes, masks=masks
-    )
-    variables = at_rest(jax.jit(detector.init)(jax.random.key(0), batch))
-    row = {**case._asdict(), "canvas": list(case.canvas)}
     peak = _peak_bytes()
-    if training:
-        program, call = training_program(detector, variables, batch)
-    else:
-        program = compiled(detector.predict, variables, batch)
-        variables = with_answers(program.call, variables, batch)
-        call = partial(program.call, variables, batch)
-        row["found"] = _found(call())
-    calls = {"ours": call}
+    variables, batch, program, call = _prepared(case, options.objects)
+    calls, row = {"ours": call}, fields_of(case)
+    answer = "loss" if training else "found"
+    row[answer] = float(call()[1]["loss"]) if training else found(call())
     if rivals is not None:
         given = model.rival, variables, batch, case.precision, training
-        calls |= rivals.calls(*given)
-        if not training:
-            row["rival_found"] = {
-                name: rivals.found(call) for name, call in [*calls.items()][1:]
-            }
+        theirs = rivals.calls(*given)
+        calls |= {name: rival.call for name, rival in theirs.items()}
+        row[f"rival_{answer}"] = {name: x.answer for name, x in theirs.items()}
+        row |= _warning(row, 0.02 if model.region_head is None else 0.2)
     times = dict(zip(calls, medians([*calls.values()], options.repeats), strict=True))
-    milliseconds = row["milliseconds"] = times.pop("ours")
-    row["images_per_second"] = 1000 * case.batch / milliseconds
-    row |= program.figures
-    row["flops_share"] = row["flops"] / (milliseconds / 1000) / limit.flops
-    row["bytes_share"] = row["bytes"] / (milliseconds / 1000) / limit.bytes
+    row |= _speed(program, times.pop("ours"), case.batch, limit)
     if _peak_bytes() > peak:  # else that of an earlier row
         row["device_peak"] = _peak_bytes()
+    if rivals is not None:
+        row["rivals"] = times
     if times:
-        row |= {"rivals": times, "ratio": milliseconds / min(times.values())}
+        row["ratio"] = row["milliseconds"] / min(times.values())
     if options.parts:
         network = benchmark_parts.network(model.config, *model.layers(case.precision))
         row["parts"] = benchmark_parts.measure(
             network, model.config, variables, batch, TRAINING, training, options.repeats
         )
     return row
+
+
+def _prepared(case: Case, objects: int) -> tuple[dict, Batch, Program, Callable]:
+    """Variables, a batch, the program, and a function of nothing that calls it."""
+    model = MODELS[case.detector]
+    detector = model.detector(case.precision)
+    masks = isinstance(model.config, mask_rcnn.MaskRCNNConfig)
+    batch = random_batch(
+        case.batch, case.canvas, objects, detector.num_classes, masks=masks
+    )
+    variables = at_rest(jax.jit(detector.init)(jax.random.key(0), batch))
+    if case.task == "train":
+        return variables, batch, *training_program(detector, variables, batch)
+    program = compiled(detector.predict, variables, batch)
+    variables = with_answers(program.call, variables, batch)
+    return variables, batch, program, partial(program.call, variables, batch)
+
+
+def _warning(row: dict, tolerance: float) -> dict[str, str]:
+    """Of first losses that show that both sides do not train the same."""
+    ours, theirs = row.get("loss", 0.0), row.get("rival_loss", {})
+
+    def alike(loss: float) -> bool:  # never, if one is not finite
+        return abs(ours - loss) <= tolerance * min(abs(ours), abs(loss))
+
+    if all(map(alike, theirs.values())):
+        return {}
+    told = ", ".join(f"{name} {loss:.4g}" for name, loss in theirs.items())
+    return {"warning": f"first losses differ: ours {ours:.4g}, torchvision's {told}"}
+
+
+def _speed(program: Program, milliseconds: float, images: int, limit: Limits) -> dict:
+    seconds, figures = milliseconds / 1000, program.figures
+    return {
+        "milliseconds": milliseconds,
+        "images_per_second": images / seconds,
+        **figures,
+        "flops_share": figures["flops"] / seconds / limit.flops,
+        "bytes_share": figures["bytes"] / seconds / limit.bytes,
+    }
 
 
 def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> Program:
@@ -313,154 +258,25 @@ def training_program(
     return program, call
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured with, and when."""
-    device = jax.devices()[0]
-    return {
-        "device": _processor() or device.device_kind,
-        "platform": device.platform,
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def limits(precision: str) -> Limits:
     """Of the best of several sizes of square matrices, and of copies of one array."""
     on_host = jax.default_backend() == "cpu"
     dtype, flops = jnp.dtype(precision), []
     for side in (1024, 2048) if on_host else (4096, 8192, 16384):
-        matrix = jnp.ones((side, side), dtype)
+        matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
         product = jax.jit(jnp.matmul)
         (milliseconds,) = medians([partial(product, matrix, matrix)], 5)
         flops.append(2 * side**3 / (milliseconds / 1000))
-    array = jnp.ones(2**26 if on_host else 2**30, jnp.int8).view(dtype)
-    (milliseconds,) = medians([partial(jax.jit(jnp.negative), array)], 5)
-    return Limits(max(flops), 2 * array.nbytes / (milliseconds / 1000))
+    # In place: memory that is new to the process would be the slower by far.
+    negate = jax.jit(jnp.negative, donate_argnums=0)
+    kept = [jnp.ones((2**29 if on_host else 2**30) // dtype.itemsize, dtype)]
 
+    def call():
+        kept.append(negate(kept.pop()))
+        return kept[0]
 
-def random_batch(
-    count: int,
-    canvas: tuple[int, int],
-    objects: int,
-    num_classes: int,
-    *,
-    masks: bool = False,
-) -> Batch:
-    """Images of noise that fill the canvas, with objects anywhere.
-
-    Args:
-      count: images.
-      canvas: (height, width) in pixels.
-      objects: in every image, none of them a crowd.
-      num_classes: labels are drawn from all but the last.
-      masks: whether objects have masks, all of their boxes.
-    """
-    rng = np.random.default_rng(0)
-    shape = (count, objects)
-    boxes = [random_boxes(rng, objects, canvas) for _ in range(count)]
-    there = jnp.ones(shape, bool)
-    truth = GroundTruth(
-        boxes=jnp.asarray(boxes),
-        labels=jnp.asarray(rng.integers(0, num_classes - 1, shape), jnp.int32),
-        valid=there,
-        crowd=~there,
-        masks=jnp.ones((*shape, MASK_CELLS, MASK_CELLS)) if masks else None,
-    )
-    return Batch(
-        images=jnp.asarray(rng.integers(0, 256, (count, *canvas, 3)), jnp.uint8),
-        sizes=jnp.tile(jnp.array([canvas], jnp.int32), (count, 1)),
-        scales=jnp.ones((count, 2)),
-        image_ids=jnp.arange(count, dtype=jnp.int32),
-        truth=truth,
-    )
-
-
-def at_rest(variables: dict[str, Any]) -> dict[str, Any]:
-    """Random variables with which boxes stay where their anchors are.
-
-    Fresh layers on fresh features would send them far out of the image, all to the same
-    place, and non-maximum suppression would have nothing to do.
-    """
-
-    def rest(path: str, values: jax.Array) -> jax.Array:
-        if path == _SIDES:  # FCOS has no anchors: three strides to every side
-            return jnp.full_like(values, 3.0)
-        return jnp.zeros_like(values) if re.fullmatch(_BOXES, path) else values
-
-    return _mapped(rest, variables)
-
-
-def with_answers(
-    predict: Callable, variables: dict[str, Any], batch: Batch
-) -> dict[str, Any]:
-    """Variables with which about `FOUND` objects are found in an image.
-
-    The class logits' layers are multiplied by one factor, looked for by bisection; of
-    a fresh network no score would be high enough, or all.
-
-    Args:
-      predict: the compiled `(variables, batch) -> Detections`.
-      variables: fresh ones.
-      batch: in which they are to find so many.
-    """
-
-    def scaled(power: float) -> dict[str, Any]:
-        def scale(path: str, values: jax.Array) -> jax.Array:
-            return values * 2**power if re.fullmatch(_CLASSES, path) else values
-
-        return _mapped(scale, variables)
-
-    low, high = -10.0, 10.0
-    for _ in range(8):
-        middle = (low + high) / 2
-        if _found(predict(scaled(middle), batch)) < FOUND:
-            low = middle
-        else:
-            high = middle
-    return scaled(high)
-
-
-def markdown(report: dict) -> str:
-    """The rows as a table, those with parts with one more each."""
-    rows = report["rows"]
-    heads = ["detector", "task", "precision", "canvas", "batch", "ms", "images/s"]
-    heads += ["lower + compile, s", "memory, GB", "TFLOP", "of matrix products"]
-    heads += ["of copies", "torchvision's best, ms", "ours / its"]
-    lines = [_machine_line(report["machine"]), ""]
-    for precision, limit in report["limits"].items():
-        lines += [
-            f"{precision}: {limit['flops'] / 1e12:.3g} TFLOP/s in matrix products, "
-            f"{limit['bytes'] / 1e9:.3g} GB/s in copies.",
-            "",
-        ]
-    lines += [_cells(heads), "|---" * len(heads) + "|"]
-    lines += [_cells(_row_cells(row)) for row in rows]
-    for row in rows:
-        if "parts" in row:
-            lines += ["", f"{_case_of(row).text}:", "", *_part_lines(row)]
-    return "\n".join(lines) + "\n"
-
-
-def _mapped(change: Callable, variables: dict[str, Any]) -> dict[str, Any]:
-    """`change(path, values)` of every parameter."""
-    flat = flatten_dict(variables["params"], sep="/")
-    changed = {path: change(path, values) for path, values in flat.items()}
-    return {**variables, "params": unflatten_dict(changed, sep="/")}
-
-
-def _found(found: Any) -> float:
-    """Detections an image."""
-    return float(np.mean(np.sum(np.asarray(found.valid), axis=1)))
-
-
-def _processor() -> str:
-    """Name of the CPU where that is the device, on Linux; JAX calls all of them cpu."""
-    listing = pathlib.Path("/proc/cpuinfo")
-    if jax.default_backend() != "cpu" or not listing.exists():
-        return ""
-    name = re.search(r"^model name\s*: (.+)$", listing.read_text(), re.MULTILINE)
-    return name[1] if name else ""
+    (milliseconds,) = medians([call], 5)
+    return Limits(max(flops), 2 * kept[0].nbytes / (milliseconds / 1000))
 
 
 def _peak_bytes() -> int:
@@ -554,115 +370,6 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
                 for task in options.tasks:
                     for batch in batches[task]:
                         yield Case(name, precision, canvas, task, batch)
-
-
-def _report(options: argparse.Namespace, rivals: Any) -> dict:
-    """An empty one, or that of the json file."""
-    this = machine() | ({} if rivals is None else rivals.versions())
-    if options.json is None or not options.json.exists():
-        return {"machine": this, "limits": {}, "rows": []}
-    report = json.loads(options.json.read_text())
-    old = report["machine"]
-    different = [k for k in _FIXED if k in old and this.get(k, old[k]) != old[k]]
-    if different:
-        raise ConfigError(
-            f"--json {options.json} was measured with "
-            f"{', '.join(f'{k} {old[k]}' for k in different)}, this is "
-            f"{', '.join(f'{this[k]}' for k in different)}: name another file"
-        )
-    report["machine"] = old | this
-    return report
-
-
-def _is_there(rows: list[dict], case: Case, compare: Any, parts: bool) -> bool:
-    wanted = {"rivals"} if compare else set()
-    wanted |= {"parts"} if parts else set()
-    return any(_case_of(row) == case and wanted <= row.keys() for row in rows)
-
-
-def _case_of(row: dict) -> Case:
-    values = {**row, "canvas": tuple(row["canvas"])}
-    return Case(*(values[name] for name in Case._fields))
-
-
-def _write(report: dict, options: argparse.Namespace) -> None:
-    texts = {
-        options.json: json.dumps(report, indent=1) + "\n",
-        options.markdown: markdown(report),
-    }
-    for path, text in texts.items():
-        if path is not None:
-            part = path.with_name(path.name + ".part")  # an interruption leaves the old
-            part.write_text(text)
-            part.replace(path)
-
-
-def _machine_line(machine: dict) -> str:
-    versions = [
-        f"{name} {machine[name]}"
-        for name in ("jax", "torch", "torchvision")
-        if name in machine
-    ]
-    device = f"{machine['device']} ({machine['platform']})"
-    return ", ".join([device, f"{machine['cores']} cores", *versions, machine["date"]])
-
-
-def _line(row: dict) -> str:
-    text = (
-        f"{_case_of(row).text}: {row['milliseconds']:.4g} ms, "
-        f"{row['images_per_second']:.3g} images/s, compiled in "
-        f"{row['compile_seconds']:.3g} s"
-    )
-    rivals = [f"{name} {value:.4g}" for name, value in row.get("rivals", {}).items()]
-    if rivals:
-        text += f"; torchvision {', '.join(rivals)} ms; ours / its {row['ratio']:.2f}"
-    return "\n".join([text, *(f"    {line}" for line in _part_lines(row)[2:])])
-
-
-def _row_cells(row: dict) -> list[str]:
-    case, best = _case_of(row), ""
-    if "rivals" in row:
-        name = min(row["rivals"], key=row["rivals"].get)
-        best = f"{row['rivals'][name]:.4g} ({name})"
-    return [
-        MODELS[case.detector].title,
-        case.task,
-        case.precision,
-        _size(case.canvas),
-        str(case.batch),
-        f"{row['milliseconds']:.4g}",
-        f"{row['images_per_second']:.3g}",
-        f"{row['lower_seconds']:.2g} + {row['compile_seconds']:.3g}",
-        f"{row['memory'] / 1e9:.3g}",
-        f"{row['flops'] / 1e12:.3g}",
-        f"{row['flops_share']:.0%}",
-        f"{row['bytes_share']:.0%}",
-        best,
-        f"{row['ratio']:.2f}" if best else "",
-    ]
-
-
-def _part_lines(row: dict) -> list[str]:
-    """A table of the parts, and of what they leave of the whole."""
-    if "parts" not in row:
-        return []
-    whole, parts = row["milliseconds"], row["parts"]
-    rest = whole - sum(part["milliseconds"] for part in parts if not part["within"])
-    rows = [*parts, {"name": "all else", "milliseconds": rest, "within": ""}]
-    lines = ["| part | ms | share |", "|---|---|---|"]
-    for part in rows:
-        name = f"of it {part['name']}" if part["within"] else part["name"]
-        cells = [f"{part['milliseconds']:.4g}", f"{part['milliseconds'] / whole:.0%}"]
-        lines.append(_cells([name, *cells]))
-    return lines
-
-
-def _cells(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _size(canvas: tuple[int, int]) -> str:
-    return "x".join(map(str, canvas))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the time of a detector goes into: `experiments.benchmark --parts`.
 
 Each part is a function of its own on the arrays that the parts before it make, with the
-gradients that a training step takes through it. XLA merges what belongs to several, so
-the parts of a whole may take a little more than it.
+gradients that a training step takes through it; RoI Align's backward pass is a part of
+its own. XLA merges what belongs to several, so the parts of a whole may take a little
+more than it.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.timing import medians, random_boxes, with_gradient
+from experiments.timing import medians, with_gradient
 from jaxdet.detectors import faster_rcnn, fcos, regions, retinanet, rpn, ssd
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork
@@ -24,7 +25,8 @@ from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, RetinaNetNetwork
 from jaxdet.detectors.ssd import SSDConfig, SSDNetwork
 from jaxdet.nn.heads import MaskHead
-from jaxdet.ops import anchors, images, masks, matching, nms
+from jaxdet.ops import anchors, box_coding, images, masks, matching, nms
+from jaxdet.ops import boxes as box_ops
 from jaxdet.structs import Batch
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.optimizer import make_optimizer, partition
@@ -37,6 +39,7 @@ class Part(NamedTuple):
     function: Callable
     arguments: tuple
     within: str = ""  # the part that it is also a part of
+    layers: bool = False  # whether it is one of the network's
 
 
 class OneStage(NamedTuple):
@@ -68,8 +71,9 @@ def measure(
       repeats: calls of which the median is taken.
 
     Returns:
-      For each `{"name", "milliseconds", "within"}`; the last is empty, or the name of
-      another part that does the same among other things.
+      For each `{"name", "milliseconds", "within", "layers"}`: `within` is empty, or the
+      name of another part that does the same among other things; `layers` whether it is
+      of the backbone, neck or heads.
     """
     bench = Workbench(network, variables, batch, training)
     add_parts(bench, config)
@@ -79,8 +83,8 @@ def measure(
     for part in bench.parts:
         call = partial(part.function, *part.arguments)
         (milliseconds,) = medians([call], repeats)
-        row = {"name": part.name, "milliseconds": milliseconds, "within": part.within}
-        rows.append(row)
+        row = {"name": part.name, "milliseconds": milliseconds}
+        rows.append({**row, "within": part.within, "layers": part.layers})
     return rows
 
 
@@ -128,7 +132,13 @@ class Workbench:
     parts: list[Part] = dataclasses.field(default_factory=list)
 
     def add(
-        self, name: str, function: Callable, *arguments, learns: bool = True, within=""
+        self,
+        name: str,
+        function: Callable,
+        *arguments,
+        learns: bool = True,
+        within: str = "",
+        layers: bool = False,
     ) -> Any:
         """A part; in training with the gradient of its first argument, if it learns.
 
@@ -138,13 +148,14 @@ class Workbench:
           *arguments: what the function takes.
           learns: whether it has a gradient by the first of them.
           within: name of the part that this is a part of, if any.
+          layers: whether this is a part of the network.
 
         Returns:
           What the function answers.
         """
         gradient = self.training and learns
         compiled = jax.jit(partial(with_gradient, function) if gradient else function)
-        self.parts.append(Part(name, compiled, arguments, within))
+        self.parts.append(Part(name, compiled, arguments, within, layers))
         answer = compiled(*arguments)
         return answer[0] if gradient else answer
 
@@ -170,7 +181,7 @@ class Workbench:
             params, features = learned
             return apply({"params": params, **rest}, features, *others)
 
-        return self.add(name, run, (own, features), rest, *others)
+        return self.add(name, run, (own, features), rest, *others, layers=True)
 
 
 def add_parts(bench: Workbench, config: Any) -> None:
@@ -266,7 +277,7 @@ def _two_stages(bench: Workbench, config: FasterRCNNConfig | MaskRCNNConfig) -> 
     if bench.training:
         found = _samples(bench, config, said, proposals)
     cut = partial(_crop, config, None)
-    crops = bench.add("RoI Align", cut, pyramid, found.boxes, sizes)
+    crops = _align(bench, "RoI Align", cut, pyramid, found.boxes, sizes)
     logits, deltas = bench.add_layers(
         "region head", regions.classify, ("region_head", "predictor"), crops
     )
@@ -287,19 +298,30 @@ def _proposals(bench: Workbench, config: FasterRCNNConfig, said) -> Any:
         candidates, count = mode.train_candidates, mode.train_proposals
     propose = partial(rpn.propose, config=mode, candidates=candidates, proposals=count)
     proposals = bench.add("proposals", propose, *said, batch, learns=False)
-    canvas, rng = batch.images.shape[1:3], np.random.default_rng(0)
-    levels = [
-        anchors.count(canvas, levels=(level,), per_cell=mode.anchors_per_cell)
-        for level in mode.levels
-    ]
-    levels = np.repeat(np.arange(len(levels)), np.minimum(levels, candidates))
-    shape = (len(batch.images), len(levels))
-    boxes = [random_boxes(rng, shape[1], canvas) for _ in range(shape[0])]
+    within = {"learns": False, "within": "proposals"}
+    decode = partial(_candidates, config=mode, limit=candidates)
+    given = bench.add("best scores, decoding", decode, *said, batch, **within)
     thin = partial(nms.class_wise_nms, threshold=mode.nms_threshold, size=count)
-    given = jnp.asarray(boxes), jnp.asarray(rng.uniform(size=shape), jnp.float32)
-    level = jnp.broadcast_to(jnp.asarray(levels), shape)
-    bench.add("NMS", jax.vmap(thin), *given, level, learns=False, within="proposals")
+    bench.add("NMS", jax.vmap(thin), *given, **within)
     return proposals
+
+
+def _candidates(logits, deltas, batch: Batch, config: rpn.RPNConfig, limit: int):
+    """What NMS is given: boxes `[B, M, 4]`, and scores and levels, `[B, M]`."""
+    canvas = batch.images.shape[1:3]
+    boxes = anchors.pyramid_anchors(canvas, **config.anchors)
+    grid = {"levels": config.levels, "per_cell": config.anchors_per_cell}
+    counts = [
+        anchors.count(canvas, **{**grid, "levels": (level,)}) for level in config.levels
+    ]
+    level = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, limit))
+
+    def of_image(scores, deltas, size):
+        scores, index, _ = anchors.best_of_levels(scores, canvas, **grid, limit=limit)
+        found = box_ops.clip(box_coding.decode(deltas[index], boxes[index]), size)
+        return found, scores, level
+
+    return jax.vmap(of_image)(jax.nn.sigmoid(logits), deltas, batch.sizes)
 
 
 def _samples(bench: Workbench, config: FasterRCNNConfig, said, proposals) -> Any:
@@ -331,6 +353,20 @@ def _crop(config: FasterRCNNConfig, size: int | None, pyramid, boxes, sizes):
     return faster_rcnn.crop(pyramid, boxes, sizes, config, size=size)
 
 
+def _align(bench: Workbench, name: str, cut: Callable, pyramid, boxes, sizes) -> Any:
+    crops = bench.add(name, cut, pyramid, boxes, sizes, learns=False)
+    if bench.training:
+        given = jnp.ones_like(crops), pyramid, boxes, sizes
+        bench.add(f"{name}, backward", partial(_backward, cut), *given, learns=False)
+    return crops
+
+
+def _backward(function: Callable, gradient, first, *others):
+    # Of a linear function: the answer is not needed, and XLA does not compute it.
+    _, pull = jax.vjp(lambda first: function(first, *others), first)
+    return pull(gradient)
+
+
 def _region_losses(config: FasterRCNNConfig, said, samples):
     return regions.region_losses(*said, samples, config=config.region, axis_name=None)
 
@@ -341,7 +377,7 @@ def _masks(bench: Workbench, config: MaskRCNNConfig, pyramid, found, sizes) -> N
         most = int(region.per_image * region.positive_fraction)
         found = jax.tree.map(lambda values: values[:, :most], found)
     cut = partial(_crop, config.faster_rcnn, config.mask_pool_size)
-    crops = bench.add("RoI Align of masks", cut, pyramid, found.boxes, sizes)
+    crops = _align(bench, "RoI Align of masks", cut, pyramid, found.boxes, sizes)
     painted = bench.add_layers(
         "mask head",
         lambda n, crops: n.mask_head(crops.reshape(-1, *crops.shape[2:])),

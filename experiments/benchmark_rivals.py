@@ -3,18 +3,20 @@
 The same weights and images as ours, at the best of three settings: eager, channels
 last, and with the backbone and the heads of dense detectors and RPNs compiled besides;
 one that does not work is left out. With bfloat16 under autocast; else with TF32 where
-the device has it, as JAX. Norms keep their statistics, as ours, and nobody resizes
-images or pastes masks.
+the device has it, as JAX. Numbers too small for a float's full precision are zero, as
+XLA has it. Norms keep their statistics, as ours, and nobody resizes images or pastes
+masks.
 
 `OMP_WAIT_POLICY=passive` must be set before torch is imported, or its waiting threads
 keep the cores from ours. It is set here; a script that imports torch earlier sets it.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -28,10 +30,19 @@ from jaxdet.structs import Batch
 from jaxdet.training.config import ConfigError
 
 SETTINGS = ("eager", "channels last", "compiled")
+_WITHOUT_BACKGROUND = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
+torch.set_flush_denormal(True)  # before its threads start: they keep what they have
 torch.backends.cudnn.benchmark = True
 torch.set_float32_matmul_precision("high")
+
+
+class Rival(NamedTuple):
+    """A call to time, which has been made once."""
+
+    call: Callable
+    answer: float  # detections an image, or the first step's loss
 
 
 def require_device(backend: str) -> None:
@@ -46,7 +57,23 @@ def require_device(backend: str) -> None:
 
 def versions() -> dict[str, str]:
     """For the report."""
-    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def release() -> None:
+    """Gives back the memory of what is no longer used.
+
+    What torch has compiled goes, too: it would compile for any canvas the next time,
+    which is slower, and not at all after several.
+    """
+    torch.compiler.reset()
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
 
 
 def calls(
@@ -55,8 +82,8 @@ def calls(
     batch: Batch,
     precision: str,
     training: bool,
-) -> dict[str, Callable]:
-    """What to time, by the settings that work; each has been called already.
+) -> dict[str, Rival]:
+    """What to time, by the settings that work.
 
     Args:
       name: of torchvision's function.
@@ -68,25 +95,22 @@ def calls(
     state = translation.export(jax.tree.map(np.asarray, variables), name)
     images = torch.tensor(np.array(batch.images)).permute(0, 3, 1, 2) / 255
     images = [image.contiguous().to(DEVICE) for image in images]
+    targets = _targets(batch, first_label=int(name not in _WITHOUT_BACKGROUND))
     working = {}
     for setting in SETTINGS:
         model = _model(name, state, setting)
         if training:
-            call = _step(model, images, _targets(batch), precision)
+            call, told = _step(model, images, targets, precision), float
         else:
-            call = partial(_predict, model.eval(), images, precision)
+            call, told = partial(_predict, model.eval(), images, precision), _found
         try:
-            call()
+            answer = told(call())
         except RuntimeError as error:  # what torch.compile raises is one, too
-            print(f"torchvision, {setting}: {str(error).splitlines()[0]}", flush=True)
+            told = str(error).partition("\n")[0]
+            print(f"torchvision, {setting}: {told}", flush=True)
         else:
-            working[setting] = call
+            working[setting] = Rival(call, answer)
     return working
-
-
-def found(call: Callable) -> float:
-    """Detections an image, of a prediction."""
-    return float(np.mean([len(answer["scores"]) for answer in call()]))
 
 
 def _model(name: str, state: Mapping[str, np.ndarray], setting: str):
@@ -120,6 +144,10 @@ def _predict(model, images, precision: str):
     return answers
 
 
+def _found(answers) -> float:
+    return float(np.mean([len(answer["scores"]) for answer in answers]))
+
+
 def _step(model, images, targets, precision: str) -> Callable:
     model.train()
     for layer in model.modules():
@@ -135,12 +163,13 @@ def _step(model, images, targets, precision: str) -> Callable:
         loss.backward()
         optimizer.step()
         _wait()
+        return loss.detach()
 
     return call
 
 
-def _targets(batch: Batch) -> list[dict[str, Any]]:
-    """Labels count from one; masks are all of their boxes, on the whole canvas."""
+def _targets(batch: Batch, first_label: int) -> list[dict[str, Any]]:
+    """Masks are all of their boxes, on the whole canvas."""
     height, width = batch.images.shape[1:3]
     targets = []
     for boxes, labels in zip(
@@ -148,7 +177,7 @@ def _targets(batch: Batch) -> list[dict[str, Any]]:
     ):
         target = {
             "boxes": torch.tensor(boxes),
-            "labels": torch.tensor(labels + 1).long(),
+            "labels": torch.tensor(labels + first_label).long(),
         }
         if batch.truth.masks is not None:
             masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)

@@ -20,8 +20,9 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from experiments import benchmark, command_line
+from experiments import benchmark, benchmark_models, benchmark_report, command_line
 from experiments.timing import medians
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
@@ -35,6 +36,8 @@ from jaxdet.training.config import ConfigError
 Name = Literal["retinanet", "faster_rcnn"]
 Varied = Literal["pixels", "batch", "anchors", "objects", "proposals", "classes"]
 TITLES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
+COLOURS = {"retinanet": "C0", "faster_rcnn": "C1"}
+STYLES = {"predict": "--", "train": "-", "linear": ":"}
 LINEAR = 1.15  # largest exponent that noise may make of 1
 
 
@@ -120,7 +123,7 @@ def main(
     print(text, end="")
     output.mkdir(parents=True, exist_ok=True)
     report = {
-        "machine": benchmark.machine(),
+        "machine": benchmark_report.machine(),
         "setting": {"batch": batch, "width": width, "repeats": repeats},
         "points": [point._asdict() for point in points],
         "exponents": [line._asdict() for line in grown],
@@ -143,14 +146,15 @@ def measure(varied: Varied, setting: Setting, repeats: int) -> list[Point]:
     """
     detector = make(setting)
     canvas = (setting.side, setting.side)
-    batch = benchmark.random_batch(
+    batch = benchmark_models.random_batch(
         setting.batch, canvas, setting.objects, setting.classes
     )
-    variables = benchmark.at_rest(jax.jit(detector.init)(jax.random.key(0), batch))
+    variables = jax.jit(detector.init)(jax.random.key(0), batch)
+    variables = benchmark_models.at_rest(variables)
     programs = {"train": benchmark.training_program(detector, variables, batch)}
     if varied != "objects":
         program = benchmark.compiled(detector.predict, variables, batch)
-        ready = benchmark.with_answers(program.call, variables, batch)
+        ready = benchmark_models.with_answers(program.call, variables, batch)
         programs["predict"] = program, partial(program.call, ready, batch)
     times = medians([call for _, call in programs.values()], repeats)
     value = _value(varied, setting)
@@ -218,27 +222,35 @@ def table(grown: Sequence[Growth]) -> str:
 
 
 def figure(points: Sequence[Point]) -> Figure:
-    """A column for all that is varied, time above memory; dotted: linear growth."""
+    """A column for all that is varied, time above memory, beside linear growth."""
     names = list(dict.fromkeys(point.varied for point in points))
     drawing = Figure(figsize=(3 * len(names) + 1, 6), layout="constrained")
     panels = drawing.subplots(2, len(names), squeeze=False)
-    styles = {"predict": "--", "train": "-"}
     for line in _lines(points):
         varied, detector, task = line[0][:3]
         column = panels[:, names.index(varied)]
         values = [point.value for point in line]
-        colour = f"C{[*TITLES].index(detector)}"
-        style = {"color": colour, "linestyle": styles[task], "marker": "o"}
-        heights = [point.milliseconds for point in line], [p.memory for p in line]
+        colour = COLOURS[detector]
+        heights = [p.milliseconds for p in line], [p.memory / 1e6 for p in line]
         for panel, height in zip(column, heights, strict=True):
-            panel.loglog(values, height, label=f"{TITLES[detector]}, {task}", **style)
             straight = [height[-1] * value / values[-1] for value in values]
-            panel.loglog(values, straight, color=colour, linestyle=":", linewidth=0.7)
+            panel.loglog(values, height, STYLES[task], color=colour, marker="o")
+            panel.loglog(values, straight, STYLES["linear"], color=colour, lw=0.7)
         column[1].set_xlabel(varied)
     panels[0, 0].set_ylabel("ms")
-    panels[1, 0].set_ylabel("bytes")
-    panels[0, 0].legend(fontsize=7)
+    panels[1, 0].set_ylabel("MB")
+    panels[0, 0].legend(handles=_legend(), fontsize=7)
     return drawing
+
+
+def _legend() -> list[Line2D]:
+    """What the colours and the styles stand for."""
+    colours = [Line2D([], [], color=COLOURS[x], label=TITLES[x]) for x in TITLES]
+    styles = [
+        Line2D([], [], color="gray", linestyle=style, label=name)
+        for name, style in STYLES.items()
+    ]
+    return colours + styles
 
 
 def _value(varied: Varied, setting: Setting) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark_models
 from jaxdet.ops import matching
 from jaxdet.training.step import TrainState, gradient_flops
 from tests.detectors.laws import equations
@@ -31,13 +31,13 @@ def arithmetic(jaxpr) -> int:
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
 def test_a_step_needs_three_times_the_arithmetic_of_looking(name):
     """Once forward, once for the gradient of the inputs, once for the kernels'."""
-    detector = benchmark.MODELS[name].detector("float32")
-    batch = benchmark.random_batch(1, (256, 256), 5, detector.num_classes)
+    detector = benchmark_models.MODELS[name].detector("float32")
+    batch = benchmark_models.random_batch(1, (256, 256), 5, detector.num_classes)
     key = jax.random.key(0)
     variables = jax.eval_shape(detector.init, key, batch)
     looking = arithmetic(jax.make_jaxpr(detector.loss)(variables, batch, key).jaxpr)
     state = TrainState(jnp.zeros((), jnp.int32), variables, opt_state=())
-    flops = gradient_flops(detector, benchmark.TRAINING, state, batch)
+    flops = gradient_flops(detector, benchmark_models.TRAINING, state, batch)
     assert 3 * looking * 0.9 < flops < 3 * looking * 1.1
 
 

@@ -52,8 +52,21 @@ def test_the_figure_has_a_line_for_each_and_one_that_is_linear():
     line, straight = (x.get_xydata().tolist() for x in time.lines)
     assert line == [[10, 7], [100, 8], [400, 64], [900, 216]]
     assert [y for _, y in straight] == pytest.approx([2.4, 24, 96, 216])
-    assert memory.lines[0].get_xydata()[-1].tolist() == [900, 9000]
+    assert memory.lines[0].get_xydata()[-1] == pytest.approx([900, 0.009])
+    assert memory.get_ylabel() == "MB"
     assert len(classes.lines) == 2 and memory.get_xlabel() == "pixels"
+
+
+def test_the_legend_tells_colours_and_styles():
+    drawing = figure([*CURVE, *FLAT])
+    told = {line.get_label(): line for line in drawing.axes[0].get_legend().get_lines()}
+    assert [*told] == ["RetinaNet", "Faster R-CNN", "predict", "train", "linear"]
+    predict, linear = drawing.axes[0].lines
+    train, _ = drawing.axes[1].lines
+    assert predict.get_color() == told["RetinaNet"].get_color()
+    assert train.get_color() == told["Faster R-CNN"].get_color()
+    for line, name in ((predict, "predict"), (train, "train"), (linear, "linear")):
+        assert line.get_linestyle() == told[name].get_linestyle()
 
 
 @pytest.mark.parametrize(
