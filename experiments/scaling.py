@@ -10,7 +10,6 @@ is named. Memory is what the compiled program takes in, holds and gives back.
 """
 
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -95,7 +94,7 @@ def main(
     repeats: int = 5,
     output: pathlib.Path = pathlib.Path("runs/scaling"),
 ):
-    """Measures, and leaves `scaling.json`, `.md` and `.png`.
+    """Measures, and leaves `scaling.json`, `.md` and `.png`, renewed line by line.
 
     Args:
       varied: what is varied.
@@ -109,27 +108,32 @@ def main(
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; it must be at least 1")
+    setting = {"batch": batch, "width": width, "repeats": repeats}
+    output.mkdir(parents=True, exist_ok=True)
     points = []
     for name in varied:
         field, values, detectors = VARIED[name]
-        for detector, value in itertools.product(detectors, values):
-            setting = Setting(detector=detector, batch=batch, width=width)
-            setting = dataclasses.replace(setting, **{field: value})
-            for point in measure(name, setting, repeats):
-                print(_line(point), flush=True)
-                points.append(point)
+        for detector in detectors:
+            for value in values:
+                changes = {"detector": detector, "batch": batch, "width": width}
+                asked = dataclasses.replace(Setting(**changes), **{field: value})
+                for point in measure(name, asked, repeats):
+                    print(_line(point), flush=True)
+                    points.append(point)
+            _save(points, setting, output)  # an interruption leaves whole lines
+    print(table(growth(points)), end="")
+
+
+def _save(points: list[Point], setting: dict[str, int], output: pathlib.Path) -> None:
     grown = growth(points)
-    text = table(grown)
-    print(text, end="")
-    output.mkdir(parents=True, exist_ok=True)
     report = {
         "machine": benchmark_report.machine(),
-        "setting": {"batch": batch, "width": width, "repeats": repeats},
+        "setting": setting,
         "points": [point._asdict() for point in points],
         "exponents": [line._asdict() for line in grown],
     }
     (output / "scaling.json").write_text(json.dumps(report, indent=1) + "\n")
-    (output / "scaling.md").write_text(text)
+    (output / "scaling.md").write_text(table(grown))
     figure(points).savefig(output / "scaling.png", dpi=110)
 
 
