@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from experiments import benchmark, benchmark_models, benchmark_report, command_line
 from experiments.timing import medians
@@ -240,6 +241,10 @@ def figure(points: Sequence[Point]) -> Figure:
             straight = [height[-1] * value / values[-1] for value in values]
             panel.loglog(values, height, STYLES[task], color=colour, marker="o")
             panel.loglog(values, straight, STYLES["linear"], color=colour, lw=0.7)
+            panel.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.minorticks_off()
         column[1].set_xlabel(varied)
     panels[0, 0].set_ylabel("ms")
     panels[1, 0].set_ylabel("MB")
