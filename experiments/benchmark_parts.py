@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.timing import medians, with_gradient
@@ -25,8 +24,7 @@ from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, RetinaNetNetwork
 from jaxdet.detectors.ssd import SSDConfig, SSDNetwork
 from jaxdet.nn.heads import MaskHead
-from jaxdet.ops import anchors, box_coding, images, masks, matching, nms
-from jaxdet.ops import boxes as box_ops
+from jaxdet.ops import anchors, images, masks, matching, nms
 from jaxdet.structs import Batch
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.optimizer import make_optimizer, partition
@@ -299,29 +297,15 @@ def _proposals(bench: Workbench, config: FasterRCNNConfig, said) -> Any:
     propose = partial(rpn.propose, config=mode, candidates=candidates, proposals=count)
     proposals = bench.add("proposals", propose, *said, batch, learns=False)
     within = {"learns": False, "within": "proposals"}
-    decode = partial(_candidates, config=mode, limit=candidates)
+    decode = partial(rpn.best_anchors, config=mode, limit=candidates)
     given = bench.add("best scores, decoding", decode, *said, batch, **within)
-    thin = partial(nms.class_wise_nms, threshold=mode.nms_threshold, size=count)
+
+    def thin(boxes, scores, levels, valid):
+        limits = {"threshold": mode.nms_threshold, "size": count}
+        return nms.class_wise_nms(boxes, scores, levels, valid=valid, **limits)
+
     bench.add("NMS", jax.vmap(thin), *given, **within)
     return proposals
-
-
-def _candidates(logits, deltas, batch: Batch, config: rpn.RPNConfig, limit: int):
-    """What NMS is given: boxes `[B, M, 4]`, and scores and levels, `[B, M]`."""
-    canvas = batch.images.shape[1:3]
-    boxes = anchors.pyramid_anchors(canvas, **config.anchors)
-    grid = {"levels": config.levels, "per_cell": config.anchors_per_cell}
-    counts = [
-        anchors.count(canvas, **{**grid, "levels": (level,)}) for level in config.levels
-    ]
-    level = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, limit))
-
-    def of_image(scores, deltas, size):
-        scores, index, _ = anchors.best_of_levels(scores, canvas, **grid, limit=limit)
-        found = box_ops.clip(box_coding.decode(deltas[index], boxes[index]), size)
-        return found, scores, level
-
-    return jax.vmap(of_image)(jax.nn.sigmoid(logits), deltas, batch.sizes)
 
 
 def _samples(bench: Workbench, config: FasterRCNNConfig, said, proposals) -> Any:

@@ -89,7 +89,7 @@ def test_the_parts_of_a_step_are_those_of_its_losses(name):
 
 
 def the_candidates_that_nms_keeps_are_the_proposals(found):
-    boxes, scores, _ = found["best scores, decoding"]
+    boxes, scores, *_ = found["best scores, decoding"]
     keep, there = found["NMS"]
     proposals = found["proposals"]
     assert there.any() and np.array_equal(there, proposals.valid)

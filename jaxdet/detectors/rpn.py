@@ -430,13 +430,35 @@ def propose(
     Returns:
       Regions `[B, proposals]`, best first.
     """
+    thin = partial(nms.best_detections, threshold=config.nms_threshold, size=proposals)
+    *found, valid = best_anchors(logits, deltas, batch, config=config, limit=candidates)
+    kept = jax.vmap(lambda found, valid: thin(*found, valid=valid))(found, valid)
+    return jax.lax.stop_gradient(Regions(kept.boxes, kept.scores, kept.valid))
+
+
+def best_anchors(
+    logits: jax.Array, deltas: jax.Array, batch: Batch, *, config: RPNConfig, limit: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What `propose` thins: the best anchors of each level, decoded and clipped.
+
+    Args:
+      logits: `[B, A, 1 or 2]`.
+      deltas: `[B, A, 4]`.
+      batch: its canvas, true sizes and scales count.
+      config: see `RPNConfig`.
+      limit: best scores a level.
+
+    Returns:
+      Boxes `[B, M, 4]`, scores `[B, M]`, the indices of their levels `[B, M]`, and
+      which are valid `[B, M]`: large enough, and of cells that are on their image.
+    """
     canvas = batch.images.shape[1:3]
     boxes = anchors.pyramid_anchors(canvas, **config.anchors)
     counts = [
         anchors.count(canvas, levels=(level,), per_cell=config.anchors_per_cell)
         for level in config.levels
     ]
-    level = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, candidates))
+    level = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, limit))
 
     def of_image(scores, deltas, used, size, scale):
         scores, index, _ = anchors.best_of_levels(
@@ -444,24 +466,15 @@ def propose(
             canvas,
             levels=config.levels,
             per_cell=config.anchors_per_cell,
-            limit=candidates,
+            limit=limit,
         )
         found = box_ops.clip(box_coding.decode(deltas[index], boxes[index]), size)
-        kept = nms.best_detections(
-            found,
-            scores,
-            level,
-            threshold=config.nms_threshold,
-            size=proposals,
-            valid=(scores >= 0)
-            & box_ops.has_sides(found, config.min_side * jnp.mean(scale)),
-        )
-        return Regions(kept.boxes, kept.scores, kept.valid)
+        large = box_ops.has_sides(found, config.min_side * jnp.mean(scale))
+        return found, scores, level, (scores >= 0) & large
 
     scores = jax.nn.sigmoid(_logit(logits))
     used = _anchors_on_images(batch, config)
-    found = jax.vmap(of_image)(scores, deltas, used, batch.sizes, batch.scales)
-    return jax.lax.stop_gradient(found)
+    return jax.vmap(of_image)(scores, deltas, used, batch.sizes, batch.scales)
 
 
 def _logit(logits: jax.Array) -> jax.Array:
