@@ -440,7 +440,7 @@ def test_gradients_in_float64(parity, monkeypatch):
     name, golden = parity.name, np.load(GOLDEN / "float64.npz")
     given = record_float64.inputs(name)
     monkeypatch.setattr(images, "normalise", normalise_in_float64)
-    monkeypatch.setattr(conv, "_convolve", convolve_in_float64)
+    monkeypatch.setattr(conv, "convolve", convolve_in_float64)
     monkeypatch.setattr(masks, "masks_in_regions", cut_from_whole_images)
     with jax.enable_x64(True):
         detector = in_float64(parity)

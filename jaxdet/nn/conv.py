@@ -1,13 +1,14 @@
 """The convolution and the pooling of every network here."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxdet.nn.convolution import convolve
 
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -60,7 +61,7 @@ class Conv(nn.Module):
         elif (self.kernel, self.stride, self.dilation, margins) == (7, 2, 1, (3, 3)):
             x = _on_blocks(x, kernel)
         else:
-            x = _convolve(x, kernel, self.stride, margins, self.dilation)
+            x = convolve(x, kernel, self.stride, margins, self.dilation)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
             x = x + bias.astype(self.dtype)[None, None, None]
@@ -98,112 +99,6 @@ def max_pool(
     return x
 
 
-def _convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int,
-    margins: tuple[int, int],
-    dilation: int = 1,
-) -> jax.Array:
-    if stride == dilation == 1 and sum(margins) == len(kernel) - 1:
-        return _same_extents(x, kernel, margins)
-    return _convolution(x, kernel, (margins, margins), stride, dilation)
-
-
-def _convolution(x, kernel, padding, stride=1, dilation=1):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _same_extents(x, kernel, margins):
-    """A convolution of stride 1 whose kernel's gradient CPUs compute in their own way.
-
-    XLA's CPU backend takes two to five times as long for that gradient as for the
-    convolution; elsewhere the gradients are XLA's.
-    """
-    return _convolution(x, kernel, (margins, margins))
-
-
-def _same_extents_forward(x, kernel, margins):
-    return _same_extents(x, kernel, margins), (x, kernel)
-
-
-def _same_extents_backward(margins, kept, gradient):
-    x, kernel = kept
-    both = functools.partial(_convolution, padding=(margins, margins))
-    (of_x,) = jax.vjp(lambda x: both(x, kernel), x)[1](gradient)
-    arguments = {"shape": kernel.shape, "margins": margins}
-    of_kernel = lax.platform_dependent(
-        x,
-        gradient,
-        cpu=functools.partial(_kernel_gradient_on_cpu, **arguments),
-        default=functools.partial(_kernel_gradient, **arguments),
-    )
-    return of_x, of_kernel
-
-
-_same_extents.defvjp(_same_extents_forward, _same_extents_backward)
-
-# Measured with 3x3 kernels on two cores: below this many cells XLA is as fast, ...
-_FEW_CELLS = 1024
-# ... its speed holds up to so many, ...
-_BAND_CELLS = 4096
-_MOST_BANDS = 16  # since each takes time to compile
-# ... and with more channels than this, products of matrices are faster than bands.
-_FEW_CHANNELS = 128
-
-
-def _kernel_gradient_on_cpu(x, gradient, shape, margins):
-    cells = math.prod(x.shape[:3])
-    if cells <= _FEW_CELLS:
-        return _kernel_gradient(x, gradient, shape, margins)
-    if max(shape[2:]) > _FEW_CHANNELS:
-        return _kernel_gradient_by_products(x, gradient, shape, margins)
-    return _kernel_gradient_in_bands(x, gradient, shape, margins)
-
-
-def _kernel_gradient(x, gradient, shape, margins, rows=None):
-    kernel = jnp.zeros(shape, x.dtype)  # the gradient does not depend on it
-    padding = (margins if rows is None else rows, margins)
-    return jax.vjp(lambda k: _convolution(x, k, padding), kernel)[1](gradient)[0]
-
-
-def _kernel_gradient_in_bands(x, gradient, shape, margins):
-    """The sum over bands of rows, none of which exceeds the processor's caches."""
-    batch, height, width, _ = x.shape
-    bands = min(-(-batch * height * width // _BAND_CELLS), height, _MOST_BANDS)
-    rows, total = -(-height // bands), 0
-    x = jnp.pad(x, ((0, 0), margins, (0, 0), (0, 0)))
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        around, here = x[:, start : stop + sum(margins)], gradient[:, start:stop]
-        total += _kernel_gradient(around, here, shape, margins, rows=(0, 0))
-    return total
-
-
-def _kernel_gradient_by_products(x, gradient, shape, margins):
-    """A product of two matrices for each tap: the input, and the shifted gradient."""
-    height, width = x.shape[1:3]
-    side, before = shape[0], margins[0]
-    around = (side - 1 - before, before)
-    padded = jnp.pad(gradient, ((0, 0), around, around, (0, 0)))
-    # The copies are made once, not within each product.
-    columns, padded = lax.optimization_barrier((x.reshape(-1, shape[2]).T, padded))
-    taps = [
-        columns @ padded[:, i : i + height, j : j + width].reshape(-1, shape[3])
-        for i in reversed(range(side))
-        for j in reversed(range(side))
-    ]
-    return jnp.stack(taps).reshape(shape)
-
-
 def _on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 7x7 convolution of stride 2 as a 4x4 one on blocks of 2x2 pixels."""
     batch, height, width, channels = x.shape
@@ -214,7 +109,7 @@ def _on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows, columns = -(-height // 2), -(-width // 2)
     x = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(batch, rows, columns, 4 * channels)
-    return _convolve(x, kernel.reshape(4, 4, 4 * channels, -1), 1, (2, 1))
+    return convolve(x, kernel.reshape(4, 4, 4 * channels, -1), 1, (2, 1))
 
 
 def _pointwise(x: jax.Array, matrix: jax.Array) -> jax.Array:

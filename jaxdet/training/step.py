@@ -158,7 +158,8 @@ def gradient_flops(
     """Floating point operations of the loss and its gradients, for one image.
 
     XLA counts them before it optimises; nothing is compiled or run. What a loop repeats
-    is counted once. NaN where XLA does not tell.
+    is counted once, and on CPUs large convolutions need fewer (`nn/convolution.py`).
+    NaN where XLA does not tell.
 
     Args:
       detector: what is trained.

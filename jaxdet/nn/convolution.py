@@ -1,0 +1,216 @@
+"""The convolution of arrays, and what CPUs compute in its place.
+
+XLA's CPU backend takes two to five times as long for the gradient of a kernel as for
+the convolution, and for the convolution as long as for its products of numbers. The
+ways here are faster there, and exact but for rounding. On other platforms a program
+holds XLA's convolution and its gradients, and nothing else.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Measured with 3x3 kernels on two cores. Winograd's way pays from so many products of
+# numbers on: each takes a third of a second to compile, ...
+_MANY_PRODUCTS = 2**30
+# ... and so many channels on both sides: with fewer, its sums outweigh the products.
+_MANY_CHANNELS = 128
+# Kernels' gradients: up to this many cells XLA is as fast, ...
+_FEW_CELLS = 1024
+# ... its speed holds up to so many, ...
+_BAND_CELLS = 4096
+_MOST_BANDS = 16  # since each takes time to compile
+# ... and with more channels than this, products of matrices are faster than bands.
+_FEW_CHANNELS = 128
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    margins: tuple[int, int] = (0, 0),
+    dilation: int = 1,
+) -> jax.Array:
+    """A square convolution of images.
+
+    Args:
+      x: `[B, H, W, C]`.
+      kernel: `[side, side, C, K]`, of the same dtype.
+      stride: cells from one output to the next.
+      margins: rows and columns of zeros before and after.
+      dilation: cells from one tap of the kernel to the next.
+
+    Returns:
+      `[B, H', W', K]`, of that dtype; H and W again if the stride is 1 and the margins
+      sum to `dilation * (side - 1)`.
+    """
+    if stride == dilation == 1 and sum(margins) == len(kernel) - 1:
+        return _same_extents(x, kernel, margins)
+    return _convolution(x, kernel, (margins, margins), stride, dilation)
+
+
+def _convolution(x, kernel, padding, stride=1, dilation=1):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _same_extents(x, kernel, margins):
+    plain = functools.partial(_convolution, padding=(margins, margins))
+    if not _winograd_pays(x.shape, kernel.shape, margins):
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_winograd, default=plain)
+
+
+def _same_extents_forward(x, kernel, margins):
+    return _same_extents(x, kernel, margins), (x, kernel)
+
+
+def _same_extents_backward(margins, kept, gradient):
+    x, kernel = kept
+    arguments = {"shape": kernel.shape, "margins": margins}
+    of_kernel = lax.platform_dependent(
+        x,
+        gradient,
+        cpu=functools.partial(_kernel_gradient_on_cpu, **arguments),
+        default=functools.partial(_kernel_gradient, **arguments),
+    )
+    return _input_gradient(x, kernel, gradient, margins), of_kernel
+
+
+_same_extents.defvjp(_same_extents_forward, _same_extents_backward)
+
+
+def _input_gradient(x, kernel, gradient, margins):
+    def plain(kernel, gradient):
+        convolution = functools.partial(_convolution, padding=(margins, margins))
+        return jax.vjp(lambda x: convolution(x, kernel), x)[1](gradient)[0]
+
+    def turned(kernel, gradient):
+        return _winograd(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+
+    if not _winograd_pays(x.shape, kernel.shape, margins):
+        return plain(kernel, gradient)
+    return lax.platform_dependent(kernel, gradient, cpu=turned, default=plain)
+
+
+def _kernel_gradient(x, gradient, shape, margins, rows=None):
+    kernel = jnp.zeros(shape, x.dtype)  # the gradient does not depend on it
+    padding = (margins if rows is None else rows, margins)
+    return jax.vjp(lambda k: _convolution(x, k, padding), kernel)[1](gradient)[0]
+
+
+def _kernel_gradient_on_cpu(x, gradient, shape, margins):
+    if math.prod(x.shape[:3]) <= _FEW_CELLS:
+        return _kernel_gradient(x, gradient, shape, margins)
+    many = max(shape[2:]) > _FEW_CHANNELS
+    way = _kernel_gradient_by_products if many else _kernel_gradient_in_bands
+    # Partial sums are not rounded to less than float32.
+    return way(_widened(x), _widened(gradient), shape, margins).astype(x.dtype)
+
+
+def _kernel_gradient_in_bands(x, gradient, shape, margins):
+    """The sum over bands of rows, none of which exceeds the processor's caches."""
+    batch, height, width, _ = x.shape
+    bands = min(-(-batch * height * width // _BAND_CELLS), height, _MOST_BANDS)
+    rows, total = -(-height // bands), 0
+    x = jnp.pad(x, ((0, 0), margins, (0, 0), (0, 0)))
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        around, here = x[:, start : stop + sum(margins)], gradient[:, start:stop]
+        total += _kernel_gradient(around, here, shape, margins, rows=(0, 0))
+    return total
+
+
+def _kernel_gradient_by_products(x, gradient, shape, margins):
+    """A product of two matrices for each row of taps, of shifted gradients."""
+    height, width, channels = x.shape[1:]
+    side, before = shape[0], margins[0]
+    around = (side - 1 - before, before)
+    padded = jnp.pad(gradient, ((0, 0), around, around, (0, 0)))
+    shifts = [padded[:, :, j : j + width] for j in reversed(range(side))]
+    shifted = jnp.concatenate(shifts, -1)
+    rows = [
+        x.reshape(-1, channels).T
+        @ shifted[:, i : i + height].reshape(-1, shifted.shape[-1])
+        for i in reversed(range(side))
+    ]
+    return jnp.stack(rows).reshape(side, channels, side, -1).swapaxes(1, 2)
+
+
+# Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: squares of 2x2 cells of the
+# output, A^T [(G g G^T) * (B^T d B)] A for a kernel g and the 4x4 cells d around a
+# square, need 16 products of numbers instead of 36. Over all channels and squares they
+# are 16 products of matrices.
+
+
+def _winograd_pays(extents, kernel, margins):
+    if kernel[:2] != (3, 3) or margins != (1, 1) or min(kernel[2:]) < _MANY_CHANNELS:
+        return False
+    return math.prod(extents[:3]) * math.prod(kernel) >= _MANY_PRODUCTS
+
+
+def _winograd(x, kernel):
+    """The 3x3 convolution with a margin of 1."""
+    dtype, shape = x.dtype, (*x.shape[:3], kernel.shape[-1])
+    squares, kernels = _around_squares(_widened(x)), _transformed(_widened(kernel))
+    products = [square @ one for square, one in zip(squares, kernels, strict=True)]
+    return _from_squares(products, shape).astype(dtype)
+
+
+def _transformed(kernel):
+    """G g G^T: `[3, 3, C, K]` -> `[16, C, K]`."""
+    halves = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    both = np.kron(halves, halves).astype(kernel.dtype)
+    return (both @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
+
+
+def _around_squares(x):
+    """B^T d B: `[B, H, W, C]` -> 16 of `[B * squares, C]`."""
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
+    x = x.reshape(batch, rows + 1, 2, columns + 1, 2, channels)
+    lines = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1]
+    answer = []
+    for line in _differences(*lines):
+        left, right = line[:, :, :-1], line[:, :, 1:]
+        cells = left[..., 0, :], left[..., 1, :], right[..., 0, :], right[..., 1, :]
+        answer += _differences(*cells)
+    return [values.reshape(-1, channels) for values in answer]
+
+
+def _differences(a, b, c, d):
+    """The rows of B^T."""
+    return a - c, b + c, c - b, b - d
+
+
+def _from_squares(products, shape):
+    """A^T m A: 16 of `[B * squares, K]` -> `[B, H, W, K]`, that shape."""
+    batch, height, width, channels = shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    m = [values.reshape(batch, rows, columns, channels) for values in products]
+    lines = [_sums(*m[4 * i : 4 * i + 4]) for i in range(4)]
+    halves = [_sums(*column) for column in zip(*lines, strict=True)]
+    squares = jnp.stack([jnp.stack(half, 2) for half in halves], 4)
+    whole = squares.reshape(batch, 2 * rows, 2 * columns, channels)
+    return whole[:, :height, :width]
+
+
+def _sums(a, b, c, d):
+    """The rows of A^T."""
+    return a + b + c, b - c - d
+
+
+def _widened(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
