@@ -131,13 +131,25 @@ def best_of_levels(
     found, start = [], 0
     for level in levels:
         end = start + count(canvas, levels=(level,), per_cell=per_cell)
-        of_level = scores[start:end].reshape(-1)
-        best, place = jax.lax.top_k(of_level, min(limit, len(of_level)))
-        anchor, label = jnp.divmod(place, scores.shape[1])
+        best, anchor, label = _best(scores[start:end], limit)
         found.append((best, start + anchor, label))
         start = end
     best, index, labels = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
     return best, index, labels
+
+
+def _best(scores, limit):
+    """The first `limit` of all scores `[A, K]`, their anchors and classes."""
+    chosen = jnp.arange(len(scores))
+    if len(scores) > limit and scores.shape[1] > 1:
+        # They are among those of as many anchors: far fewer to sort. Of equal scores
+        # the first stay first.
+        _, chosen = jax.lax.top_k(jnp.max(scores, axis=1), limit)
+        chosen = jnp.sort(chosen)
+        scores = scores[chosen]
+    best, place = jax.lax.top_k(scores.reshape(-1), min(limit, scores.size))
+    anchor, label = jnp.divmod(place, scores.shape[1])
+    return best, chosen[anchor], label
 
 
 def count(canvas: tuple[int, int], *, levels: Sequence[int], per_cell: int) -> int:

@@ -161,6 +161,16 @@ def test_the_best_of_each_level(transform):
     np.testing.assert_array_equal(found[2], [0, 1, 0, 1, 0, 1])
 
 
+@pytest.mark.parametrize("classes", [1, 4])
+def test_best_of_a_level_are_the_first_of_all_its_scores(rng, classes):
+    scores = rng.integers(0, 12, (64, classes)).astype(np.float32)  # many are equal
+    layout = {"canvas": (64, 64), "levels": (3,), "per_cell": 1, "limit": 50}
+    best, index, labels = anchors.best_of_levels(jnp.asarray(scores), **layout)
+    order = np.argsort(-scores.reshape(-1), kind="stable")[:50]
+    np.testing.assert_array_equal(best, scores.reshape(-1)[order])
+    np.testing.assert_array_equal(index * classes + labels, order)
+
+
 def test_a_level_with_few_scores_gives_them_all():
     scores = jnp.arange(5.0)[:, None]
     found = anchors.best_of_levels(
