@@ -133,19 +133,24 @@ def _kernel_gradient_in_bands(x, gradient, shape, margins):
 
 
 def _kernel_gradient_by_products(x, gradient, shape, margins):
-    """A product of two matrices for each row of taps, of shifted gradients."""
-    height, width, channels = x.shape[1:]
-    side, before = shape[0], margins[0]
-    around = (side - 1 - before, before)
-    padded = jnp.pad(gradient, ((0, 0), around, around, (0, 0)))
-    shifts = [padded[:, :, j : j + width] for j in reversed(range(side))]
-    shifted = jnp.concatenate(shifts, -1)
+    """Products of matrices; of the two sides the narrower is shifted."""
+    if shape[2] < shape[3]:
+        return _products_of_shifts(x, gradient, margins)
+    turned = _products_of_shifts(gradient, x, margins[::-1])
+    return turned[::-1, ::-1].swapaxes(2, 3)
+
+
+def _products_of_shifts(x, y, margins):
+    """Of x, shifted to all taps, and y: `[B, H, W, C]`, K -> `[side, side, C, K]`."""
+    side, (height, width) = sum(margins) + 1, x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
+    shifts = [padded[:, :, j : j + width] for j in range(side)]
+    shifted, y = jnp.concatenate(shifts, -1), y.reshape(-1, y.shape[-1])
     rows = [
-        x.reshape(-1, channels).T
-        @ shifted[:, i : i + height].reshape(-1, shifted.shape[-1])
-        for i in reversed(range(side))
+        shifted[:, i : i + height].reshape(-1, shifted.shape[-1]).T @ y
+        for i in range(side)
     ]
-    return jnp.stack(rows).reshape(side, channels, side, -1).swapaxes(1, 2)
+    return jnp.stack(rows).reshape(side, side, x.shape[-1], -1)
 
 
 # Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: squares of 2x2 cells of the
@@ -154,10 +159,11 @@ def _kernel_gradient_by_products(x, gradient, shape, margins):
 # are 16 products of matrices.
 
 
-def _winograd_pays(extents, kernel, margins):
-    if kernel[:2] != (3, 3) or margins != (1, 1) or min(kernel[2:]) < _MANY_CHANNELS:
+def _winograd_pays(x_shape, kernel_shape, margins):
+    if kernel_shape[:2] != (3, 3) or margins != (1, 1):
         return False
-    return math.prod(extents[:3]) * math.prod(kernel) >= _MANY_PRODUCTS
+    products = math.prod(x_shape[:3]) * math.prod(kernel_shape)
+    return products >= _MANY_PRODUCTS and min(kernel_shape[2:]) >= _MANY_CHANNELS
 
 
 def _winograd(x, kernel):
