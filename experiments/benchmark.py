@@ -10,7 +10,8 @@ to trace and to compile; memory; and how near they come to what the device can d
     python -m experiments.benchmark --compare --parts --json gpu.json --markdown gpu.md
     # Ten minutes of a GPU.
     python -m experiments.benchmark --detectors faster_rcnn --precisions bfloat16 \
-        --canvases 800x1344 --batches 8 --train-batches 16 --compare --parts
+        --canvases 800x1344 --batches 1 8 --train-batches 16 --compare --parts \
+        --json gpu.json --markdown gpu.md
 
 `--compare` times torchvision's detectors in turns with ours, on the same images and
 weights; `--parts` says what the time goes into. Rows that the json file holds already
@@ -22,8 +23,9 @@ runs where nothing can be installed: hence argparse and not tyro.
 A step is `train_step` with SGD, in one program, its state donated. FLOPs are those of
 the program before XLA optimises it (a loop's body counts once), bytes those that the
 compiled one reads and writes; shares are of the best product of square matrices and of
-a copy in place of a large array, both measured first. XLA's files of compiled programs
-are not used, since compilation is what is measured.
+a copy in place of a large array, both measured first. On CPUs large 3x3 convolutions
+are computed with fewer products (jaxdet/nn/convolution.py), and FLOPs count those.
+XLA's files of compiled programs are not used, since compilation is what is measured.
 """
 
 import argparse
@@ -153,9 +155,8 @@ def measure(
         row["ratio"] = row["milliseconds"] / min(times.values())
     if options.parts:
         network = benchmark_parts.network(model.config, *model.layers(case.precision))
-        row["parts"] = benchmark_parts.measure(
-            network, model.config, variables, batch, TRAINING, training, options.repeats
-        )
+        given = network, model.config, variables, batch, TRAINING, training
+        row |= benchmark_parts.measure(call, *given, options.repeats)
     return row
 
 

@@ -3,7 +3,7 @@
 Each part is a function of its own on the arrays that the parts before it make, with the
 gradients that a training step takes through it; RoI Align's backward pass is a part of
 its own. XLA merges what belongs to several, so the parts of a whole may take a little
-more than it.
+more than it. The whole and its parts take turns, so that both meet the same machine.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ class OneStage(NamedTuple):
 
 
 def measure(
+    whole: Callable,
     network: nn.Module,
     config: Any,
     variables: dict[str, Any],
@@ -56,10 +57,11 @@ def measure(
     optimizer: TrainingConfig,
     training: bool,
     repeats: int,
-) -> list[dict]:
-    """Milliseconds of the parts of `predict`, or of a training step.
+) -> dict[str, Any]:
+    """Milliseconds of `predict`, or of a training step, and of its parts.
 
     Args:
+      whole: a function of nothing that makes such a call.
       network: of `network`.
       config: of the detector.
       variables: of the network.
@@ -69,21 +71,22 @@ def measure(
       repeats: calls of which the median is taken.
 
     Returns:
-      For each `{"name", "milliseconds", "within", "layers"}`: `within` is empty, or the
-      name of another part that does the same among other things; `layers` whether it is
-      of the backbone, neck or heads.
+      `{"parts_whole", "parts"}`: the whole's, and for each part `{"name",
+      "milliseconds", "within", "layers"}`, where `within` is empty, or the name of
+      another part that does the same among other things; `layers` says whether it is of
+      the backbone, neck or heads.
     """
     bench = Workbench(network, variables, batch, training)
     add_parts(bench, config)
     if training:
         _optimizer(bench, optimizer)
+    calls = [partial(part.function, *part.arguments) for part in bench.parts]
+    of_whole, *times = medians([whole, *calls], repeats)
     rows = []
-    for part in bench.parts:
-        call = partial(part.function, *part.arguments)
-        (milliseconds,) = medians([call], repeats)
+    for part, milliseconds in zip(bench.parts, times, strict=True):
         row = {"name": part.name, "milliseconds": milliseconds}
         rows.append({**row, "within": part.within, "layers": part.layers})
-    return rows
+    return {"parts_whole": of_whole, "parts": rows}
 
 
 def network(

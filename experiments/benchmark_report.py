@@ -2,7 +2,8 @@
 
 A report is what json holds: `machine`, `settings`, `limits` by precision, and `rows`. A
 row has the fields of a `Case` and what was measured of it, or the `error` that it ended
-with; a `warning` where the figures must not be compared.
+with; a `warning` where the figures must not be compared. `parts_whole` is the time that
+was taken in turns with its `parts`.
 """
 
 import datetime
@@ -227,11 +228,12 @@ def _part_lines(row: dict) -> list[str]:
     """A table of the parts, and what those that are not the network's take."""
     if "parts" not in row:
         return []
-    whole, parts = row["milliseconds"], row["parts"]
+    whole, parts = row["parts_whole"], row["parts"]
     rest = whole - sum(part["milliseconds"] for part in parts if not part["within"])
-    rows = [*parts, {"name": "all else", "milliseconds": rest, "within": ""}]
+    sums = {"all else": rest, "whole": whole}
+    rows = [{"name": k, "milliseconds": v, "within": ""} for k, v in sums.items()]
     lines = ["| part | ms | share |", "|---|---|---|"]
-    for part in rows:
+    for part in [*parts, *rows]:
         name = f"of it {part['name']}" if part["within"] else part["name"]
         cells = [f"{part['milliseconds']:.4g}", f"{part['milliseconds'] / whole:.0%}"]
         lines.append(_cells([name, *cells]))

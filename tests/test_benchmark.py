@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_report
+from experiments import benchmark, benchmark_parts, benchmark_report, timing
 from experiments.benchmark import MODELS, Limits, main
 from experiments.benchmark_report import fields_of
 from jaxdet.training.config import ConfigError
@@ -46,7 +46,7 @@ def measured(monkeypatch):
             row |= {"rivals": {"eager": 40.0, "compiled": 25.0}, "ratio": 0.8}
         if options.parts:
             backbone = {"name": "backbone", "milliseconds": 12.0, "within": ""}
-            row["parts"] = [{**backbone, "layers": True}]
+            row |= {"parts_whole": 16.0, "parts": [{**backbone, "layers": True}]}
         return row
 
     monkeypatch.setattr(benchmark, "measure", measure)
@@ -66,7 +66,14 @@ def released(monkeypatch):
 
 def test_a_row_of_each_task(tmp_path, monkeypatch, capsys):
     """Beside a stub of torchvision."""
-    seen = []
+    seen, timed = [], []
+
+    def medians(calls, repeats):
+        timed.append(calls[0])
+        return timing.medians(calls, repeats)
+
+    for module in (benchmark, benchmark_parts):
+        monkeypatch.setattr(module, "medians", medians)
 
     def calls(name, variables, batch, precision, training):
         seen.append((name, precision, training, batch.images.shape))
@@ -100,6 +107,9 @@ def test_a_row_of_each_task(tmp_path, monkeypatch, capsys):
         best = min(row["rivals"].values())
         assert row["ratio"] == pytest.approx(row["milliseconds"] / best)
         assert all(part["milliseconds"] > 0 for part in row["parts"])
+        assert row["parts_whole"] > 0
+    # The whole is ours, again with its parts.
+    assert timed[0] is timed[1] and timed[2] is timed[3] and len(timed) == 4
     # Two images, not one; gradients take at most twice as much again.
     assert 2 * predict["flops"] < train["flops"] < 6 * predict["flops"]
     assert 0 < predict["found"] <= 8 and "found" not in train
@@ -162,7 +172,7 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path, measured):
     main(["--detectors", "fcos", "--parts", "--tasks", "train", *OPTIONS, *files])
     assert len(measured) == 5  # again, with parts
     rows = json.loads(path.read_text())["rows"]
-    assert len(rows) == 4 and "parts" in rows[-1]
+    assert len(rows) == 4 and {"parts", "parts_whole"} <= rows[-1].keys()
     assert table.read_text().count("| FCOS |") == 2
 
 

@@ -88,6 +88,29 @@ def test_the_parts_of_a_step_are_those_of_its_losses(name):
     the_backward_pass_is_the_transpose(cut, found)
 
 
+def test_the_whole_takes_turns_with_its_parts(monkeypatch):
+    answers = []
+
+    def medians(calls, repeats):
+        answers.extend(call() for call in calls)
+        return [float(repeats), 2.0, 1.0]
+
+    def add_parts(bench, config):
+        doubled = bench.add("double", lambda x: 2 * x, config, layers=True)
+        bench.add("square", lambda x: x**2, doubled, within="double")
+
+    monkeypatch.setattr(benchmark_parts, "medians", medians)
+    monkeypatch.setattr(benchmark_parts, "add_parts", add_parts)
+    given = {"network": None, "variables": {}, "batch": None, "optimizer": None}
+    found = benchmark_parts.measure(
+        lambda: 7, config=3, **given, training=False, repeats=5
+    )
+    assert answers == [7, 6, 36]
+    double = {"name": "double", "milliseconds": 2, "within": "", "layers": True}
+    square = {"name": "square", "milliseconds": 1, "within": "double", "layers": False}
+    assert found == {"parts_whole": 5, "parts": [double, square]}
+
+
 def the_candidates_that_nms_keeps_are_the_proposals(found):
     boxes, scores, *_ = found["best scores, decoding"]
     keep, there = found["NMS"]

@@ -1,5 +1,8 @@
 """How the benchmarks measure."""
 
+from functools import partial
+
+import jax
 import numpy as np
 
 from experiments import timing
@@ -23,7 +26,18 @@ def test_a_call_with_its_gradient():
     value, gradient = timing.with_gradient(
         lambda x, factor: {"a": factor * x["b"] ** 2}, {"b": np.float32([1, 3])}, 2.0
     )
-    assert value["a"].tolist() == [2, 18] and gradient["b"].tolist() == [4, 12]
+    # Half of (2 x^2)^2 is 2 x^4.
+    assert value["a"].tolist() == [2, 18] and gradient["b"].tolist() == [8, 216]
+
+
+def test_the_incoming_gradient_is_no_constant():
+    def double(x):
+        return 2 * x
+
+    program = jax.make_jaxpr(partial(timing.with_gradient, double))(np.ones(3))
+    value, gradient = program.jaxpr.outvars
+    (last,) = [line for line in program.eqns if gradient in line.outvars]
+    assert value in last.invars
 
 
 def test_boxes_are_those_of_a_detector():
