@@ -1,6 +1,8 @@
 """What a step costs, where it can be counted instead of timed."""
 
+import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,12 @@ import pytest
 from experiments import benchmark_models
 from jaxdet.nn import convolution
 from jaxdet.ops import matching
-from jaxdet.training.step import TrainState, gradient_flops
+from jaxdet.training.step import (
+    TrainState,
+    create_state,
+    gradient_flops,
+    train_step,
+)
 from tests.detectors.laws import equations
 
 
@@ -42,6 +49,21 @@ def test_a_step_needs_three_times_the_arithmetic_of_looking(name, monkeypatch):
     state = TrainState(jnp.zeros((), jnp.int32), variables, opt_state=())
     flops = gradient_flops(detector, benchmark_models.TRAINING, state, batch)
     assert 3 * looking * 0.9 < flops < 3 * looking * 1.1
+
+
+def test_a_step_asks_nothing_of_the_host():
+    """Not for accumulation, averages or a clipped gradient either."""
+    config = dataclasses.replace(
+        benchmark_models.TRAINING, accumulate=2, ema_decay=0.9, clip_norm=1.0
+    )
+    detector = benchmark_models.MODELS["retinanet"].detector("bfloat16")
+    batch = benchmark_models.random_batch(2, (64, 64), 3, detector.num_classes)
+    state = jax.eval_shape(partial(create_state, detector, config), batch)
+    step = partial(train_step, detector=detector, config=config)
+    traced = jax.make_jaxpr(step)(state, batch, jax.random.key(0))
+    names = {equation.primitive.name for equation in equations(traced.jaxpr)}
+    assert "conv_general_dilated" in names
+    assert not any("callback" in name or "feed" in name for name in names)
 
 
 # Everything between anchors and objects is made once, but for one copy on CPU.
