@@ -1,8 +1,10 @@
 """How long the operators take on this machine: python -m experiments.benchmark_ops
 
-Milliseconds, the median of several calls, of the operators between a detector's layers;
-"both" is a call with the gradient of the features. With `--compare`, torchvision's
-operators on the CPU take turns with ours.
+Milliseconds, the median of several calls, of the operators between a detector's layers,
+and of a ResNet; "both" is a call with the gradient of the features, or of all of the
+ResNet's parameters. With `--compare`, torchvision's on the CPU take turns with ours,
+its ResNet at the better of two layouts. `OMP_WAIT_POLICY=passive` must be set then, or
+torch's waiting threads keep the cores from ours.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import numpy as np
 from experiments import command_line
 from experiments.timing import medians, random_boxes, with_gradient
 from jaxdet.detectors import rpn
+from jaxdet.nn.resnet import ResNet
 from jaxdet.ops import anchors, matching, nms, roi_align, roi_pool, sampling
 from jaxdet.structs import Batch
 from jaxdet.training.config import ConfigError
@@ -39,6 +42,8 @@ class Sizes:
     rpn_height: int = 800  # of the canvas that the RPN's levels 2 to 6 cover, pixels
     rpn_width: int = 1344  # likewise
     photo: int = 512  # side of the picture that proposals are made for, at most 512
+    depth: int = 50  # of the ResNet, layers
+    side: int = 512  # of the pictures it is given, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,8 @@ def main(
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}")
     print(f"{'ms':<22}{'forward':>9}{'both':>9}  sizes")
     rows = []
-    for case in [*_array_cases(sizes), *_rpn_cases(sizes), *_proposal_cases(sizes)]:
+    makers = (_array_cases, _rpn_cases, _proposal_cases, _backbone_cases)
+    for case in (case for make in makers for case in make(sizes)):
         row = _measured(case, rivals.get(case.name), repeats)
         print(_line(row), flush=True)
         rows.append(row)
@@ -219,8 +225,30 @@ def _proposal_cases(sizes: Sizes) -> list[Case]:
     ]
 
 
+def _backbone_cases(sizes: Sizes) -> list[Case]:
+    """One picture for the answer, two to learn from."""
+    network = ResNet(sizes.depth)
+    shape = (2, sizes.side, sizes.side, 3)
+    pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), pixels)
+
+    def stages(parameters, constants, pixels):
+        return network.apply({"params": parameters, "constants": constants}, pixels)
+
+    return [
+        Case(
+            f"ResNet-{sizes.depth}, batch {count}",
+            f"{sizes.side}x{sizes.side}, stages 2 to 5, frozen norms",
+            stages,
+            (variables["params"], variables["constants"], jnp.asarray(pixels[:count])),
+            differentiable=count > 1,
+        )
+        for count in (1, 2)
+    ]
+
+
 def _measured(case: Case, rival: Callable | None, repeats: int) -> dict:
-    """Medians in milliseconds, by name."""
+    """Medians in milliseconds, by name; of a rival, that of its best setting."""
     row = {"name": case.name, "sizes": case.sizes}
     on_device = isinstance(jax.tree.leaves(case.arguments)[0], jax.Array)
     forward = jax.jit(case.function) if on_device else case.function
@@ -228,13 +256,11 @@ def _measured(case: Case, rival: Callable | None, repeats: int) -> dict:
     if case.differentiable:
         both = jax.jit(functools.partial(with_gradient, case.function))
         ours["both"] = functools.partial(both, *case.arguments)
-    theirs = {} if rival is None else _rival_calls(rival, case)
+    theirs = {} if rival is None else rival(case)
     for name, call in ours.items():
-        if name in theirs:
-            both_medians = medians([call, theirs[name]], repeats)
-            row[name], row[f"torchvision {name}"] = both_medians
-        else:
-            (row[name],) = medians([call], repeats)
+        row[name], *others = medians([call, *theirs.get(name, [])], repeats)
+        if others:
+            row[f"torchvision {name}"] = min(others)
     return row
 
 
@@ -251,7 +277,7 @@ def _line(row: dict) -> str:
 
 
 def _torchvision_operators() -> dict[str, Callable]:
-    """By the names of the cases whose arguments they take, features `[C, H, W]`."""
+    """What makes calls of a case, settings by what is timed; by the cases' names."""
     try:
         ops = importlib.import_module("torchvision").ops
     except (ImportError, RuntimeError) as error:
@@ -262,7 +288,7 @@ def _torchvision_operators() -> dict[str, Callable]:
     def roi_align(features, boxes, scale, samples):
         return ops.roi_align(features[None], [boxes], 7, scale, samples, aligned=True)
 
-    return {
+    operators = {
         "RoI Align": functools.partial(roi_align, scale=1 / 4, samples=2),
         "RoI Align, adaptive": functools.partial(roi_align, scale=1 / 16, samples=-1),
         "RoI pooling": lambda features, boxes: ops.roi_pool(
@@ -270,23 +296,53 @@ def _torchvision_operators() -> dict[str, Callable]:
         ),
         "NMS": functools.partial(ops.nms, iou_threshold=0.7),
     }
+    return {
+        **{name: functools.partial(_calls, rival) for name, rival in operators.items()},
+        **dict.fromkeys(("ResNet-50, batch 1", "ResNet-50, batch 2"), _backbone_calls),
+    }
 
 
-def _rival_calls(rival: Callable, case: Case) -> dict[str, Callable]:
-    """Of torchvision, on copies of the arguments, laid out as it likes."""
+def _calls(rival: Callable, case: Case) -> dict[str, list[Callable]]:
+    """Of an operator on copies of the arguments, features as it likes: `[C, H, W]`."""
     torch = importlib.import_module("torch")
     first, second = (torch.tensor(np.asarray(x)) for x in case.arguments)
     if not case.differentiable:
-        return {"forward": functools.partial(rival, first, second)}
+        return {"forward": [functools.partial(rival, first, second)]}
     first = first.permute(2, 0, 1).contiguous()
     features = first.clone().requires_grad_()
 
     def both():
         features.grad = None
         value = rival(features, second)
-        value.backward(torch.ones_like(value))
+        value.backward(value.detach())
 
-    return {"forward": functools.partial(rival, first, second), "both": both}
+    return {"forward": [functools.partial(rival, first, second)], "both": [both]}
+
+
+def _backbone_calls(case: Case) -> dict[str, list[Callable]]:
+    """Of a ResNet-50 with weights of its own, its norms frozen; then channels last."""
+    torch = importlib.import_module("torch")
+    torchvision = importlib.import_module("torchvision")
+    extraction = importlib.import_module("torchvision.models.feature_extraction")
+    pixels = torch.tensor(np.asarray(case.arguments[-1])).permute(0, 3, 1, 2)
+    norm = torchvision.ops.FrozenBatchNorm2d
+
+    def calls(layout):
+        whole = torchvision.models.resnet50(norm_layer=norm).to(memory_format=layout)
+        names = [f"layer{index}" for index in range(1, 5)]
+        network = extraction.create_feature_extractor(whole, names)
+        images = pixels.contiguous(memory_format=layout)
+
+        def both():
+            network.zero_grad()
+            values = [*network(images).values()]
+            torch.autograd.backward(values, [value.detach() for value in values])
+
+        return torch.inference_mode()(functools.partial(network, images)), both
+
+    layouts = (torch.contiguous_format, torch.channels_last)
+    forward, both = zip(*map(calls, layouts), strict=True)
+    return {"forward": [*forward], "both": [*both]}
 
 
 if __name__ == "__main__":

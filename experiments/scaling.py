@@ -122,19 +122,18 @@ def main(
                     print(_line(point), flush=True)
                     points.append(point)
             _save(points, setting, output)  # an interruption leaves whole lines
-    print(table(growth(points)), end="")
+    print(table(points), end="")
 
 
 def _save(points: list[Point], setting: dict[str, int], output: pathlib.Path) -> None:
-    grown = growth(points)
     report = {
         "machine": benchmark_report.machine(),
         "setting": setting,
         "points": [point._asdict() for point in points],
-        "exponents": [line._asdict() for line in grown],
+        "exponents": [line._asdict() for line in growth(points)],
     }
     (output / "scaling.json").write_text(json.dumps(report, indent=1) + "\n")
-    (output / "scaling.md").write_text(table(grown))
+    (output / "scaling.md").write_text(table(points))
     figure(points).savefig(output / "scaling.png", dpi=110)
 
 
@@ -208,13 +207,26 @@ def growth(points: Sequence[Point]) -> list[Growth]:
     return answer
 
 
-def table(grown: Sequence[Growth]) -> str:
-    """Markdown, and what is worse than linear."""
-    lines = ["| with | detector | task | time | memory |", "|---" * 5 + "|"]
-    for line in grown:
-        cells = [line.varied, TITLES[line.detector], line.task]
-        cells += [f"{line.time:.2f}", f"{line.memory:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+def table(points: Sequence[Point]) -> str:
+    """Markdown: each line's points and exponents, and what is worse than linear."""
+    heads = "with", "detector", "task", "values", "ms", "MB", "exponent of ms", "of MB"
+    rows = [heads, ["---"] * len(heads)]
+    grown = growth(points)
+    for line, exponents in zip(_lines(points), grown, strict=True):
+        varied, detector, task = line[0][:3]
+        rows.append(
+            [
+                varied,
+                TITLES[detector],
+                task,
+                " / ".join(f"{point.value:,}" for point in line),
+                " / ".join(_rounded(point.milliseconds) for point in line),
+                " / ".join(_rounded(point.memory / 1e6) for point in line),
+                f"{exponents.time:.2f}",
+                f"{exponents.memory:.2f}",
+            ]
+        )
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     worse = [
         f"{what} of {TITLES[line.detector]}'s {line.task} with {line.varied} "
         f"({getattr(line, what):.2f})"
@@ -277,6 +289,11 @@ def _lines(points: Sequence[Point]) -> list[list[Point]]:
     for point in points:
         lines.setdefault(point[:3], []).append(point)
     return [*lines.values()]
+
+
+def _rounded(number: float) -> str:
+    """To three digits."""
+    return f"{float(f'{number:.3g}'):,g}"
 
 
 def _line(point: Point) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import scaling
-from experiments.scaling import Growth, Point, Setting, figure, growth, main, table
+from experiments.scaling import Point, Setting, figure, growth, main, table
 from jaxdet.training.config import ConfigError
 
 # Time as pixels to the power of 1.5 from the second point on, memory linear.
@@ -29,21 +29,28 @@ def test_exponents_are_those_of_the_last_three_points():
     assert [flat.time, flat.memory] == pytest.approx([0, 0], abs=1e-6)
 
 
-def test_what_is_worse_than_linear_is_named():
-    lines = [
-        Growth("pixels", "retinanet", "predict", 1.5, 1.0),
-        Growth("objects", "faster_rcnn", "train", 0.25, 1.25),
+def test_all_points_are_tabled_and_what_is_worse_than_linear_is_named():
+    steep = [
+        Point("objects", "faster_rcnn", "train", value, milliseconds, memory)
+        for value, milliseconds, memory in (
+            (100, 12.345, 2_000_000),
+            (1000, 123.45, 64_000_000),
+            (10_000, 1234.5, 2_048_000_000),
+        )
     ]
-    assert table(lines).splitlines() == [
-        "| with | detector | task | time | memory |",
-        "|---|---|---|---|---|",
-        "| pixels | RetinaNet | predict | 1.50 | 1.00 |",
-        "| objects | Faster R-CNN | train | 0.25 | 1.25 |",
+    turns = [CURVE[0], steep[0], *CURVE[1:], *steep[1:]]
+    assert table(turns).splitlines() == [
+        "| with | detector | task | values | ms | MB | exponent of ms | of MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| pixels | RetinaNet | predict | 10 / 100 / 400 / 900 | 7 / 8 / 64 / 216 "
+        "| 0.0001 / 0.001 / 0.004 / 0.009 | 1.50 | 1.00 |",
+        "| objects | Faster R-CNN | train | 100 / 1,000 / 10,000 | 12.3 / 123 / 1,230 "
+        "| 2 / 64 / 2,050 | 1.00 | 1.51 |",
         "",
         "Worse than linear: time of RetinaNet's predict with pixels (1.50); memory of "
-        "Faster R-CNN's train with objects (1.25).",
+        "Faster R-CNN's train with objects (1.51).",
     ]
-    assert table(lines[:0]).endswith("Worse than linear: nothing.\n")
+    assert table([]).endswith("Worse than linear: nothing.\n")
 
 
 def test_the_figure_has_a_line_for_each_and_one_that_is_linear():
