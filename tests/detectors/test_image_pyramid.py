@@ -54,7 +54,9 @@ def test_one_view_gives_the_detectors_own_answers(detector_and_noise):
     pyramid = image_pyramid(detector, ImagePyramidConfig((1.0,), detections=20))
     own = jax.jit(detector.predict)(variables, batch)
     assert np.all(np.sum(own.valid, axis=1) > 5)
-    chex.assert_trees_all_equal(jax.jit(pyramid.predict)(variables, batch), own)
+    # To rounding: two programs, in which XLA fuses the boxes' arithmetic differently.
+    answer = jax.jit(pyramid.predict)(variables, batch)
+    chex.assert_trees_all_close(answer, own, rtol=1e-6, atol=5e-5)
 
 
 def test_neither_padding_nor_mirroring_changes_anything(detector_and_noise):
