@@ -71,6 +71,15 @@ def test_winograd_is_exact_for_whole_numbers(rng, winograd):
     chex.assert_trees_all_equal(answer, expected)
 
 
+def test_winograd_under_vmap(rng, winograd):
+    x = jnp.asarray(rng.normal(size=(3, 2, 4, 5, 3)), jnp.float32)
+    kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 3, 4)), jnp.float32)
+    answer = jax.jit(jax.vmap(partial(convolution.convolve, margins=(1, 1))))
+    plain = partial(convolution._convolution, padding=((1, 1), (1, 1)))
+    expected = jnp.stack([plain(*one) for one in zip(x, kernels, strict=True)])
+    chex.assert_trees_all_close(answer(x, kernels), expected, atol=1e-5)
+
+
 def test_winograd_needs_fewer_products(winograd):
     x, kernel = jnp.zeros((1, 64, 64, 64)), jnp.zeros((3, 3, 64, 64))
 
@@ -129,10 +138,11 @@ def test_what_is_made_for_cpus_costs_accelerators_nothing(platform):
     gradient = jnp.zeros((1, 96, 96, 160))
 
     def operations(convolution):
-        def gradients(x, kernel, gradient):
-            return jax.vjp(convolution, x, kernel)[1](gradient)
+        def answers(x, kernel, gradient):
+            answer, pull = jax.vjp(convolution, x, kernel)
+            return answer, *pull(gradient)
 
-        traced = jax.jit(gradients).trace(x, kernel, gradient)
+        traced = jax.jit(answers).trace(x, kernel, gradient)
         program = traced.lower(lowering_platforms=(platform,)).as_text()
         # A case is of the platform, with one branch left: XLA puts it in its place.
         return re.findall(r"stablehlo\.(?!return|constant|case)\w+", program)
