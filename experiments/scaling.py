@@ -253,9 +253,10 @@ def figure(points: Sequence[Point]) -> Figure:
             straight = [height[-1] * value / values[-1] for value in values]
             panel.loglog(values, height, STYLES[task], color=colour, marker="o")
             panel.loglog(values, straight, STYLES["linear"], color=colour, lw=0.7)
-            panel.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter("{x:g}")
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:,g}")
+            panel.tick_params("x", rotation=30)
             panel.minorticks_off()
         column[1].set_xlabel(varied)
     panels[0, 0].set_ylabel("ms")
