@@ -23,14 +23,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments import command_line
-from jaxdet.data import coco, digits, voc
 from jaxdet.data.batching import InputConfig, scaled
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats import coco, digits, voc
 from jaxdet.detectors import fcos, retinanet, rpn, ssd
 from jaxdet.detectors.detector import rebuild
+from jaxdet.evaluation.anchor_coverage import measure, place
 from jaxdet.ops.coverage import Coverage
 from jaxdet.training.checkpoint import RunError, load_run
-from jaxdet.training.coverage import measure, place
 
 LEARNED, BETWEEN, MISSED = "#2a7f9e", "#e8b04a", "#b3402e"
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from experiments import command_line
 from experiments.command_line import Precision
-from jaxdet import weights
-from jaxdet.data import coco, tfds
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
-from jaxdet.nn.resnet import ResNet, first_stages
+from jaxdet.data.formats import coco, tfds
+from jaxdet.nn.backbones.resnet import ResNet, first_stages
 from jaxdet.training.config import TrainingConfig
+from jaxdet.weights import state_dict
 
 # The 1x schedule of detectron2, whose warm-up is 1000 steps.
 TRAINING = TrainingConfig(
@@ -56,8 +56,8 @@ def backbone(
     if file is None:
         training = command_line.from_scratch(training, recipe=recipe)
         return make(norm="group"), None, training
-    part = weights.resnet_from_torchvision(weights.read_state_dict(file))
-    pretrained = weights.put_into("backbone", part)
+    part = state_dict.resnet_from_torchvision(state_dict.read_state_dict(file))
+    pretrained = state_dict.put_into("backbone", part)
     return make(norm="frozen"), pretrained, training
 
 

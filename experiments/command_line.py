@@ -15,9 +15,9 @@ from typing import Literal, NoReturn, TypeVar
 import jax
 import tyro
 
-from jaxdet.data import coco
+from jaxdet import parallel
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.training import distributed
+from jaxdet.data.formats import coco
 
 # Networks, and what trains them, are imported where they are used: an exported detector
 # runs without.
@@ -69,7 +69,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         "jaxdet.training.checkpoint": ("CheckpointError", "RunError"),
         "jaxdet.training.config": ("ConfigError",),
         "jaxdet.training.metrics": ("NonFiniteLossError",),
-        "jaxdet.weights": ("WeightsError",),
+        "jaxdet.weights.state_dict": ("WeightsError",),
     }
     return DataError, *(
         getattr(sys.modules[module], name)
@@ -114,7 +114,7 @@ def _take_shared_options(arguments: list[str]) -> list[str]:
         return rest
     _keep_programs(shared.compilation_cache, not shared.no_compilation_cache)
     try:
-        distributed.join(shared.coordinator, shared.processes, shared.process)
+        parallel.join(shared.coordinator, shared.processes, shared.process)
     except ValueError as error:
         _refuse(f"--{error}")
     return rest

@@ -29,10 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments import command_line
-from jaxdet import export
 from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
-from jaxdet.data.pictures import Found
+from jaxdet.inference import export
+from jaxdet.inference.preprocess import Found
 from jaxdet.visualize import draw, enlarged, enlarged_masks
 
 # What answers about an image, the names of its labels, and the ids of its categories.
@@ -136,16 +136,17 @@ def _built(
     min_score: float,
 ) -> _Asked:
     # They import every network, and flax: nothing that an exported detector takes.
-    from jaxdet import inference, pretrained, torchvision
     from jaxdet.evaluation.evaluate import names_of_labels
+    from jaxdet.inference import load
+    from jaxdet.weights import published, torchvision
 
     if workdir is not None:
-        trained = inference.load_trained(workdir, step=step)
+        trained = load.load_trained(workdir, step=step)
     elif weights is not None:
         trained = torchvision.trained(weights)
     else:
-        trained = pretrained.trained_ssd_mobilenet_v2()
-    detect = inference.detect_with(trained, min_score=min_score)
+        trained = published.trained_ssd_mobilenet_v2()
+    detect = load.detect_with(trained, min_score=min_score)
     names = names_of_labels(trained.detector, trained.run.class_names)
     return detect, names, trained.run.category_ids
 

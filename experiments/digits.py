@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from experiments import command_line, quickstart
 from experiments.command_line import Precision
-from jaxdet.data import digits, proposals
+from jaxdet.data import proposals
 from jaxdet.data.dataset import DataSet
+from jaxdet.data.formats import digits
 from jaxdet.detectors import (
     fast_rcnn,
     faster_rcnn,
@@ -27,12 +28,12 @@ from jaxdet.detectors import (
     ssd,
 )
 from jaxdet.detectors.regions import RegionConfig
-from jaxdet.inference import load_trained
+from jaxdet.inference.load import load_trained
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
-from jaxdet.weights import put_into
+from jaxdet.training.train import train
+from jaxdet.weights.state_dict import put_into
 
 RUNS = pathlib.Path("runs/digits")
 TRAINING = dataclasses.replace(quickstart.TRAINING, checkpoint_every=400)

@@ -24,16 +24,17 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from experiments import command_line
-from jaxdet import pretrained, torchvision
-from jaxdet.data import coco, digits, proposals, tfds, voc
+from jaxdet.data import proposals
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats import coco, digits, tfds, voc
 from jaxdet.evaluation.coco import box_and_mask_metrics, format_metrics
 from jaxdet.evaluation.evaluate import default_metrics, detect_all, names_of_labels
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.voc import voc_metrics
-from jaxdet.inference import load_trained
+from jaxdet.inference.load import load_trained
 from jaxdet.visualize import truth_beside_detections
-from jaxdet.weights import read_state_dict
+from jaxdet.weights import torchvision
+from jaxdet.weights.state_dict import read_state_dict
 
 METRICS = {
     "coco": box_and_mask_metrics,
@@ -132,7 +133,7 @@ def main(
     elif workdir is not None:
         trained = load_trained(workdir, step=step)
     else:
-        trained = pretrained.trained_ssd_mobilenet_v2()
+        trained = published.trained_ssd_mobilenet_v2()
     detector, config = trained.detector, trained.run.training.input
     source = workdir or weights or "SSD-MobileNetV2"
     if proposal_file is not None and not config.max_regions:

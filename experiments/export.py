@@ -17,8 +17,9 @@ from typing import Literal
 import tyro
 
 from experiments import command_line
-from jaxdet import export, inference, pretrained, torchvision
 from jaxdet.data.dataset import DataError
+from jaxdet.inference import export, load
+from jaxdet.weights import published, torchvision
 
 
 def main(
@@ -57,9 +58,9 @@ def main(
         if trained.run.training.input.sides:
             canvases = canvases or ((800, 1344), (1344, 800))
     elif workdir is not None:
-        trained = inference.load_trained(workdir, step=step)
+        trained = load.load_trained(workdir, step=step)
     else:
-        trained = pretrained.trained_ssd_mobilenet_v2()
+        trained = published.trained_ssd_mobilenet_v2()
     export.save(output, *trained, canvases=canvases or None, batch_size=batch_size)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 

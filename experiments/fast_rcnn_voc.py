@@ -14,9 +14,9 @@ from experiments.command_line import Precision
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors import fast_rcnn
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig
-from jaxdet.nn.vgg import first_convs
+from jaxdet.nn.backbones.vgg import first_convs
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = fast_rcnn.PAPER
 TRAINING = TrainingConfig(

@@ -21,7 +21,7 @@ from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.heads import FCHead
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = FasterRCNNConfig(
     rpn=RPNConfig(

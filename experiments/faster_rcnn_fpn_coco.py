@@ -15,7 +15,7 @@ from experiments.command_line import Precision
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.nn.heads import FCHead
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = FasterRCNNConfig(num_classes=80)
 TRAINING = coco_recipes.TRAINING

@@ -20,9 +20,9 @@ from experiments.command_line import Precision
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors import faster_rcnn
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
-from jaxdet.nn import resnet, vgg
+from jaxdet.nn.backbones import resnet, vgg
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 VGG16 = faster_rcnn.PAPER
 VGG16_TRAINING = TrainingConfig(

@@ -17,7 +17,7 @@ from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig, mask_rcnn
 from jaxdet.nn.heads import FCHead
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = MaskRCNNConfig(FasterRCNNConfig(num_classes=80))
 # Twice the cells of the masks that are learned, as regions cut out parts of them.

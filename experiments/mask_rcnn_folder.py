@@ -21,7 +21,7 @@ from experiments.command_line import Precision
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig, mask_rcnn
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = MaskRCNNConfig(
     faster_rcnn_folder.DETECTOR, mask_channels=64, mask_depth=2, mask_norm="group"

@@ -17,8 +17,9 @@ import re
 from typing import Literal
 
 from experiments import command_line
-from jaxdet.data import coco, prepare, voc
+from jaxdet.data import prepare
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats import coco, voc
 
 
 def main(

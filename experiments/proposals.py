@@ -13,8 +13,9 @@ import pathlib
 from typing import Literal
 
 from experiments import command_line
-from jaxdet.data import coco, digits, proposals, tfds, voc
+from jaxdet.data import proposals
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats import coco, digits, tfds, voc
 
 
 def main(

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 from experiments import command_line
 from experiments.command_line import Precision
-from jaxdet.data import digits
 from jaxdet.data.batching import InputConfig
+from jaxdet.data.formats import digits
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = RetinaNetConfig(
     num_classes=10,

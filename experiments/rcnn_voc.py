@@ -15,7 +15,7 @@ from jaxdet.data.batching import InputConfig
 from jaxdet.detectors import rcnn
 from jaxdet.detectors.rcnn import RCNNConfig
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = rcnn.PAPER
 TRAINING = TrainingConfig(

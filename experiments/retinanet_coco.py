@@ -13,7 +13,7 @@ from experiments import coco_recipes, command_line
 from experiments.command_line import Precision
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = RetinaNetConfig(num_classes=80)
 TRAINING = dataclasses.replace(coco_recipes.TRAINING, learning_rate=0.01)

@@ -17,9 +17,9 @@ from experiments import command_line
 from experiments.command_line import Precision
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 DETECTOR = RetinaNetConfig(
     levels=(3, 4, 5, 6),

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 from experiments import command_line, voc_recipes
 from experiments.command_line import Precision
-from jaxdet import weights
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors import sppnet
 from jaxdet.detectors.sppnet import SPPNetConfig
+from jaxdet.nn.backbones.vgg import VGG16, first_convs
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.vgg import VGG16, first_convs
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
+from jaxdet.weights import state_dict
 
 DETECTOR = sppnet.PAPER
 TRAINING = TrainingConfig(
@@ -65,8 +65,8 @@ def main(
       workdir: the run folder; started again, a run goes on where it stopped.
     """
     dtype = jnp.dtype(precision).type
-    state = weights.read_state_dict(backbone_weights)
-    convolutions = weights.vgg16_from_torchvision(state)
+    state = state_dict.read_state_dict(backbone_weights)
+    convolutions = state_dict.vgg16_from_torchvision(state)
     data_set, validation = voc_recipes.load_with_proposals(data, years, proposal_files)
     train(
         sppnet.sppnet(
@@ -76,7 +76,7 @@ def main(
         training,
         workdir=workdir,
         validation=validation,
-        pretrained=weights.put_into("backbone", convolutions),
+        pretrained=state_dict.put_into("backbone", convolutions),
         metrics=voc_recipes.MEASURE,
     )
 

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 
 from experiments import command_line, voc_recipes
 from experiments.command_line import Precision
-from jaxdet import weights
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors import ssd
 from jaxdet.detectors.ssd import SSDConfig
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
+from jaxdet.weights import state_dict
 
 # Pixels as torchvision's VGG-16 has learned them, not as the authors'.
 DETECTOR = dataclasses.replace(
@@ -87,9 +87,9 @@ def _pretrained(file: pathlib.Path | None) -> Callable[[dict], dict] | None:
     """
     if file is None:
         return None
-    state = weights.read_state_dict(file)
-    layers = weights.vgg16_from_torchvision(state)["params"]
-    head = weights.vgg16_head_from_torchvision(state)["params"]
+    state = state_dict.read_state_dict(file)
+    layers = state_dict.vgg16_from_torchvision(state)["params"]
+    head = state_dict.vgg16_head_from_torchvision(state)["params"]
     fc6 = head["fc0"]["kernel"]
     layers["conv6"] = {
         "kernel": fc6.reshape(7, 7, -1, fc6.shape[-1])[::3, ::3, :, ::4],
@@ -104,7 +104,7 @@ def _pretrained(file: pathlib.Path | None) -> Callable[[dict], dict] | None:
         backbone = variables["params"]["backbone"]
         vgg16 = {**backbone["backbone"], **layers}
         given = {"params": {**backbone, "backbone": vgg16}}
-        return weights.put_into("backbone", given)(variables)
+        return state_dict.put_into("backbone", given)(variables)
 
     return replace
 

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 
 from experiments import command_line, retinanet_folder
 from experiments.command_line import Precision
-from jaxdet import pretrained
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
-from jaxdet.nn.efficientnet import MEAN, STD, EfficientNetLite0, first_stages
+from jaxdet.nn.backbones.efficientnet import MEAN, STD, EfficientNetLite0, first_stages
 from jaxdet.training.config import TrainingConfig
-from jaxdet.training.loop import train
-from jaxdet.weights import put_into
+from jaxdet.training.train import train
+from jaxdet.weights import published
+from jaxdet.weights.state_dict import put_into
 
 DETECTOR = dataclasses.replace(retinanet_folder.DETECTOR, mean=MEAN, std=STD)
 TRAINING = dataclasses.replace(
@@ -73,7 +73,7 @@ def main(
     else:
         workdir = workdir or runs / "transfer_folder"
         backbone = EfficientNetLite0(norm="frozen", dtype=dtype)
-        knowledge = put_into("backbone", pretrained.efficientnet_lite0())
+        knowledge = put_into("backbone", published.efficientnet_lite0())
     data_set, validation = command_line.load_folders(
         (annotations, images),
         (validation_annotations, validation_images),

@@ -9,14 +9,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from experiments.command_line import Precision
-from jaxdet import weights
-from jaxdet.data import proposals, tfds, voc
+from jaxdet.data import proposals
 from jaxdet.data.dataset import DataError, DataSet, join
+from jaxdet.data.formats import tfds, voc
 from jaxdet.evaluation.voc import voc_metrics
-from jaxdet.nn.alexnet import AlexNet
+from jaxdet.nn.backbones.alexnet import AlexNet
+from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
+from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet, ResNetHead
-from jaxdet.nn.vgg import VGG16
+from jaxdet.weights import state_dict
 
 Years = Literal["07", "07+12"]
 ProposalFiles = tuple[pathlib.Path, pathlib.Path] | None
@@ -85,8 +86,8 @@ def alexnet(file: pathlib.Path | None, precision: Precision) -> Halves:
         FCHead(4096, dropout=0.5, dtype=dtype),
         _pretrained(
             file,
-            weights.alexnet_from_torchvision,
-            weights.alexnet_head_from_torchvision,
+            state_dict.alexnet_from_torchvision,
+            state_dict.alexnet_head_from_torchvision,
         ),
     )
 
@@ -98,7 +99,9 @@ def vgg16(file: pathlib.Path | None, precision: Precision) -> Halves:
         VGG16(norm=norm, dtype=dtype),
         FCHead(4096, dropout=0.5, dtype=dtype),
         _pretrained(
-            file, weights.vgg16_from_torchvision, weights.vgg16_head_from_torchvision
+            file,
+            state_dict.vgg16_from_torchvision,
+            state_dict.vgg16_head_from_torchvision,
         ),
     )
 
@@ -126,7 +129,7 @@ def _norm(file: pathlib.Path | None, of_pretrained: str) -> str:
 
 
 def _stages(state: dict, *, pattern: str) -> dict:
-    return weights.submodules(weights.resnet_from_torchvision(state), pattern)
+    return state_dict.submodules(state_dict.resnet_from_torchvision(state), pattern)
 
 
 def _pretrained(
@@ -135,7 +138,7 @@ def _pretrained(
     """Puts into both halves what their readers find in a file."""
     if file is None:
         return None
-    state = weights.read_state_dict(file)
-    into_backbone = weights.put_into("backbone", backbone(state))
-    into_head = weights.put_into("region_head", region_head(state))
+    state = state_dict.read_state_dict(file)
+    into_backbone = state_dict.put_into("backbone", backbone(state))
+    into_head = state_dict.put_into("region_head", region_head(state))
     return lambda variables: into_head(into_backbone(variables))

@@ -8,15 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import benchmark_models
-from jaxdet.nn import convolution
+from experiments.benchmarks import models
+from jaxdet.nn import cpu_convolution
 from jaxdet.ops import matching
-from jaxdet.training.step import (
-    TrainState,
-    create_state,
-    gradient_flops,
-    train_step,
-)
+from jaxdet.training.step import TrainState, create_state, gradient_flops, train_step
 from tests.detectors.laws import equations, steps_on_device
 
 
@@ -40,24 +35,24 @@ def arithmetic(jaxpr) -> int:
 def test_a_step_needs_three_times_the_arithmetic_of_looking(name, monkeypatch):
     """Once forward, once for the gradient of the inputs, once for the kernels'."""
     # Convolutions as they are defined, not as CPUs compute large ones.
-    monkeypatch.setattr(convolution, "_MANY_PRODUCTS", math.inf)
-    detector = benchmark_models.MODELS[name].detector("float32")
-    batch = benchmark_models.random_batch(1, (256, 256), 5, detector.num_classes)
+    monkeypatch.setattr(cpu_convolution, "_MANY_PRODUCTS", math.inf)
+    detector = models.MODELS[name].detector("float32")
+    batch = models.random_batch(1, (256, 256), 5, detector.num_classes)
     key = jax.random.key(0)
     variables = jax.eval_shape(detector.init, key, batch)
     looking = arithmetic(jax.make_jaxpr(detector.loss)(variables, batch, key).jaxpr)
     state = TrainState(jnp.zeros((), jnp.int32), variables, opt_state=())
-    flops = gradient_flops(detector, benchmark_models.TRAINING, state, batch)
+    flops = gradient_flops(detector, models.TRAINING, state, batch)
     assert 3 * looking * 0.9 < flops < 3 * looking * 1.1
 
 
 def test_a_step_asks_nothing_of_the_host():
     """Not for accumulation, averages or a clipped gradient either."""
     config = dataclasses.replace(
-        benchmark_models.TRAINING, accumulate=2, ema_decay=0.9, clip_norm=1.0
+        models.TRAINING, accumulate=2, ema_decay=0.9, clip_norm=1.0
     )
-    detector = benchmark_models.MODELS["retinanet"].detector("bfloat16")
-    batch = benchmark_models.random_batch(2, (64, 64), 3, detector.num_classes)
+    detector = models.MODELS["retinanet"].detector("bfloat16")
+    batch = models.random_batch(2, (64, 64), 3, detector.num_classes)
     state = jax.eval_shape(partial(create_state, detector, config), batch)
     step = partial(train_step, detector=detector, config=config)
     traced = jax.make_jaxpr(step)(state, batch, jax.random.key(0))

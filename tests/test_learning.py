@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from experiments.quickstart import BACKBONE, DETECTOR, TRAINING
-from jaxdet.data import digits
+from jaxdet.data.formats import digits
 from jaxdet.detectors.retinanet import retinanet
 from jaxdet.evaluation.evaluate import evaluate
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 
 
 @pytest.mark.slow

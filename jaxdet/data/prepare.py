@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.tfds import load_directory
+from jaxdet.data.formats.tfds import load_directory
 
 _VERSION = "1.0.0"
 _SHARD = 2000  # images a file: of COCO's, 300 MB

@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from jaxdet.data.coco import OVERHANG
 from jaxdet.data.dataset import (
     DataError,
     DataSet,
@@ -29,6 +28,7 @@ from jaxdet.data.dataset import (
     read_json,
     write_whole,
 )
+from jaxdet.data.formats.coco import OVERHANG
 
 _SHARD = 100  # images a file of the cache: what an interruption costs at most
 _VERSION = 1  # to be raised with every change of what selective search answers

@@ -16,15 +16,7 @@ import jax.numpy as jnp
 
 from jaxdet.detectors.detector import require
 from jaxdet.nn.padding import zero_outside
-from jaxdet.ops import (
-    box_coding,
-    losses,
-    matching,
-    nms,
-    roi_align,
-    roi_pool,
-    sampling,
-)
+from jaxdet.ops import box_coding, losses, matching, nms, roi_align, roi_pool, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.structs import Batch, Detections, GroundTruth, Regions
 

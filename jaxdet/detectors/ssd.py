@@ -25,11 +25,11 @@ from jaxdet.detectors.detector import (
     require,
     require_colours,
 )
+from jaxdet.nn.backbones.vgg import VGG16SSD
 from jaxdet.nn.conv import Conv
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.norm import Kind
 from jaxdet.nn.padding import inside, zero_outside
-from jaxdet.nn.vgg import VGG16SSD
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.coverage import Coverage, best_iou

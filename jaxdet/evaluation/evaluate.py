@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import tqdm
 
+from jaxdet import parallel
 from jaxdet.data import batching, masks
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
@@ -15,7 +16,6 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.structs import Batch, Detections
-from jaxdet.training import distributed
 from jaxdet.training.step import replicate, shard
 
 Metrics = Callable[[dict, list[dict]], dict[str, float]]
@@ -122,7 +122,7 @@ def detect_all(
         for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
             by_batch.append(list(_coco_results(batch, fetch(answer), data_set)))
             bar.update(hosts * np.count_nonzero(batch.image_ids >= 0))
-    in_turn = itertools.zip_longest(*distributed.gather(by_batch), fillvalue=())
+    in_turn = itertools.zip_longest(*parallel.gather(by_batch), fillvalue=())
     return list(itertools.chain(*itertools.chain(*in_turn)))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdet.nn.convolution import convolve
+from jaxdet.nn.cpu_convolution import convolve
 
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

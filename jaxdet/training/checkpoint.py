@@ -23,9 +23,9 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
+from jaxdet import parallel
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors.detector import Detector
-from jaxdet.training import distributed
 from jaxdet.training.config import FREE_FIELDS, TrainingConfig
 from jaxdet.training.step import TrainState
 
@@ -201,7 +201,7 @@ class Checkpoints:
     def is_evaluated(self, step: int) -> bool:
         """Whether a step was saved with metrics, or got them later."""
         metrics = self._manager and self._manager.metrics(step)
-        return distributed.from_first(bool(metrics))
+        return parallel.from_first(bool(metrics))
 
     def check(self) -> None:
         """Looks, without waiting, whether what was written in the background is.
@@ -235,11 +235,11 @@ class Checkpoints:
             state = self._newest(template)
         else:
             state = self._at(_find_step(self._manager, step), template)
-        return distributed.from_first(state)
+        return parallel.from_first(state)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, if there is one."""
-        return distributed.from_first(self._manager and self._manager.latest_step())
+        return parallel.from_first(self._manager and self._manager.latest_step())
 
     def close(self) -> None:
         """Waits until everything is written.

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxdet import parallel
 from jaxdet.data.dataset import DataSet
 from jaxdet.structs import Batch
-from jaxdet.training import distributed
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.optimizer import learning_rate_schedule
 
@@ -85,7 +85,7 @@ class RecentMetrics:
         terms = [name for name in wrong if name not in totals] or wrong
         if terms:
             named = ", ".join(f"{name} is {values[name]}" for name in terms)
-            hosts = distributed.gather(entry.image_ids.tolist())
+            hosts = parallel.gather(entry.image_ids.tolist())
             ids = [self._data_set.image_ids[i] for i in itertools.chain(*hosts)]
             raise NonFiniteLossError(
                 f"{named} at step {entry.step}, images {ids}; nothing of it was saved. "

@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
-from jaxdet.data.coco import ground_truth_from_objects
 from jaxdet.data.dataset import DataError, DataSet, Objects
+from jaxdet.data.formats.coco import ground_truth_from_objects
 
 
 def in_memory_data_set(

@@ -4,13 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxdet.data.dataset import (
-    DataError,
-    Proposals,
-    cache_folder,
-    join,
-    write_whole,
-)
+from jaxdet.data.dataset import DataError, Proposals, cache_folder, join, write_whole
 from tests.data.in_memory import in_memory_data_set
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxdet.data import coco, image_files, prepare, proposals, tfds, voc
+from jaxdet.data import image_files, prepare, proposals
 from jaxdet.data.dataset import DataError
+from jaxdet.data.formats import coco, tfds, voc
 
 WIDTH, HEIGHT = 24, 16
 SQUARE = [2, 3, 9, 3, 9.5, 11, 2, 11]

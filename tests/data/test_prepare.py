@@ -6,8 +6,9 @@ import PIL.Image
 import pytest
 import tensorflow_datasets
 
-from jaxdet.data import coco, prepare, tfds
+from jaxdet.data import prepare
 from jaxdet.data.dataset import DataError
+from jaxdet.data.formats import coco, tfds
 
 OUTLINE = [[10, 5, 20, 5, 20, 25, 10, 25]]
 RUNS = {"size": [30, 40], "counts": [30, 30, 1140]}  # the second column

@@ -11,7 +11,7 @@ import pytest
 
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.detector import describe, from_network, rebuild
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training.config import TrainingConfig
 from tests.detectors import scenes
 

@@ -10,8 +10,8 @@ import pytest
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.fast_rcnn import PAPER, FastRCNNConfig, fast_rcnn
 from jaxdet.detectors.regions import RegionConfig
+from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet, ResNetHead
 from tests.detectors import laws, scenes
 
 SMALL = FastRCNNConfig(

@@ -12,9 +12,9 @@ from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.rpn import RPNConfig
+from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
+from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet, ResNetHead
-from jaxdet.nn.vgg import VGG16
 from tests.detectors import laws, scenes
 
 SMALL = FasterRCNNConfig(

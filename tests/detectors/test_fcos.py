@@ -12,7 +12,7 @@ import pytest
 from jaxdet.detectors import fcos as file
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.fcos import PAPER, TORCHVISION, FCOSConfig, fcos, loss, predict
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, box_coding, matching
 from jaxdet.ops import boxes as box_ops
 from tests.conftest import GOLDEN

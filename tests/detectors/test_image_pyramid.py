@@ -17,7 +17,7 @@ from jaxdet.detectors.image_pyramid import (
     image_pyramid,
 )
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.structs import Batch, Detections, GroundTruth, Regions
 from tests.detectors import scenes
 

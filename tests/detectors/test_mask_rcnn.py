@@ -10,8 +10,8 @@ import pytest
 from jaxdet.detectors import mask_rcnn as file
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig, mask_rcnn
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet
 from tests.detectors import laws, scenes
 from tests.detectors.test_faster_rcnn import SMALL as BOXES
 

@@ -10,8 +10,8 @@ import pytest
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.rcnn import PAPER, RCNNConfig, rcnn
 from jaxdet.detectors.regions import RegionConfig
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet
 from tests.detectors import laws, scenes
 
 SMALL = RCNNConfig(

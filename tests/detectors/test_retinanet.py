@@ -19,7 +19,7 @@ from jaxdet.detectors.retinanet import (
     predict,
     retinanet,
 )
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors
 from jaxdet.ops import boxes as box_ops
 from tests.detectors import laws, scenes

@@ -11,7 +11,7 @@ import pytest
 from jaxdet.detectors import rpn as rpn_file
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.rpn import RPNConfig, loss, predict, propose, rpn
-from jaxdet.nn.resnet import ResNet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, box_coding
 from jaxdet.ops import boxes as box_ops
 from tests.detectors import laws, scenes

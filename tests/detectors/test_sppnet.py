@@ -10,8 +10,8 @@ import pytest
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.sppnet import PAPER, SPPNetConfig, sppnet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
-from jaxdet.nn.resnet import ResNet
 from tests.detectors import laws, scenes
 
 SMALL = SPPNetConfig(

@@ -22,11 +22,11 @@ from jaxdet.detectors.ssd import (
     tensorflow_shapes,
     vgg16_300,
 )
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.nn.resnet import ResNet
 from jaxdet.ops import anchors
 from jaxdet.ops import boxes as box_ops
-from jaxdet.pretrained import SSD_MOBILENET_V2_CONFIG
+from jaxdet.weights.published import SSD_MOBILENET_V2_CONFIG
 from tests.detectors import laws, scenes
 
 SMALL = SSDConfig(

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from jaxdet.data import voc as voc_data
 from jaxdet.data.dataset import DataError
+from jaxdet.data.formats import voc as voc_data
 from jaxdet.evaluation import voc
 from tests.evaluation.test_coco import found, truth
 

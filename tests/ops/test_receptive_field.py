@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn import alexnet, resnet, vgg
+from jaxdet.nn.backbones import alexnet, resnet, vgg
 from jaxdet.ops import anchors, roi_align, roi_pool
 from jaxdet.ops import receptive_field as rf
 

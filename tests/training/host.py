@@ -22,7 +22,7 @@ from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.evaluation.evaluate import detect_all
 from jaxdet.nn.heads import FCHead
-from jaxdet.training.loop import train
+from jaxdet.training.train import train
 from tests.data.in_memory import in_memory_data_set
 from tests.detectors import scenes
 from tests.training import toy

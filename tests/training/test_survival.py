@@ -20,9 +20,9 @@ import pytest
 
 from jaxdet.data.dataset import DataError
 from jaxdet.training.checkpoint import CheckpointError, Checkpoints, load_variables
-from jaxdet.training.loop import train
 from jaxdet.training.metrics import NonFiniteLossError
 from jaxdet.training.step import create_state
+from jaxdet.training.train import train
 from tests.training import toy
 from tests.training.test_checkpoint import cut_short, flip_a_bit
 

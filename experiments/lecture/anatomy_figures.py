@@ -1,0 +1,552 @@
+"""Pictures of the ideas of detection, a function each: arrays in, a figure out.
+
+`lecture.anatomy` draws them of a photo and a network; a notebook can call any of them
+by itself. Boxes and points are in pixels of the picture.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from jaxdet.inference.preprocess import Found
+from jaxdet.ops import box_coding, losses, receptive_field, roi_align, roi_pool
+from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.matching import Matches
+from jaxdet.ops.receptive_field import Field
+from jaxdet.visualize import draw, enlarged, enlarged_masks
+
+MOST = 40  # boxes of a kind that are drawn
+EASY = 0.1  # a negative with a lower score is easy
+GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)  # Lin et al. 2017, Figure 1
+RED = "#c8102e"  # of the region or the objects, and of nothing else
+BLUE, GREEN, BROWN, VIOLET, BLACK = "#0047ba", "#00843d", "#b35900", "#7b2d8b", "#222"
+COLOURS = (BLUE, GREEN, BROWN, VIOLET, BLACK)
+
+
+def receptive_fields(
+    picture: np.ndarray, layers: Sequence[tuple], *, name: str
+) -> Figure:
+    """What a cell in the middle of the picture sees, after the last layer of a stride.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      layers: as of `receptive_field.after_each`.
+      name: of the network.
+    """
+    figure, axes = _canvas(picture)
+    stages = {field.stride: field for field in receptive_field.after_each(layers)}
+    middle = np.array(picture.shape[:2]) / 2
+    for colour, (stride, field) in zip(COLOURS, stages.items(), strict=False):
+        cell = np.round((middle - field.centre) / stride)
+        seen = np.asarray(receptive_field.seen_by(cell, field))
+        label = f"stride {stride}: {field.size} x {field.size} pixels"
+        _outline(axes, seen[None], color=colour, label=label)
+    reach = max(field.size / 2 + field.stride, *middle)
+    axes.set(xlim=middle[1] + reach * np.array([-1, 1]))
+    axes.set(ylim=middle[0] + reach * np.array([1, -1]))
+    axes.set_title(f"What one cell of {name} sees")
+    _legend(axes)
+    return figure
+
+
+def projected_region(
+    picture: np.ndarray, box: np.ndarray, field: Field, *, name: str
+) -> Figure:
+    """A region on the features, corner by corner; whole cells, back on the picture.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      box: `[4]` pixels.
+      field: of the features.
+      name: of the network.
+    """
+    in_cells = np.asarray(receptive_field.project_boxes(box, field))
+    whole = np.concatenate([np.floor(in_cells[:2]), np.ceil(in_cells[2:])])
+    back = np.asarray(receptive_field.unproject_boxes(whole, field))
+    figure, (left, right) = _canvas(picture, 2)
+    _outline(left, box[None], color=RED, label="region")
+    _outline(left, back[None], color=BLUE, linestyle="--", label="whole cells, back")
+    left.set_title(f"On the picture; a cell of {name} is {field.stride} pixels")
+    right.clear()
+    _outline(right, in_cells[None], color=RED, label="region, projected")
+    _outline(right, whole[None], color=BLUE, linestyle="--", label="whole cells")
+    height, width = picture.shape[:2]
+    rows, columns = -(-height // field.stride), -(-width // field.stride)
+    right.set(xlim=(-1, columns + 1), ylim=(rows + 1, -1), aspect="equal")
+    right.set(xlabel="column", ylabel="row")
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    _grid(right, (rows, columns), 1)
+    corners = ", ".join(f"{value:.1f}" for value in in_cells)
+    right.set_title(f"In cells: {corners}")
+    for axes in (left, right):
+        _legend(axes)
+    return figure
+
+
+def roi_pool_and_align(
+    picture: np.ndarray,
+    box: np.ndarray,
+    *,
+    stride: int,
+    size: int = 2,
+    samples: int = 2,
+) -> Figure:
+    """The cells that RoI pooling reads beside the points that RoI Align reads.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      box: `[4]` pixels, within the picture.
+      stride: of the features, in pixels.
+      size: bins along each side.
+      samples: points along each side of a bin.
+    """
+    canvas = picture.shape[:2]
+    figure, (left, right) = _canvas(picture, 2)
+    bins = pool_bins(box, canvas, stride=stride, size=size).reshape(-1, 4)
+    snapped = np.nanmin(bins[:, :2], axis=0), np.nanmax(bins[:, 2:], axis=0)
+    snapped = np.concatenate(snapped)
+    for number, cells in enumerate(bins):
+        x1, y1, x2, y2 = cells
+        colour = COLOURS[number % len(COLOURS)]
+        left.fill([x1, x2, x2, x1], [y1, y1, y2, y2], color=colour, alpha=0.3)
+        _outline(left, cells[None], color=colour)
+    moves = ", ".join(f"{move:+.0f}" for move in snapped - box)
+    left.set_title(f"RoI pooling: {size} x {size} bins, moved by\n{moves} pixels")
+    points = align_points(box, canvas, stride=stride, size=size, samples=samples)
+    right.plot(*points.reshape(-1, 2).T, "o", color=BLUE, label="read, bilinearly")
+    edges = np.linspace(box[:2], box[2:], size + 1)
+    right.vlines(edges[:, 0], box[1], box[3], color=RED, linewidth=1)
+    right.hlines(edges[:, 1], box[0], box[2], color=RED, linewidth=1)
+    points_a_bin = f"{samples} x {samples} points in each"
+    right.set_title(f"RoI Align: {size} x {size} bins, not moved,\n{points_a_bin}")
+    shown = snapped + stride * np.array([-1.5, -1.5, 1.5, 1.5])
+    for axes in (left, right):
+        _grid(axes, -(-np.array(canvas) // stride), stride)
+        _outline(axes, box[None], color=RED, label=f"region; cells of {stride} pixels")
+        axes.set(xlim=shown[[0, 2]], ylim=shown[[3, 1]])
+        _legend(axes)
+    return figure
+
+
+def pool_bins(
+    box: np.ndarray, canvas: tuple[int, int], *, stride: int, size: int
+) -> np.ndarray:
+    """The cells of each bin, as the op itself tells: of features with a channel a cell.
+
+    Args:
+      box: `[4]` pixels.
+      canvas: (height, width) in pixels.
+      stride: pixels per cell.
+      size: bins along each side.
+
+    Returns:
+      `[size, size, 4]` pixels; NaN in bins without a cell.
+    """
+    first, (rows, columns) = _cells_around(box, canvas, stride)
+    channels = np.eye(rows * columns, dtype=np.float32).reshape(rows, columns, -1)
+    local = (box - stride * np.tile(first, 2))[None]
+    pool = partial(roi_pool.roi_max_pool, stride=stride, size=size)
+    pooled = jax.jit(pool)(channels, local)
+    read = np.asarray(pooled[0]).reshape(size, size, rows, columns) > 0
+    bins = np.full((size, size, 4), np.nan)
+    for place in np.argwhere(read.any(axis=(2, 3))):
+        y, x = np.nonzero(read[tuple(place)])
+        bins[tuple(place)] = x.min(), y.min(), x.max() + 1, y.max() + 1
+    return stride * (bins + np.tile(first, 2))
+
+
+def align_points(
+    box: np.ndarray, canvas: tuple[int, int], *, stride: int, size: int, samples: int
+) -> np.ndarray:
+    """The points that RoI Align reads, as the op itself tells: of features (x, y).
+
+    Args:
+      box: `[4]` pixels.
+      canvas: (height, width) in pixels.
+      stride: pixels per cell.
+      size: bins along each side.
+      samples: along each side of a bin.
+
+    Returns:
+      `[size * samples, size * samples, 2]` (x, y) in pixels.
+    """
+    first, (rows, columns) = _cells_around(box, canvas, stride)
+    centres = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
+    centres = np.stack(centres, axis=-1).astype(np.float32)
+    local = (box - stride * np.tile(first, 2))[None]
+    align = partial(roi_align.roi_align, stride=stride, size=size * samples, samples=1)
+    points = jax.jit(align)(centres, local)
+    return stride * (np.asarray(points[0]) + first)
+
+
+def anchor_labels(
+    picture: np.ndarray, boxes: np.ndarray, matches: Matches, objects: np.ndarray
+) -> Figure:
+    """Anchors that are positive, ignored and negative, `MOST` of each at most.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      boxes: `[A, 4]`, the anchors.
+      matches: `[A]`, of the anchors with the objects.
+      objects: `[N, 4]`.
+    """
+    positive, negative = np.asarray(matches.positive), np.asarray(matches.negative)
+    kinds = {
+        "positive": (positive, GREEN),
+        "ignored": (~(positive | negative), BROWN),
+        "negative": (negative, BLUE),
+    }
+    height, width = picture.shape[:2]
+    figure, panels = _canvas(picture, 3)
+    for axes, (name, (which, colour)) in zip(panels, kinds.items(), strict=True):
+        those = np.flatnonzero(which)
+        shown = those[:: -(-len(those) // MOST) or 1]
+        _outline(axes, boxes[shown], color=colour, linewidth=0.8, label=name)
+        _outline(axes, objects, color=RED, linestyle="--", label="object")
+        drawn = f", {len(shown)} drawn" if len(shown) < len(those) else ""
+        axes.set_title(f"{name}: {len(those):,} anchors{drawn}")
+        axes.set(xlim=(-width / 4, 1.25 * width), ylim=(1.25 * height, -height / 4))
+        _legend(axes)
+    return figure
+
+
+def objectness(picture: np.ndarray, maps: dict[int, np.ndarray]) -> Figure:
+    """The score of the best anchor in each cell, level by level.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      maps: `{level: [rows, columns]}` in [0, 1], level l of stride `2**l`.
+    """
+    figure, panels = _canvas(picture, 1 + len(maps))
+    panels[0].set_title("picture")
+    for axes, (level, scores) in zip(panels[1:], maps.items(), strict=True):
+        heat = _heat(axes, scores, 2**level)
+        axes.set_title(f"level {level}, {2**level} pixels a cell")
+    figure.colorbar(heat, ax=panels, shrink=0.6, label="objectness of the best anchor")
+    return figure
+
+
+def proposals(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    kept: np.ndarray,
+    *,
+    threshold: float,
+) -> Figure:
+    """The best boxes of an RPN, and those that non-maximum suppression leaves.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      boxes: `[N, 4]`, best first.
+      scores: `[N]` in [0, 1].
+      kept: `[M]`, indices of those left.
+      threshold: IoU above which only the better of two boxes of a level stays.
+    """
+    figure, panels = _canvas(picture, 2)
+    titles = (
+        f"The {len(boxes)} best boxes",
+        f"{len(kept)} after suppression at IoU {threshold:g}, by level",
+    )
+    for axes, title, those in zip(panels, titles, (slice(None), kept), strict=True):
+        worst_first = {"array": scores[those][::-1], "clim": (0, 1), "cmap": "plasma_r"}
+        lines = _outline(axes, boxes[those][::-1], linewidth=1, **worst_first)
+        axes.set_title(title)
+    figure.colorbar(lines, ax=panels, shrink=0.7, label="objectness")
+    return figure
+
+
+def region_levels(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    *,
+    levels: Sequence[int] = (2, 3, 4, 5),
+    canonical_size: float = 224.0,
+    canonical_level: int = 4,
+) -> Figure:
+    """Which level takes which region, as a rule and on the picture (FPN, equation 1).
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      boxes: `[R, 4]`, the regions.
+      levels: see `roi_align.level_of`.
+      canonical_size: see `roi_align.level_of`.
+      canonical_level: see `roi_align.level_of`.
+    """
+    rule = {"canonical_size": canonical_size, "canonical_level": canonical_level}
+    chosen = np.asarray(roi_align.level_of(boxes, levels, **rule))
+    sides = np.sqrt(box_ops.area(boxes))
+    figure, (chart, axes) = _canvas(picture, 2)
+    chart.clear()
+    chart.set_aspect("auto")
+    finest = canonical_size * 2.0 ** (levels[0] - 1 - canonical_level)
+    coarsest = canonical_size * 2.0 ** (levels[-1] + 1 - canonical_level)
+    low, high = np.clip(min(sides), 1, finest), max(coarsest, *sides)
+    line = np.geomspace(low, high, 500)
+    corners = np.stack([0 * line, 0 * line, line, line], axis=-1)
+    steps = roi_align.level_of(corners, levels, **rule)
+    chart.plot(line, steps, color="grey", label="rule")
+    for level, colour in zip(levels, COLOURS, strict=False):
+        here = chosen == level
+        label = f"level {level}: {here.sum()}"
+        chart.plot(sides[here], chosen[here], "o", color=colour, label=label)
+        _outline(axes, boxes[here], color=colour, linewidth=0.8)
+    chart.set_xscale("log", base=2)
+    chart.xaxis.set_major_formatter("{x:g}")
+    chart.set_yticks(levels)
+    chart.set(xlabel="side of the region: square root of its area, canvas pixels")
+    chart.set(ylabel="level", title=f"{len(boxes)} regions by size")
+    chart.legend(loc="lower right")
+    axes.set_title("The same regions")
+    return figure
+
+
+def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
+    """The focal loss by the probability of the right answer (Lin et al., Figure 1).
+
+    Args:
+      gammas: a curve each; 0 is the cross-entropy.
+    """
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    right = np.linspace(0.01, 0.999, 300)
+    logits = np.log(right / (1 - right))
+    for gamma, colour in zip(gammas, COLOURS, strict=False):
+        loss = losses.focal_loss(logits, np.ones_like(logits), alpha=None, gamma=gamma)
+        name = "0, cross-entropy" if gamma == 0 else f"{gamma:g}"
+        axes.plot(right, loss, color=colour, label=rf"$\gamma$ = {name}")
+    axes.axvspan(1 - EASY, 1, color="grey", alpha=0.2, label="easy")
+    axes.set(xlim=(0, 1), ylim=(0, 5), title=r"$-(1 - p_t)^\gamma \, \ln p_t$")
+    axes.set(xlabel="$p_t$, probability of the right answer", ylabel="loss")
+    axes.legend()
+    return figure
+
+
+def shares_of_loss(
+    logits: np.ndarray, targets: np.ndarray, *, gamma: float
+) -> dict[str, float]:
+    """How much of the focal loss each kind of answer makes up.
+
+    Args:
+      logits: `[...]`, answers to "is it of this class?".
+      targets: `[...]`, 1 for yes and 0 for no.
+      gamma: of the loss, without alpha; 0 is the cross-entropy.
+
+    Returns:
+      The shares of "easy negatives", whose score is below `EASY`, of "hard negatives"
+      and of "positives"; they sum to 1.
+    """
+    loss = losses.focal_loss(logits, targets, alpha=None, gamma=gamma)
+    loss = np.asarray(loss, np.float64)
+    easy = np.asarray(jax.nn.sigmoid(logits)) < EASY
+    kinds = {
+        "easy negatives": (targets == 0) & easy,
+        "hard negatives": (targets == 0) & ~easy,
+        "positives": targets == 1,
+    }
+    return {
+        name: float(loss[those].sum() / loss.sum()) for name, those in kinds.items()
+    }
+
+
+def loss_shares(
+    logits: np.ndarray, targets: np.ndarray, gammas: Sequence[float] = GAMMAS
+) -> Figure:
+    """`shares_of_loss` of one network's answers as bars.
+
+    Args:
+      logits: as of `shares_of_loss`.
+      targets: as of `shares_of_loss`.
+      gammas: a bar each; 0 is the cross-entropy.
+    """
+    figure = Figure(figsize=(7.5, 4), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    rows = [shares_of_loss(logits, targets, gamma=gamma) for gamma in gammas]
+    start = np.zeros(len(rows))
+    for name, colour in zip(rows[0], (BLUE, BROWN, GREEN), strict=True):
+        share = 100 * np.array([row[name] for row in rows])
+        axes.barh(range(len(rows)), share, left=start, color=colour, label=name)
+        for place, (before, here) in enumerate(zip(start, share, strict=True)):
+            if here >= 4:  # else there is no room
+                style = {"ha": "center", "va": "center", "color": "white"}
+                axes.text(before + here / 2, place, f"{here:.1f}", **style)
+        start += share
+    names = [
+        rf"$\gamma$ = {gamma:g}: {100 * row['easy negatives']:.1f} easy"
+        for gamma, row in zip(gammas, rows, strict=True)
+    ]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    xlabel = r"share of the class loss, %; with $\gamma$ = 0 it is the cross-entropy"
+    axes.set(xlim=(0, 100), xlabel=xlabel)
+    positives = int((targets == 1).sum())
+    axes.set_title(f"{targets.size:,} answers, {positives} of them should be yes")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figure:
+    """Distances from points to the sides of a box, and how central the points are.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      box: `[4]` pixels.
+      stride: between points, in pixels.
+    """
+    figure, (left, right) = _canvas(picture, 2)
+    points = box[:2] + np.array([[0.5, 0.5], [0.25, 0.25]]) * (box[2:] - box[:2])
+    distances = np.asarray(box_coding.encode_ltrb(box[None], points))
+    values = np.asarray(losses.centerness(distances))
+    texts = [f"centerness {value:.2f}" for value in values]
+    _draw_distances(left, points, distances, texts)
+    left.set_title("Left, top, right, bottom from two points")
+    height, width = picture.shape[:2]
+    x, y = (np.arange(stride / 2, extent, stride) for extent in (width, height))
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    central = losses.centerness(box_coding.encode_ltrb(box[None, None], grid))
+    heat = _heat(right, np.asarray(central), stride)
+    _outline(right, box[None], color=RED, label="object")
+    right.set_title(f"Centerness of all points, one every {stride} pixels")
+    figure.colorbar(heat, ax=right, shrink=0.6, label="centerness")
+    return figure
+
+
+def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
+    """Class score, centerness, and their product, level by level.
+
+    Args:
+      maps: `{level: [rows, columns, 3]}` in [0, 1], level l of stride `2**l`.
+    """
+    figure = Figure(figsize=(2 + 2.6 * len(maps), 7.5), layout="constrained", dpi=110)
+    rows = figure.subplots(3, len(maps), squeeze=False)
+    names = "class score", "centerness", "score"
+    for index, (name, panels) in enumerate(zip(names, rows, strict=True)):
+        for axes, (level, values) in zip(panels, maps.items(), strict=True):
+            heat = _heat(axes, values[..., index], 2**level)
+            axes.set_title(f"{name}, level {level}")
+        figure.colorbar(heat, ax=panels, label=name)
+    for axes in rows[-1]:
+        axes.set_xlabel("x, canvas pixels")
+    for axes in rows[:, 0]:
+        axes.set_ylabel("y, canvas pixels")
+    return figure
+
+
+def fcos_distances(
+    picture: np.ndarray, points: np.ndarray, distances: np.ndarray, scores: np.ndarray
+) -> Figure:
+    """What points say of their four sides, and the boxes that this makes.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      points: `[P, 2]` (x, y).
+      distances: `[P, 4]` pixels to the left, top, right and bottom side.
+      scores: `[P]`.
+    """
+    figure, axes = _canvas(picture)
+    texts = [f"score {score:.2f}" for score in scores]
+    _draw_distances(axes, points, distances, texts)
+    axes.set_title("Left, top, right, bottom, as FCOS's best points say")
+    return figure
+
+
+def detections(
+    image: np.ndarray, found: Found, class_names: Sequence[str], *, most: int = 800
+) -> np.ndarray:
+    """What is found, drawn into the image.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      found: in it.
+      class_names: of its labels.
+      most: pixels of the answer's longer side.
+
+    Returns:
+      `[H', W', 3]` uint8.
+    """
+    picture, factor = enlarged(image)
+    masks = None if found.masks is None else enlarged_masks(found.masks, factor)
+    boxes = found.boxes * factor
+    drawn = draw(
+        picture,
+        boxes,
+        found.labels,
+        found.scores,
+        class_names=class_names,
+        masks=masks,
+    )
+    smaller = Image.fromarray(drawn)
+    smaller.thumbnail((most, most))
+    return np.array(smaller)
+
+
+def _cells_around(
+    box: np.ndarray, canvas: tuple[int, int], stride: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The first cell (x, y), and (rows, columns), of those that a pooling may read."""
+    cells = np.ceil(np.array(canvas[::-1]) / stride)
+    first = np.maximum(np.floor(box[:2] / stride) - 1, 0)
+    columns, rows = (np.minimum(np.ceil(box[2:] / stride) + 1, cells) - first).astype(
+        int
+    )
+    return first.astype(np.float32), (rows, columns)
+
+
+def _canvas(picture: np.ndarray, panels: int = 1):
+    """A figure of panels side by side, each with the picture, faded."""
+    height, width = picture.shape[:2]
+    side = 6.0 if panels == 1 else 11.0 / panels
+    size = (panels * side, side * height / width + 1.3)  # text around it
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for each in axes:
+        faded = (picture.astype(int) + 255) // 2
+        each.imshow(faded, extent=(0, width, height, 0))
+        each.set_xlabel("x, canvas pixels")
+    axes[0].set_ylabel("y, canvas pixels")
+    return figure, axes[0] if panels == 1 else axes
+
+
+def _outline(axes, boxes: np.ndarray, **style) -> LineCollection:
+    corners = np.asarray(boxes)[:, [0, 1, 2, 1, 2, 3, 0, 3, 0, 1]]
+    return axes.add_collection(LineCollection(corners.reshape(-1, 5, 2), **style))
+
+
+def _grid(axes, cells: Sequence[int], stride: int) -> None:
+    """Lines between cells, of which there are (rows, columns)."""
+    rows, columns = cells
+    style = {"color": "grey", "linewidth": 0.4}
+    axes.vlines(stride * np.arange(columns + 1), 0, stride * rows, **style)
+    axes.hlines(stride * np.arange(rows + 1), 0, stride * columns, **style)
+
+
+def _legend(axes) -> None:
+    """Below the axes, where it hides nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+
+
+def _heat(axes, values: np.ndarray, stride: int):
+    """Draws `[rows, columns]` in [0, 1], a cell being `stride` pixels."""
+    rows, columns = values.shape
+    extent = 0, columns * stride, rows * stride, 0
+    return axes.imshow(values, extent=extent, vmin=0, vmax=1)
+
+
+def _draw_distances(axes, points, distances, texts: Sequence[str]) -> None:
+    for point, sides, text, colour in zip(
+        points, distances, texts, COLOURS, strict=False
+    ):
+        box = np.concatenate([point - sides[:2], point + sides[2:]])
+        _outline(axes, box[None], color=colour)
+        arrows = np.array([[-1, 0], [0, -1], [1, 0], [0, 1]]) * sides[:, None]
+        style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006}
+        axes.quiver(*np.tile(point, (4, 1)).T, *arrows.T, color=colour, **style)
+        axes.plot(*point, "o", color=colour, label=text)
+    _legend(axes)

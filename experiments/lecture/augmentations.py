@@ -1,0 +1,97 @@
+"""Shows what augmentation does to one photograph.
+
+    python -m experiments.lecture.augmentations
+
+Leaves a sheet of pictures with boxes, each as it comes onto its canvas.
+"""
+
+import functools
+import pathlib
+
+import numpy as np
+import PIL.Image
+from skimage import data
+
+from experiments import command_line
+from jaxdet import visualize
+from jaxdet.data import augmentation
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.transforms import (
+    Example,
+    fitted_size,
+    flip_horizontally,
+    resize_to_canvas,
+)
+
+INPUT = InputConfig(canvases=((256, 256),), multi_scale=(1.0, 0.75, 0.625))
+CANVAS, SMALLER, SMALLEST = INPUT.training_canvases
+NAMES = ("person", "shuttle", "helmet")
+BOXES = ((22, 14, 362, 512), (355, 0, 470, 290), (277, 344, 512, 512))
+
+
+def main(*, output: pathlib.Path = pathlib.Path("augmentations.jpg"), seed: int = 8):
+    """Draws the sheet.
+
+    Args:
+      output: file for it; its ending names the format.
+      seed: of what is drawn at random.
+    """
+    named = views(np.random.default_rng(seed))
+    pairs = [
+        visualize.side_by_side(left, right, captions=(name, other))
+        for (name, left), (other, right) in zip(named[::2], named[1::2], strict=True)
+    ]
+    sheet = visualize.contact_sheet(pairs, columns=2)
+    PIL.Image.fromarray(sheet).save(output, quality=80)
+    print(output)
+
+
+def views(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+    """What was done to the photograph, and a picture of it, `[H, W, 3]` uint8."""
+    given = Example(
+        data.astronaut(),
+        np.array(BOXES, np.float32),
+        np.arange(len(BOXES), dtype=np.int32),
+        np.zeros(len(BOXES), bool),
+    )
+    jitter = functools.partial(augmentation.jitter_scale, rng, given, CANVAS)
+    return [
+        ("as it is", drawn(given)),
+        ("flip", drawn(flip_horizontally(given))),
+        ("distort_colours", drawn(augmentation.distort_colours(rng, given))),
+        ("expand", drawn(augmentation.expand(rng, given))),
+        ("crop", drawn(augmentation.crop(rng, given))),
+        ("crop", drawn(augmentation.crop(rng, given))),
+        ("random_crop", drawn(augmentation.random_crop(rng, given))),
+        ("random_crop", drawn(augmentation.random_crop(rng, given))),
+        ("scale_jitter, smaller", drawn(*jitter(factors=(0.1, 1.0)))),
+        ("scale_jitter, larger", drawn(*jitter(factors=(1.0, 2.0)))),
+        ("multi_scale 0.75", drawn(given, canvas=SMALLER)),
+        ("multi_scale 0.625", drawn(given, canvas=SMALLEST)),
+    ]
+
+
+def drawn(
+    example: Example,
+    size: tuple[int, int] | None = None,
+    *,
+    canvas: tuple[int, int] = CANVAS,
+) -> np.ndarray:
+    """An example on its canvas with its boxes, as large as `size` or as fits.
+
+    Args:
+      example: put into the upper left corner, black around it.
+      size: (height, width) that its image gets; None: the largest that fits.
+      canvas: (height, width).
+
+    Returns:
+      `[height, width, 3]` uint8, of the canvas.
+    """
+    size = size or fitted_size(example.image.shape[:2], canvas)
+    empty = np.zeros((*canvas, 3), np.uint8)
+    placed, _ = resize_to_canvas(example, size, stretch=True, out=empty)
+    return visualize.draw(placed.image, placed.boxes, placed.labels, class_names=NAMES)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

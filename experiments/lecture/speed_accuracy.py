@@ -1,0 +1,306 @@
+"""Speed against accuracy: python -m experiments.lecture.speed_accuracy
+
+RetinaNet, FCOS, SSD and Faster R-CNN on the same backbones, each trained once on
+canvases of several sizes, then evaluated and timed on each of them: AP against
+milliseconds an image, as a figure and a table.
+
+    python -m experiments.lecture.speed_accuracy  # digits, for two CPU cores
+    python -m experiments.lecture.speed_accuracy \
+        --depths 18 34 50 --training.steps 4800 \
+        --training.input.multi-scale 0.5 0.75 1 1.25 1.5    # a GPU
+
+A time is that from an image in the host's memory to its detections, after NMS, on the
+device. All detectors look at each image in turn, so that a busy machine is fair to all.
+Measured numbers stand in experiments/README.md.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import experiments.digits
+from experiments import command_line, quickstart
+from experiments.command_line import Precision
+from jaxdet.data import batching
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataSet
+from jaxdet.data.formats import coco, digits
+from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
+from jaxdet.detectors.fcos import FCOSConfig, fcos
+from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
+from jaxdet.detectors.ssd import SSDConfig, ssd
+from jaxdet.evaluation.evaluate import evaluate
+from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.training.train import train
+
+Name = Literal["retinanet", "fcos", "ssd", "faster_rcnn"]
+NAMES: tuple[Name, ...] = get_args(Name)
+TITLES = {
+    "retinanet": "RetinaNet",
+    "fcos": "FCOS",
+    "ssd": "SSD",
+    "faster_rcnn": "Faster R-CNN",
+}
+BESIDE = {"textcoords": "offset points", "xytext": (5, -10), "fontsize": 8}
+TRAINING = dataclasses.replace(
+    quickstart.TRAINING,
+    steps=800,
+    checkpoint_every=200,
+    input=dataclasses.replace(quickstart.TRAINING.input, multi_scale=(0.75, 1.0, 1.25)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Detectors:
+    """The numbers of all four; the classes are those of the data.
+
+    Attributes:
+      retinanet: by default the quickstart's.
+      fcos: by default that of `experiments.digits`.
+      ssd: by default that of `experiments.digits`.
+      faster_rcnn: by default that of `experiments.digits`.
+    """
+
+    retinanet: RetinaNetConfig = quickstart.DETECTOR
+    fcos: FCOSConfig = experiments.digits.FCOS
+    ssd: SSDConfig = experiments.digits.SSD
+    faster_rcnn: FasterRCNNConfig = experiments.digits.FASTER_RCNN
+
+
+class Point(NamedTuple):
+    """What one detector does on one canvas."""
+
+    detector: Name
+    depth: int  # of its ResNet
+    canvas: tuple[int, int]  # (height, width); of several, the first
+    milliseconds: float  # an image, the median
+    ap: float  # in [0, 1], as `ap50`
+    ap50: float
+
+
+def main(
+    detector: Detectors = Detectors(),
+    training: TrainingConfig = TRAINING,
+    *,
+    names: tuple[Name, ...] = NAMES,
+    depths: tuple[int, ...] = (10,),
+    annotations: pathlib.Path | None = None,
+    images: pathlib.Path | None = None,
+    validation_annotations: pathlib.Path | None = None,
+    validation_images: pathlib.Path | None = None,
+    timed: int = 50,
+    precision: Precision = "float32",
+    workdir: pathlib.Path = pathlib.Path("runs/speed_accuracy"),
+):
+    """Trains and measures; leaves `speed_accuracy.json`, `.md` and `.png`.
+
+    Args:
+      detector: numbers of the detectors; the classes are those of the data.
+      training: numbers of each training; the sizes are its canvases, times each factor
+        of `input.multi_scale`.
+      names: which detectors.
+      depths: of the ResNets of half width; each detector is trained with each.
+      annotations: COCO json to train on; digits on photographs if not given.
+      images: folder of its image files.
+      validation_annotations: json to evaluate on, with the same categories.
+      validation_images: folder of its image files; by default `images`.
+      timed: how many validation images are timed, one at a time.
+      precision: of the networks' arithmetic; parameters and losses are float32.
+      workdir: holds the run folder of each; started again, they go on where they
+        stopped.
+
+    Raises:
+      ConfigError: if no image is to be timed, or options of a data set are missing.
+    """
+    if timed < 1:
+        raise ConfigError(f"--timed is {timed}; it must be at least 1")
+    data_set, validation = _load(
+        annotations, images, validation_annotations, validation_images
+    )
+    qualities, looks = [], []
+    for name, depth in itertools.product(names, depths):
+        model = make(name, depth, detector, data_set, precision)
+        state = train(
+            model,
+            data_set,
+            training,
+            workdir=workdir / f"{name}_resnet{depth}",
+            validation=validation,
+        )
+        variables = jax.device_get(state.variables)
+        for one_size in sizes(training.input):
+            numbers = evaluate(model, variables, validation, one_size)
+            canvas = one_size.canvases[0]
+            qualities.append((name, depth, canvas, numbers["AP"], numbers["AP50"]))
+            looks.append(_looks(model, variables, validation, one_size, timed))
+    points = [
+        Point(name, depth, canvas, milliseconds, ap, ap50)
+        for (name, depth, canvas, ap, ap50), milliseconds in zip(
+            qualities, milliseconds_in_turns(looks), strict=True
+        )
+    ]
+    setting = {"steps": training.steps, "precision": precision, "timed": timed}
+    setting |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+    report = {"setting": setting, "points": [point._asdict() for point in points]}
+    text = table(points)
+    if jax.process_index() > 0:
+        return  # every host has all points, and the first one tells
+    (workdir / "speed_accuracy.json").write_text(json.dumps(report, indent=2) + "\n")
+    (workdir / "speed_accuracy.md").write_text(text)
+    figure(points).savefig(workdir / "speed_accuracy.png", dpi=110)
+    print(text, end="")
+
+
+def make(
+    name: Name,
+    depth: int,
+    configs: Detectors,
+    data_set: DataSet,
+    precision: Precision,
+) -> Detector:
+    """A detector of the data set's classes.
+
+    Args:
+      name: of the detector.
+      depth: of its ResNet, made as far as the detector needs it.
+      configs: its numbers are among them.
+      data_set: what it is trained on.
+      precision: of its arithmetic.
+
+    Raises:
+      ConfigError: if its config asks for another number of classes.
+    """
+    config, recipe = getattr(configs, name), getattr(Detectors(), name)
+    option = f"--detector.{name.replace('_', '-')}"
+    config = command_line.with_classes_of(
+        data_set, config, recipe=recipe, option=option
+    )
+    levels = config.rpn.levels if name == "faster_rcnn" else config.levels
+    coarsest = min(5, max(levels))
+    backbone = experiments.digits.backbone(coarsest, precision, depth=depth)
+    if name == "faster_rcnn":
+        head = experiments.digits.region_head(precision)
+        return faster_rcnn(config, backbone, head)
+    build = {"retinanet": retinanet, "fcos": fcos, "ssd": ssd}[name]
+    return build(config, backbone)
+
+
+def sizes(config: InputConfig) -> list[InputConfig]:
+    """From small to large, for each factor of the canvases one with those alone."""
+    every = {
+        dataclasses.replace(config, multi_scale=(factor,)).training_canvases
+        for factor in config.multi_scale
+    }
+    return [
+        dataclasses.replace(config, canvases=canvases, multi_scale=(1.0,))
+        for canvases in sorted(every)
+    ]
+
+
+def milliseconds_in_turns(looks: Sequence[Sequence[Callable[[], Any]]]) -> list[float]:
+    """The median time of each row's calls, all rows of the same length.
+
+    Every call is made twice, at first to be compiled; then the rows take turns.
+    """
+    for look in itertools.chain(*looks):
+        jax.block_until_ready(look())
+    seconds = [[_seconds(look) for look in turn] for turn in zip(*looks, strict=True)]
+    return (1000 * np.median(seconds, axis=0)).tolist()
+
+
+def table(points: Sequence[Point]) -> str:
+    """Markdown: a row a point, its APs in per cent."""
+    lines = [
+        "| detector | backbone | canvas, pixels | ms an image | AP | AP50 |",
+        "|---" * 6 + "|",
+    ]
+    for point in points:
+        cells = [TITLES[point.detector], f"ResNet-{point.depth}", _size(point.canvas)]
+        cells += [f"{point.milliseconds:.3g}"]
+        cells += [f"{100 * point.ap:.1f}", f"{100 * point.ap50:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(points: Sequence[Point]) -> Figure:
+    """A colour a detector, a marker a backbone, a line through the sizes of one."""
+    drawing = Figure(figsize=(8, 5), layout="constrained")
+    panel = drawing.subplots()
+    depths = sorted({point.depth for point in points})
+    markers = dict(zip(depths, itertools.cycle("os^Dv*"), strict=False))
+    for (name, depth), line in itertools.groupby(points, lambda point: point[:2]):
+        line = list(line)
+        colour, label = f"C{NAMES.index(name)}", f"{TITLES[name]}, ResNet-{depth}"
+        places = [(point.milliseconds, 100 * point.ap) for point in line]
+        style = {"color": colour, "marker": markers[depth], "label": label}
+        panel.plot(*zip(*places, strict=True), **style)
+        for point, place in zip(line, places, strict=True):
+            panel.annotate(_size(point.canvas), place, color=colour, **BESIDE)
+    panel.set_xlabel("ms an image (median, one at a time)")
+    panel.set_ylabel("AP, %")
+    panel.set_title("Speed against accuracy, by pixels of the canvas")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    return drawing
+
+
+def _load(
+    annotations: pathlib.Path | None,
+    images: pathlib.Path | None,
+    validation_annotations: pathlib.Path | None,
+    validation_images: pathlib.Path | None,
+) -> tuple[DataSet, DataSet]:
+    """What to train on, and what to evaluate on."""
+    given = (annotations, images, validation_annotations)
+    if None not in given:
+        validation = coco.load(validation_annotations, validation_images or images)
+        return coco.load(annotations, images), validation
+    if (*given, validation_images) != (None,) * 4:
+        raise ConfigError(
+            "--annotations, --images and --validation-annotations go together; give "
+            "all three, or none for digits"
+        )
+    return digits.load("train"), digits.load("validation")
+
+
+def _looks(
+    detector: Detector,
+    variables: Any,
+    data_set: DataSet,
+    config: InputConfig,
+    count: int,
+) -> list[Callable[[], Any]]:
+    """Calls of the compiled `predict`, each with one of the first images."""
+    variables = jax.device_put(variables)
+    predict = jax.jit(detector.predict)
+    nothing_ahead = dataclasses.replace(config, workers=0)
+    batches = batching.evaluation_batches(data_set, nothing_ahead, batch_size=1)
+    return [
+        partial(predict, variables, batch) for batch in itertools.islice(batches, count)
+    ]
+
+
+def _seconds(look: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(look())
+    return time.perf_counter() - start
+
+
+def _size(canvas: tuple[int, int]) -> str:
+    height, width = canvas
+    return f"{height}" if height == width else f"{height}x{width}"
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,268 @@
+"""Data sets in the folders of the Pascal VOC challenges, or in folders like them."""
+
+import functools
+import logging
+import os
+import pathlib
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxdet.data import image_files
+from jaxdet.data.dataset import DataError, DataSet, Objects
+from jaxdet.data.formats.coco import OVERHANG, ground_truth_from_objects
+
+CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The twenty of VOC 2007 to 2012."""
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    *folders: str | os.PathLike,
+    split: str = "trainval",
+    class_names: Sequence[str] | None = CLASSES,
+) -> DataSet:
+    """One split of `Annotations/*.xml`; they are checked, and that images are there.
+
+    VOC counts pixels from 1 and its corners are the first and the last pixel of an
+    object; here they become edges, (xmin - 1, ymin - 1, xmax, ymax). Difficult objects
+    become crowds, no training targets, and `ground_truth()` has them with iscrowd 1, as
+    `tfds` does. Boxes are clipped to their images; objects without area are dropped,
+    and their number logged.
+
+    Args:
+      *folders: such as `VOCdevkit/VOC2007`, with `Annotations/`, `JPEGImages/` and
+        `ImageSets/Main/`. Several, such as 2007 and 2012, become one data set; its
+        image ids then begin with the name of the folder, `VOC2007/000005`.
+      split: lists the images, `ImageSets/Main/<split>.txt`.
+      class_names: label k is `class_names[k]`; None: all names found, in alphabetical
+        order.
+
+    Raises:
+      ValueError: no folder is given.
+      DataError: a file is missing or not as it should be. `read_image` raises it where
+        an image is broken, or its size on disk is not the annotation's.
+    """
+    if not folders:
+        raise ValueError(
+            "no folders; at least one is needed, such as VOCdevkit/VOC2007"
+        )
+    places = [pathlib.Path(folder) for folder in folders]
+    if len({place.name for place in places}) < len(places):
+        raise DataError(
+            f"{', '.join(map(str, places))}: image ids begin with the names of the "
+            "folders; allowed: folders of different names"
+        )
+    entries = [entry for place in places for entry in _list_images(place, split)]
+    name = f"{'+'.join(place.name for place in places)} {split}"
+    progress = tqdm(entries, name, unit="image", delay=2, leave=False)
+    annotations = [_read_annotation(entry) for entry in progress]
+    if class_names is None:
+        found = {row.name for annotation in annotations for row in annotation.rows}
+        class_names = sorted(found)
+    labels = {name: label for label, name in enumerate(class_names)}
+    objects = [_objects(annotation, labels) for annotation in annotations]
+    dropped = sum(len(annotation.rows) for annotation in annotations)
+    dropped -= sum(len(of_image.labels) for of_image in objects)
+    if dropped:
+        logger.warning("%s: dropped %d objects without area", name, dropped)
+    image_ids = tuple(
+        f"{entry.folder.name}/{entry.stem}" if len(places) > 1 else entry.stem
+        for entry in entries
+    )
+    sizes = np.array([annotation.size for annotation in annotations], np.int32)
+    category_ids = tuple(range(len(labels)))
+    return DataSet(
+        name=name,
+        class_names=tuple(class_names),
+        category_ids=category_ids,
+        image_ids=image_ids,
+        sizes=sizes,
+        objects=tuple(objects),
+        read_image=functools.partial(_read_image, entries, sizes),
+        ground_truth=functools.partial(
+            ground_truth_from_objects,
+            image_ids,
+            sizes,
+            objects,
+            category_ids,
+            tuple(class_names),
+        ),
+        read_encoded=functools.partial(_read_encoded, entries),
+    )
+
+
+class _Entry(NamedTuple):
+    """One image of a split."""
+
+    folder: pathlib.Path
+    stem: str
+    image: pathlib.Path
+
+    @property
+    def annotation(self) -> pathlib.Path:
+        return self.folder / "Annotations" / f"{self.stem}.xml"
+
+
+class _Row(NamedTuple):
+    """One object, its box already in edges and inside its image."""
+
+    name: str
+    box: np.ndarray  # [4] (x1, y1, x2, y2)
+    difficult: bool
+
+
+class _Annotation(NamedTuple):
+    file: pathlib.Path
+    size: tuple[int, int]  # (height, width)
+    rows: list[_Row]
+
+
+def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:
+    file = folder / "ImageSets" / "Main" / f"{split}.txt"
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        splits = sorted(path.stem for path in file.parent.glob("*.txt"))
+        # The others, such as cat_trainval, list the images of one class.
+        allowed = ", ".join(name for name in splits if "_" not in name) or "none there"
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}); allowed splits: {allowed}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not a text file ({error})") from error
+    stems = [line.split()[0] for line in lines if line.strip()]
+    if not stems:
+        raise DataError(f"{file}: empty; at least one image is needed")
+    if len(set(stems)) < len(stems):
+        raise DataError(f"{file}: an image stands there twice; allowed: once")
+    # One listing: asking file by file is slow on network disks.
+    images = {path.stem: path for path in sorted(folder.glob("JPEGImages/*"))}
+    missing = [stem for stem in stems if stem not in images]
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} of {len(stems)} images do not exist, the first is "
+            f"{folder / 'JPEGImages' / missing[0]}.jpg"
+        )
+    return [_Entry(folder, stem, images[stem]) for stem in stems]
+
+
+def _read_annotation(entry: _Entry) -> _Annotation:
+    file = entry.annotation
+    try:
+        root = ElementTree.parse(file).getroot()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        # The latter two for encodings that are unknown, or of several bytes.
+        raise DataError(f"{file}: not xml ({error})") from error
+    size = _read_size(root, file) or image_files.read_size(entry.image)
+    rows = [_read_row(element, size, file) for element in root.iterfind("object")]
+    return _Annotation(file, size, rows)
+
+
+def _read_size(root: ElementTree.Element, file: pathlib.Path) -> tuple[int, int] | None:
+    """(height, width); None where the file does not say."""
+    if root.find("size") is None:
+        return None
+    size = tuple(_number(root, f"size/{side}", file) for side in ("height", "width"))
+    if not image_files.can_be(size):
+        raise DataError(
+            f"{file}: (height, width) is {size}; allowed: whole numbers above 0 of an "
+            "image that can be read"
+        )
+    height, width = map(int, size)
+    return height, width
+
+
+def _read_row(
+    element: ElementTree.Element, size: tuple[int, int], file: pathlib.Path
+) -> _Row:
+    name = element.findtext("name", "").strip()
+    if not name:
+        raise DataError(f"{file}: an object has no name")
+    corners = [_number(element, f"bndbox/{corner}", file) for corner in _CORNERS]
+    box = np.array(corners) - (1, 1, 0, 0)
+    height, width = size
+    limits = np.array([width, height, width, height])
+    if not ((box >= -OVERHANG) & (box <= limits + OVERHANG)).all():
+        raise DataError(
+            f"{file}: {name} has (xmin, ymin, xmax, ymax) {corners}; allowed: within "
+            f"the image of height {height} and width {width}, give or take "
+            f"{OVERHANG:g} pixels"
+        )
+    difficult = element.findtext("difficult", "0").strip()
+    if difficult not in ("0", "1"):
+        raise DataError(f"{file}: {name} has difficult {difficult!r}; allowed: 0, 1")
+    return _Row(name, box.clip(0, limits), difficult == "1")
+
+
+def _number(element: ElementTree.Element, path: str, file: pathlib.Path) -> float:
+    text = element.findtext(path)
+    try:
+        value = float(text)
+        if np.isfinite(value):
+            return value
+    except (TypeError, ValueError):
+        pass  # Missing, or no number.
+    raise DataError(f"{file}: {path} is {text!r}; allowed: a finite number")
+
+
+def _objects(annotation: _Annotation, labels: dict[str, int]) -> Objects:
+    """The objects of one image that have area."""
+    for row in annotation.rows:
+        if row.name not in labels:
+            raise DataError(
+                f"{annotation.file}: the class {row.name!r} is unknown; allowed: "
+                f"{', '.join(labels)}"
+            )
+    rows = [row for row in annotation.rows if (row.box[2:] > row.box[:2]).all()]
+    return Objects(
+        boxes=np.array([row.box for row in rows], np.float32).reshape(-1, 4),
+        labels=np.array([labels[row.name] for row in rows], np.int32),
+        crowd=np.array([row.difficult for row in rows], bool),
+    )
+
+
+def _read_image(
+    entries: Sequence[_Entry], sizes: np.ndarray, position: int
+) -> np.ndarray:
+    entry, expected = entries[position], tuple(sizes[position].tolist())
+    pixels = image_files.read(entry.image)
+    if pixels.shape[:2] != expected:
+        raise DataError(
+            f"{entry.image}: (height, width) is {pixels.shape[:2]} on disk, EXIF "
+            f"orientation applied; allowed: {expected}, as in {entry.annotation}"
+        )
+    return pixels
+
+
+def _read_encoded(entries: Sequence[_Entry], position: int) -> bytes:
+    return image_files.read_encoded(entries[position].image)

@@ -1,0 +1,322 @@
+"""A trained detector as one file, to be run by jax alone.
+
+export.save("model.jaxdet", *inference.load_trained("runs/quickstart"))
+
+detect = export.detect_with(export.load("model.jaxdet"))
+(found,) = detect([image])  # NumPy, [H, W, 3] uint8, any size
+
+The file is NumPy's `.npz`: the weights as they are, for each canvas the program that
+`jax.export` makes of `predict`, and what must be known of images and classes as json.
+Weights are arguments of the programs: as constants in them they would be written again
+for each canvas, and compiled with them. Reading it takes neither flax nor any detector.
+"""
+
+import itertools
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.export
+import numpy as np
+
+from jaxdet.data.dataset import DataError
+from jaxdet.data.proposals import selective_search
+from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, place
+
+if TYPE_CHECKING:  # `save` imports what it needs of these: they import flax.
+    from jaxdet.detectors.detector import Detector
+    from jaxdet.training.checkpoint import Run
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""That every file holds programs for."""
+
+VERSION = 1
+"""Of the file; it rises when older ones can no longer be read."""
+
+_FORMAT = "jaxdet detector"
+_ABOUT, _PROGRAM, _WEIGHT = "about", "programs/", "weights/"  # names in the file
+
+
+class Artifact(NamedTuple):
+    """An exported detector."""
+
+    detector: str  # the name of its builder, such as "retinanet"
+    class_names: tuple[str, ...]  # of its labels
+    category_ids: tuple[int, ...]  # of the classes in the data that it has learned from
+    placing: Placing  # how images become arrays
+    batch_size: int
+    # From what `place` makes of `batch_size` images of one canvas to the boxes, scores,
+    # labels, valid and masks (or None) of `structs.Detections`.
+    predict: Callable[[dict[str, Any]], tuple]
+
+
+def save(
+    file: str | os.PathLike,
+    detector: "Detector",
+    variables: Any,
+    run: "Run",
+    *,
+    canvases: Sequence[tuple[int, int]] | None = None,
+    batch_size: int = 1,
+) -> None:
+    """Writes `predict`, thresholds and NMS included, for all of `PLATFORMS`.
+
+    Args:
+      file: where to; it gets its name only when it is complete.
+      detector: the `Detector`.
+      variables: of it.
+      run: the `Run` that says how images were prepared and what the classes are.
+      canvases: (height, width) of each; an image goes to the one that suits it. None:
+        those of the run.
+      batch_size: images that the programs take at a time.
+
+    Raises:
+      DataError: if there is no canvas or the batch size is less than 1.
+    """
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    from jaxdet.evaluation.evaluate import names_of_labels
+    from jaxdet.structs import Batch, Regions
+
+    config = run.training.input
+    canvases = config.canvases if canvases is None else tuple(canvases)
+    if not canvases or np.min(canvases) < 1:
+        allowed = "one or more (height, width), both at least 1"
+        raise DataError(f"canvases is {canvases}; it must be {allowed}")
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; it must be at least 1")
+    placing = Placing(
+        canvases, config.stretch, config.sides, config.fractions, config.max_regions
+    )
+
+    def predict(weights: dict, arrays: dict) -> tuple:
+        regions = Regions(**arrays["regions"]) if "regions" in arrays else None
+        image_ids = np.zeros(batch_size, np.int32)  # only training asks for them
+        batch = Batch(**arrays | {"regions": regions}, image_ids=image_ids)
+        found = detector.predict(unflatten_dict(weights, sep="/"), batch)
+        return found.boxes, found.scores, found.labels, found.valid, found.masks
+
+    weights = flatten_dict(jax.device_get(variables), sep="/")
+    about = {
+        "format": _FORMAT,
+        "version": VERSION,
+        "detector": (detector.recipe or {}).get("call", "").rpartition(":")[-1],
+        "class_names": names_of_labels(detector, run.class_names),
+        "category_ids": run.category_ids,
+        "placing": placing._asdict(),
+        "batch_size": batch_size,
+    }
+    program = jax.export.export(jax.jit(predict), platforms=PLATFORMS)
+    members = {_ABOUT: _as_array(json.dumps(about).encode())}
+    for canvas in canvases:
+        arrays = _shapes(placing._replace(canvases=(canvas,), sides=None), batch_size)
+        members[_program_name(canvas)] = _as_array(program(weights, arrays).serialize())
+    members |= {_WEIGHT + name: array for name, array in weights.items()}
+    _write(pathlib.Path(file), members)
+
+
+def load(file: str | os.PathLike) -> Artifact:
+    """Reads what `save` wrote; programs are compiled when they are first called.
+
+    Raises:
+      DataError: if the file cannot be read, is another one, is of another version,
+        lacks a member or holds a damaged one, or has no program for this machine's
+        accelerator.
+    """
+    members = _read(file)
+    about = _about(file, members)
+    programs = {
+        canvas: _deserialized(file, members, _program_name(canvas))
+        for canvas in about["placing"].canvases
+    }
+    # Every program takes the same weights, and has to fit them.
+    weights = [_weights(file, members, program) for program in programs.values()]
+    weights = jax.device_put(weights[0])
+    programs = {canvas: jax.jit(program.call) for canvas, program in programs.items()}
+
+    def predict(arrays: dict[str, Any]) -> tuple:
+        return programs[arrays["images"].shape[1:3]](weights, arrays)
+
+    return Artifact(**about, predict=predict)
+
+
+def detect_with(
+    artifact: Artifact, *, min_score: float = 0.0, propose: Propose | None = None
+) -> Callable[[Sequence[np.ndarray]], list[Found]]:
+    """A function from images of any size to what is in each.
+
+    Args:
+      artifact: from `load`.
+      min_score: lower scores are left out.
+      propose: makes proposals, if the detector needs some; None: selective search.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB images, however many -> `Found`s. Those of one canvas share
+      batches, the last of which is filled up.
+    """
+    placing, batch_size = artifact.placing, artifact.batch_size
+    if propose is None:
+        propose = partial(selective_search, max_proposals=placing.max_regions)
+
+    def detect(images: Sequence[np.ndarray]) -> list[Found]:
+        placed = [place(image, placing, propose) for image in images]
+        found = {}
+        for group in _groups(placed, batch_size):
+            filled = group + group[:1] * (batch_size - len(group))
+            arrays = jax.tree.map(
+                lambda *parts: np.concatenate(parts), *(placed[i] for i in filled)
+            )
+            answers = jax.device_get(artifact.predict(arrays))
+            for slot, i in enumerate(group):
+                found[i] = in_own_pixels(
+                    jax.tree.map(itemgetter(slot), answers),
+                    np.shape(images[i])[:2],
+                    placed[i]["scales"][0],
+                    class_names=artifact.class_names,
+                    min_score=min_score,
+                )
+        return [found[i] for i in range(len(images))]
+
+    return detect
+
+
+def _groups(placed: list[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
+    """Which images go together: at most `batch_size`, of one canvas."""
+
+    def canvas(i: int) -> tuple[int, ...]:
+        return placed[i]["images"].shape
+
+    for _, same in itertools.groupby(sorted(range(len(placed)), key=canvas), canvas):
+        same = list(same)
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]
+
+
+def _shapes(placing: Placing, batch_size: int) -> dict[str, Any]:
+    """Of what the program of one canvas takes."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype),
+        place(np.zeros((1, 1, 3), np.uint8), placing),
+    )
+
+
+def _write(file: pathlib.Path, members: dict[str, np.ndarray]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as stream:
+            np.savez(stream, **members)
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of the file by name."""
+    if not zipfile.is_zipfile(file):
+        raise DataError(f"{file}: no exported detector, or no file at all")
+    name, members = "its table of contents", {}
+    try:
+        with np.load(file) as stored:
+            for name in stored:
+                members[name] = stored[name]
+    except Exception as error:  # of the file system, zip, NumPy
+        raise DataError(
+            f"{file}: cannot read {name} ({error!r}); the file is damaged: copy it "
+            "again, or export it again"
+        ) from error
+    return members
+
+
+def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The fields of an `Artifact` that are written in the file."""
+    try:
+        about = json.loads(members[_ABOUT].tobytes())
+        kind, version = about["format"], about["version"]
+    except Exception as error:  # of json, or because it is something else
+        raise DataError(
+            f"{file}: no exported detector (its member {_ABOUT!r} is missing or "
+            f"damaged: {error!r})"
+        ) from error
+    if kind != _FORMAT or version != VERSION:
+        raise DataError(
+            f"{file}: {kind!r}, version {version}; this jaxdet reads {_FORMAT!r}, "
+            f"version {VERSION}: export it again"
+        )
+    try:
+        if not about["placing"]["canvases"]:
+            raise ValueError("it has no canvas")
+        return {
+            "detector": about["detector"],
+            "class_names": tuple(about["class_names"]),
+            "category_ids": tuple(about["category_ids"]),
+            "placing": Placing(**{k: _tuples(v) for k, v in about["placing"].items()}),
+            "batch_size": about["batch_size"],
+        }
+    except Exception as error:  # KeyError, TypeError: whatever it says instead
+        raise DataError(
+            f"{file}: its member {_ABOUT!r} is damaged ({error!r}); export it again"
+        ) from error
+
+
+def _member(
+    file: str | os.PathLike, members: dict[str, np.ndarray], name: str
+) -> np.ndarray:
+    if name not in members:
+        raise DataError(f"{file}: its member {name!r} is missing; export it again")
+    return members[name]
+
+
+def _weights(
+    file: str | os.PathLike,
+    members: dict[str, np.ndarray],
+    program: jax.export.Exported,
+) -> dict[str, np.ndarray]:
+    """What a program takes beside images, by the names that it has for them."""
+    (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    weights = {name: _member(file, members, _WEIGHT + name) for name in expected}
+    for name, array in weights.items():
+        it, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, expected[name]))
+        if it != wanted:
+            raise DataError(
+                f"{file}: its member {_WEIGHT + name!r} is {it}, and its programs take "
+                f"{wanted}; export it again"
+            )
+    return weights
+
+
+def _deserialized(
+    file: str | os.PathLike, members: dict[str, np.ndarray], name: str
+) -> jax.export.Exported:
+    program = _member(file, members, name)
+    try:
+        exported = jax.export.deserialize(bytearray(program))
+    except Exception as error:  # whatever jax stumbles over in programs of another one
+        raise DataError(
+            f"{file}: jax {jax.__version__} cannot read its member {name!r} "
+            f"({error!r}); export it again"
+        ) from error
+    platform = jax.export.default_export_platform()
+    if platform not in exported.platforms:
+        raise DataError(
+            f"{file}: made for {', '.join(exported.platforms)}; here it is {platform}"
+        )
+    return exported
+
+
+def _program_name(canvas: tuple[int, int]) -> str:
+    return f"{_PROGRAM}{canvas[0]}x{canvas[1]}"
+
+
+def _as_array(encoded: bytes) -> np.ndarray:
+    return np.frombuffer(encoded, np.uint8)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

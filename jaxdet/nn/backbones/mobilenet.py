@@ -1,0 +1,93 @@
+"""MobileNetV2 (Sandler et al. 2018)."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdet.nn.backbones import inverted_residual
+from jaxdet.nn.backbones.inverted_residual import InvertedResidual, Padding
+from jaxdet.nn.conv import Conv
+from jaxdet.nn.norm import Kind, Norm
+
+_PLAN = {  # Table 2
+    1: ((1, 16, 3),),
+    2: ((2, 24, 3),),
+    3: ((3, 32, 3),),
+    4: ((4, 64, 3), (3, 96, 3)),
+    5: ((3, 160, 3), (1, 320, 3)),
+}
+_LAST = 1280  # channels of the last 1x1 convolution
+
+
+class MobileNetV2(nn.Module):
+    """The convolutional part of MobileNetV2.
+
+    Attributes:
+      width: channels, as a multiple of the published ones.
+      wide: whether to answer what a detector of one stage looks at (section 6.2): the
+        features of stages 2 to 4 as the next stage widens them, and those of stage 5
+        after the last 1x1 convolution; False: as the stages end, and without it.
+      extra: (between, features) channels of further stages, of one block each, that end
+        with a ReLU6: levels from 6 on.
+      padding: `"centred"` for parameters of torchvision, `"same"` of TensorFlow.
+      norm: `"frozen"` with pretrained statistics, `"group"` to learn from scratch.
+      epsilon: of the norms; TensorFlow's is 1e-3.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    width: float = 1.0
+    wide: bool = False
+    extra: tuple[tuple[int, int], ...] = ()
+    padding: Padding = "centred"
+    norm: Kind = "frozen"
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: jax.Array, sizes: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """Normalised pixels -> the features of stages 2 to 5, and of the extra ones.
+
+        Args:
+          pixels: `[B, H, W, 3]`, zero outside the true images.
+          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
+            the canvas is image.
+
+        Returns:
+          `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`, with 24, 32, 96 and
+          320 channels, or 144, 192, 576 and 1280 if `wide`, and those of `extra`.
+        """
+        narrow, wide = inverted_residual.stages(
+            self, _PLAN, self.padding, pixels, sizes
+        )
+        norm = partial(Norm, self.norm, epsilon=self.epsilon, dtype=self.dtype)
+        if self.wide:
+            last = Conv(
+                math.ceil(_LAST * self.width),
+                1,
+                use_bias=False,
+                dtype=self.dtype,
+                name="last_conv",
+            )
+            wide[5] = nn.relu6(norm(name="last_norm")(last(narrow[5]), sizes, 32))
+        features = {
+            level: (wide if self.wide else narrow)[level] for level in range(2, 6)
+        }
+        for level, (between, channels) in enumerate(self.extra, start=6):
+            block = InvertedResidual(
+                between=math.ceil(between * self.width),
+                features=math.ceil(channels * self.width),
+                level=level,
+                norm=norm,
+                stride=2,
+                padding=self.padding,
+                linear=False,
+                dtype=self.dtype,
+                name=f"stage{level}_block0",
+            )
+            features[level], _ = block(features[level - 1], sizes)
+        return features

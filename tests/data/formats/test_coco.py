@@ -1,0 +1,517 @@
+import copy
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pycocotools.coco
+import pycocotools.cocoeval
+import pytest
+
+from jaxdet.data.dataset import DataError, Objects
+from jaxdet.data.formats import coco
+
+
+@pytest.fixture
+def content():
+    """Two images of height 40 and width 60, one below; ids in disorder, with holes."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "b.png", "height": 40, "width": 60},
+            {"id": 3, "file_name": "deep/a.png", "height": 40, "width": 60},
+        ],
+        "annotations": [
+            {"id": 5, "image_id": 3, "category_id": 90, "bbox": [1, 2, 30, 4]},
+            {"id": 9, "image_id": 3, "category_id": 2, "bbox": [0.5, 0, 8, 9.25]},
+        ],
+        "categories": [
+            {"id": 90, "name": "toothbrush"},
+            {"id": 2, "name": "bicycle"},
+            {"id": 13, "name": "stop sign"},
+        ],
+    }
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Writes the json and its images, then loads them."""
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for name, colour in (("b.png", "blue"), ("deep/a.png", "red")):
+        PIL.Image.new("RGB", (60, 40), colour).save(tmp_path / "images" / name)
+
+    def load(content, **options):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "boxes.json").write_text(text)
+        return coco.load(tmp_path / "boxes.json", tmp_path / "images", **options)
+
+    return load
+
+
+def test_a_small_json_by_hand(load, content):
+    data = load(content)
+    assert data.name == "boxes"
+    assert data.class_names == ("bicycle", "stop sign", "toothbrush")
+    assert data.category_ids == (2, 13, 90)
+    assert data.image_ids == (7, 3)
+    np.testing.assert_array_equal(data.sizes, [[40, 60], [40, 60]])
+    empty, full = data.objects
+    assert empty.boxes.shape == (0, 4) and empty.labels.shape == empty.crowd.shape
+    np.testing.assert_array_equal(full.boxes, [[1, 2, 31, 6], [0.5, 0, 8.5, 9.25]])
+    np.testing.assert_array_equal(full.labels, [2, 0])
+    for objects in data.objects:
+        assert objects.boxes.dtype == np.float32
+        assert objects.labels.dtype == np.int32
+        assert objects.crowd.dtype == bool
+    np.testing.assert_array_equal(data.read_image(0)[0, 0], [0, 0, 255])
+    np.testing.assert_array_equal(data.read_image(1)[0, 0], [255, 0, 0])
+
+
+def test_objects_stay_with_their_images(load, content, rng):
+    size = {"file_name": "b.png", "height": 40, "width": 60}
+    content["images"] = [{"id": i, **size} for i in range(20)]
+    content["annotations"] = [
+        {
+            "id": i,
+            "image_id": int(rng.integers(20)),
+            "category_id": int(rng.choice([2, 13, 90])),
+            "bbox": [*rng.uniform(0, 20, 4).tolist()],
+            "iscrowd": int(rng.integers(2)),
+        }
+        for i in range(100)
+    ]
+    data = load(content)
+    for image_id, objects in zip(data.image_ids, data.objects, strict=True):
+        own = [a for a in content["annotations"] if a["image_id"] == image_id]
+        boxes = np.array([a["bbox"] for a in own]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(objects.boxes, boxes, rtol=1e-6)
+        np.testing.assert_array_equal(objects.crowd, [a["iscrowd"] for a in own])
+        categories = [data.category_ids[label] for label in objects.labels]
+        assert categories == [a["category_id"] for a in own]
+
+
+def test_data_sets_without_any_object(load, content):
+    content["annotations"] = []
+    data = load(content)
+    assert [len(objects.boxes) for objects in data.objects] == [0, 0]
+    assert data.ground_truth()["annotations"] == []
+
+
+def test_slight_overhang_is_clipped_and_no_area_dropped(load, content, caplog):
+    boxes = [
+        [-1.5, -2, 10, 10],  # clipped to 0, 0
+        [50, 30, 12, 12],  # clipped to 60, 40
+        [5, 5, 0, 7],
+        [5, 5, 7, -1],
+        [60, 0, 1, 5],  # nothing of it within the image
+        [30, 0, 1e-9, 5],  # no area in float32
+    ]
+    content["annotations"] = [
+        {"id": i, "image_id": 7, "category_id": 2, "bbox": box}
+        for i, box in enumerate(boxes)
+    ]
+    with caplog.at_level(logging.WARNING):
+        data = load(content)
+    expected = [[0, 0, 8.5, 8], [50, 30, 60, 40]]
+    np.testing.assert_array_equal(data.objects[0].boxes, expected)
+    assert "boxes.json: dropped 4 objects without area" in caplog.text
+    assert len(data.ground_truth()["annotations"]) == 6
+
+
+BAD_BOXES = [
+    [float("nan"), 0, 5, 5],
+    [0, 0, float("inf"), 5],
+    [5, 5, float("-inf"), 5],
+    [0, 0, 10**400, 5],
+    ["0", 0, 5, 5],
+    [0, 0, True, 5],
+    [0, 0, 5],
+    {"x": 0},
+    None,
+    [-2.5, 0, 20, 5],
+    [0, -2.5, 5, 20],
+    [58, 0, 4.5, 5],
+    [0, 38, 5, 4.5],
+    [100, 100, 5, 5],
+    [100, 10, -60, 5],
+]
+
+
+@pytest.mark.parametrize("box", BAD_BOXES, ids=str)
+def test_bad_boxes_are_errors_or_skipped(load, content, caplog, box):
+    content["annotations"][1]["bbox"] = box
+    with pytest.raises(DataError, match=r"boxes\.json: annotation 9 .* allowed: "):
+        load(content)
+    with caplog.at_level(logging.WARNING):
+        data = load(content, bad_boxes="skip")
+    np.testing.assert_array_equal(data.objects[1].boxes, [[1, 2, 31, 6]])
+    assert "dropped 1 objects with bad boxes" in caplog.text
+    assert [a["id"] for a in data.ground_truth()["annotations"]] == [5]
+
+
+def test_a_missing_bbox_is_a_bad_box(load, content):
+    del content["annotations"][0]["bbox"]
+    with pytest.raises(DataError, match="annotation 5"):
+        load(content)
+
+
+def test_ground_truth_is_the_json_itself(load, content):
+    content["annotations"][0] |= {"iscrowd": 1, "area": 77.5, "segmentation": [[1, 2]]}
+    content["annotations"][1]["bbox"] = [-1, 0, 9.5, 10]
+    data = load(content)
+    for _ in range(2):  # what the caller does to the first changes no second
+        truth = data.ground_truth()
+        assert truth["info"] == {}
+        assert truth["images"] == content["images"]
+        assert truth["categories"] == content["categories"]
+        first, second = truth["annotations"]
+        assert first == content["annotations"][0]
+        assert second == content["annotations"][1] | {"area": 95.0, "iscrowd": 0}
+        truth["annotations"].clear()
+        first["bbox"].clear()
+
+
+def mutated(change):
+    def apply(content):
+        content = copy.deepcopy(content)
+        return change(content) or content
+
+    return apply
+
+
+BAD_JSON = {
+    "not json": (lambda content: "{", r"not json"),
+    "a list": (lambda content: "[]", r"not in COCO's format: a list"),
+    "no images": (
+        mutated(lambda c: c.pop("images") and None),
+        r'"images" is missing',
+    ),
+    "no annotations": (
+        mutated(lambda c: c.pop("annotations") and None),
+        r'"annotations" is missing',
+    ),
+    "no categories": (
+        mutated(lambda c: c.pop("categories") and None),
+        r'"categories" is missing',
+    ),
+    "images of a wrong type": (
+        mutated(lambda c: c.update(images={})),
+        r'"images" is not a list of objects',
+    ),
+    "annotations of a wrong type": (
+        mutated(lambda c: c.update(annotations=[1])),
+        r'"annotations" is not a list of objects',
+    ),
+    "empty images": (
+        mutated(lambda c: c.update(images=[], annotations=[])),
+        r'"images" is empty',
+    ),
+    "empty categories": (
+        mutated(lambda c: c.update(categories=[], annotations=[])),
+        r'"categories" is empty',
+    ),
+    "image without id": (
+        mutated(lambda c: c["images"][1].pop("id") and None),
+        r"images\[1\] has the id None; allowed: int or str",
+    ),
+    "duplicate image": (
+        mutated(lambda c: c["images"][1].update(id=7)),
+        r"id 7 stands 2 times in images",
+    ),
+    "annotation without id": (
+        mutated(lambda c: c["annotations"][0].pop("id") and None),
+        r"annotations\[0\] has the id None",
+    ),
+    "duplicate annotation": (
+        mutated(lambda c: c["annotations"][1].update(id=5)),
+        r"id 5 stands 2 times in annotations",
+    ),
+    "duplicate category": (
+        mutated(lambda c: c["categories"][1].update(id=13)),
+        r"id 13 stands 2 times in categories",
+    ),
+    "two categories of one name": (
+        mutated(lambda c: c["categories"][0].update(name="bicycle")),
+        r"name 'bicycle' stands 2 times in categories; allowed: once",
+    ),
+    "boolean category": (
+        mutated(
+            lambda c: (
+                c["categories"].append({"id": 1, "name": "one"})
+                or c["annotations"][0].update(category_id=True)
+            )
+        ),
+        r"annotation 5 has category_id True; allowed: 1, 2, 13, 90$",
+    ),
+    "boolean image id": (
+        mutated(
+            lambda c: (
+                c["images"].append(c["images"][0] | {"id": 0})
+                or c["annotations"][0].update(image_id=False)
+            )
+        ),
+        r"annotation 5 has image_id False; allowed: 7, 3, 0$",
+    ),
+    "category id of a wrong type": (
+        mutated(lambda c: c["categories"][1].update(id="2")),
+        r"categories\[1\] has the id '2'; allowed: int",
+    ),
+    "category without name": (
+        mutated(lambda c: c["categories"][2].pop("name") and None),
+        r"category 13 has the name None",
+    ),
+    "unknown category": (
+        mutated(lambda c: c["annotations"][0].update(category_id=1)),
+        r"annotation 5 has category_id 1; allowed: 2, 13, 90$",
+    ),
+    "unknown image": (
+        mutated(lambda c: c["annotations"][1].update(image_id=4)),
+        r"annotation 9 has image_id 4; allowed: 7, 3$",
+    ),
+    "image id of a wrong type": (
+        mutated(lambda c: c["annotations"][1].update(image_id=[3])),
+        r"annotation 9 has image_id \[3\]; allowed",
+    ),
+    "strange crowd": (
+        mutated(lambda c: c["annotations"][1].update(iscrowd=2)),
+        r"annotation 9 has iscrowd 2; allowed: 0, 1",
+    ),
+    "no file name": (
+        mutated(lambda c: c["images"][1].pop("file_name") and None),
+        r"image 3 has the file_name None",
+    ),
+    "missing image": (
+        mutated(lambda c: c["images"][1].update(file_name="deep/b.png")),
+        r"1 of 2 images do not exist, the first is .*deep/b\.png",
+    ),
+    "missing folder": (
+        mutated(lambda c: c["images"][1].update(file_name="gone/b.png")),
+        r"1 of 2 images do not exist, the first is .*gone/b\.png",
+    ),
+    "half a size": (
+        mutated(lambda c: c["images"][1].pop("width") and None),
+        r"image 3 has \(height, width\) \(40, None\)",
+    ),
+    "no size at all": (
+        mutated(lambda c: c["images"][0].update(height=0)),
+        r"image 7 has \(height, width\) \(0, 60\)",
+    ),
+    "textual size": (
+        mutated(lambda c: c["images"][0].update(height="40")),
+        r"image 7 has \(height, width\) \('40', 60\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_bad_json_is_one_clear_error(load, content, case):
+    change, message = BAD_JSON[case]
+    with pytest.raises(DataError, match=message) as error:
+        load(change(content))
+    assert "boxes.json" in str(error.value)
+
+
+def test_a_missing_json_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.json: cannot be read"):
+        coco.load(tmp_path / "gone.json", tmp_path)
+
+
+def test_missing_sizes_are_read_from_the_images(load, content):
+    for image in content["images"]:
+        del image["height"], image["width"]
+    np.testing.assert_array_equal(load(content).sizes, [[40, 60], [40, 60]])
+
+
+def test_a_size_unlike_the_file_is_an_error_when_read(load, content):
+    content["images"][1].update(height=60, width=40)
+    data = load(content)
+    data.read_image(0)
+    with pytest.raises(DataError, match=r"a\.png.*\(40, 60\) on disk.*\(60, 40\)"):
+        data.read_image(1)
+
+
+def test_the_size_that_counts_is_the_one_a_person_sees(load, content, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "images" / "b.png"
+    PIL.Image.new("RGB", (40, 60)).save(path, exif=exif)
+    assert load(content).read_image(0).shape == (40, 60, 3)
+
+
+def test_unknown_options_are_errors(load, content):
+    with pytest.raises(ValueError, match='allowed: "error", "skip"'):
+        load(content, bad_boxes="drop")
+
+
+def test_ground_truth_from_objects_by_hand():
+    objects = [
+        Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)),
+        Objects(
+            np.array([[1, 2, 4, 4], [0, 0, 2.5, 2]], np.float32),
+            np.array([1, 0], np.int32),
+            np.array([False, True]),
+        ),
+    ]
+    sizes = np.array([[10, 20], [30, 40]])
+    truth = coco.ground_truth_from_objects(["a", "b"], sizes, objects, (5, 8), "xy")
+    assert truth["images"] == [
+        {"id": "a", "height": 10, "width": 20},
+        {"id": "b", "height": 30, "width": 40},
+    ]
+    assert truth["categories"] == [{"id": 5, "name": "x"}, {"id": 8, "name": "y"}]
+    first, second = truth["annotations"]
+    assert first == {
+        "id": 1,
+        "image_id": "b",
+        "category_id": 8,
+        "bbox": [1, 2, 3, 2],
+        "area": 6,
+        "iscrowd": 0,
+    }
+    assert (second["id"], second["category_id"], second["iscrowd"]) == (2, 5, 1)
+    json.dumps(truth)
+    areas = [np.zeros(0), np.array([4.5, 3])]
+    truth = coco.ground_truth_from_objects(
+        ["a", "b"], sizes, objects, (5, 8), "xy", areas=areas
+    )
+    assert [a["area"] for a in truth["annotations"]] == [4.5, 3]
+
+
+def average_precision(truth, data):
+    """pycocotools' AP of perfect detections, made from the data set's own objects."""
+    reference = pycocotools.coco.COCO()
+    reference.dataset = truth
+    reference.createIndex()
+    perfect = coco.ground_truth_from_objects(
+        data.image_ids, data.sizes, data.objects, data.category_ids, data.class_names
+    )
+    found = reference.loadRes([a | {"score": 1.0} for a in perfect["annotations"]])
+    evaluation = pycocotools.cocoeval.COCOeval(reference, found, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats[0]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "counts"),
+    [  # images, objects, crowds, classes: its README and jq
+        ("bccd/annotations/train.json", "bccd/images", (205, 2805, 0, 3)),
+        ("bccd/annotations/val.json", "bccd/images", (87, 1138, 0, 3)),
+        ("bccd/annotations/test.json", "bccd/images", (72, 945, 0, 3)),
+        (
+            "coco128/annotations/instances_train2017.json",
+            "coco128/train2017",
+            (128, 939, 10, 80),
+        ),
+        (
+            "coco128/annotations/instances_val2017.json",
+            "coco128/val2017",
+            (128, 903, 5, 80),
+        ),
+    ],
+)
+def test_real_data_sets(data_folder, annotations, images, counts):
+    data = coco.load(data_folder / annotations, data_folder / images)
+    objects = [objects.boxes.shape[0] for objects in data.objects]
+    crowds = sum(int(objects.crowd.sum()) for objects in data.objects)
+    assert (len(data), sum(objects), crowds, len(data.class_names)) == counts
+    for position in range(0, len(data), 8):
+        height, width = data.sizes[position]
+        assert data.read_image(position).shape == (height, width, 3)
+        assert (data.objects[position].boxes <= [width, height] * 2).all()
+    original = json.loads((data_folder / annotations).read_text())
+    assert data.ground_truth() == original
+    assert average_precision(data.ground_truth(), data) == pytest.approx(1)
+
+
+def test_importing_coco_imports_neither_jax_nor_tfds():
+    code = (
+        "import sys, jaxdet.data.formats.coco; "
+        "print([m for m in ('tensorflow_datasets', 'jax') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+LEFT = {"size": [40, 60], "counts": [0, 40 * 20, 40 * 40]}  # 20 columns of 60
+
+
+class TestMasks:
+    @pytest.fixture
+    def outlined(self, content):
+        """Of the second image: a thing without area, a square and a crowd."""
+        boxes = [[5, 5, 0, 7], [10, 10, 20, 20], [0, 0, 40, 40]]
+        outlines = [[[5, 5, 5, 12, 5, 8]], [SQUARE], LEFT]
+        content["annotations"] = [
+            {"id": 5, "image_id": 3, "category_id": 2, "bbox": box, "iscrowd": crowd}
+            | {"id": 5 + crowd + 2 * i, "segmentation": outline}
+            for i, (box, outline, crowd) in enumerate(
+                zip(boxes, outlines, (0, 0, 1), strict=True)
+            )
+        ]
+        return content
+
+    def test_masks_stand_beside_their_objects(self, load, outlined):
+        data = load(outlined, masks=True)
+        assert len(data.objects[1].boxes) == 2
+        grids = data.read_masks(1, 4)
+        left = np.tile([1, 1, 0, 0], (4, 1))
+        np.testing.assert_array_equal(grids, [np.ones((4, 4)), left])
+        assert grids.dtype == np.float32
+        assert data.read_masks(0, 4).shape == (0, 4, 4)
+        assert data.ground_truth()["annotations"][1]["segmentation"] == [SQUARE]
+
+    def test_they_are_read_on_demand_only(self, load, outlined):
+        outlined["annotations"][1]["segmentation"] = "broken"
+        assert load(outlined).read_masks is None
+
+    @pytest.mark.parametrize(
+        ("segmentation", "problem"),
+        [
+            (None, "no segmentation; allowed: one in every annotation, or masks=False"),
+            ([], r"the segmentation \[\]; allowed: one or more polygons"),
+            ([[1, 2, 3, 4]], "allowed: polygons .* of 3 or more points"),
+            ({"size": [60, 40], "counts": [2400]}, r"image, \[40, 60\]"),
+            ({"size": [40, 60], "counts": "04"}, r"sum up to 40 \* 60"),
+        ],
+    )
+    def test_bad_ones_are_errors_or_skipped(
+        self, load, outlined, caplog, segmentation, problem
+    ):
+        outlined["annotations"][1]["segmentation"] = segmentation
+        with pytest.raises(DataError, match=rf"annotation 7 has .*{problem}.*drops it"):
+            load(outlined, masks=True)
+        data = load(outlined, masks=True, bad_boxes="skip")
+        assert data.read_masks(1, 4).shape == (1, 4, 4)
+        assert [entry["id"] for entry in data.ground_truth()["annotations"]] == [5, 10]
+        assert "dropped 1 objects with bad boxes or segmentations" in caplog.text
+
+    def test_a_json_of_boxes_only(self, load, content):
+        with pytest.raises(DataError, match="annotation 5 has no segmentation"):
+            load(content, masks=True)
+
+
+@pytest.mark.parametrize("area", [-1, float("nan"), float("inf"), "60", True, []])
+def test_bad_areas_are_named(load, content, area):
+    content["annotations"][0]["area"] = area
+    message = rf"annotation 5 has area {re.escape(repr(area))}; allowed: a finite"
+    with pytest.raises(DataError, match=message):
+        load(content)
+
+
+def test_images_too_large_to_be_read_are_named(load, content):
+    content["images"][0] |= {"height": 100_000, "width": 100_000}
+    message = r"image 7 has \(height, width\) \(100000, 100000\).*can be read"
+    with pytest.raises(DataError, match=message):
+        load(content)
+
+
+def test_files_are_handed_out_as_they_are(load, content, tmp_path):
+    expected = (tmp_path / "images" / "deep" / "a.png").read_bytes()
+    assert load(content).read_encoded(1) == expected

@@ -1,0 +1,642 @@
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import PIL.Image
+import pycocotools.mask
+import pytest
+import tensorflow_datasets
+import tensorflow_datasets.object_detection.coco
+
+from jaxdet.data.dataset import DataError
+from jaxdet.data.formats import tfds, voc
+
+FEATURES = tensorflow_datasets.features
+COCO = {
+    "image": FEATURES.Image(encoding_format="jpeg"),
+    "image/filename": FEATURES.Text(),
+    "image/id": np.int64,
+    "objects": FEATURES.Sequence(
+        {
+            "id": np.int64,
+            "area": np.int64,
+            "bbox": FEATURES.BBoxFeature(),
+            "label": FEATURES.ClassLabel(num_classes=80),
+            "is_crowd": np.bool_,
+        }
+    ),
+}
+VOC = {
+    "image": FEATURES.Image(),
+    "image/filename": FEATURES.Text(),
+    "objects": FEATURES.Sequence(
+        {
+            "label": FEATURES.ClassLabel(names=["aeroplane", "bicycle", "bird"]),
+            "bbox": FEATURES.BBoxFeature(),
+            "pose": FEATURES.ClassLabel(names=["frontal", "rear"]),
+            "is_truncated": np.bool_,
+            "is_difficult": np.bool_,
+        }
+    ),
+    "labels": FEATURES.Sequence(FEATURES.ClassLabel(names=["aeroplane", "bicycle"])),
+}
+
+
+class TinySet(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+    """Any features, any examples."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+    url_infos = None  # nothing to download
+
+    def __init__(self, features, examples, **options):
+        self.given_features, self.given_examples = features, examples
+        super().__init__(**options)
+
+    def _info(self):
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=FEATURES.FeaturesDict(self.given_features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from enumerate(self.given_examples)
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    def prepare(features, examples):
+        options = {"data_dir": tmp_path, "file_format": "array_record"}
+        builder = TinySet(features, examples, **options)
+        builder.download_and_prepare()
+        return builder.data_path
+
+    return prepare
+
+
+def encoded(height, width, format="JPEG", mode="RGB", colour="red", **options):
+    buffer = io.BytesIO()
+    PIL.Image.new(mode, (width, height), colour).save(buffer, format, **options)
+    return io.BytesIO(buffer.getvalue())
+
+
+def coco_example(image_id, image, *objects):
+    keys = ("id", "area", "bbox", "label", "is_crowd")
+    return {
+        "image": image,
+        "image/filename": "000.jpg",
+        "image/id": image_id,
+        "objects": [dict(zip(keys, values, strict=True)) for values in objects],
+    }
+
+
+def voc_example(image, *objects):
+    keys = ("label", "bbox", "pose", "is_truncated", "is_difficult")
+    return {
+        "image": image,
+        "image/filename": "000.jpg",
+        "objects": [dict(zip(keys, values, strict=True)) for values in objects],
+        "labels": [],
+    }
+
+
+def test_the_layout_of_coco(prepare):
+    box = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
+    line = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.25, xmax=1.0)
+    folder = prepare(
+        COCO,
+        [
+            coco_example(139, encoded(40, 80)),
+            coco_example(
+                42,
+                encoded(16, 32, mode="L", colour=9),
+                (1, 77, box, 79, False),
+                (2, 5, line, 3, False),
+                (3, 6, FEATURES.BBox(0.0, 0.0, 1.0, 0.125), 0, True),
+            ),
+        ],
+    )
+    data = tfds.load_directory(folder, "train")
+    assert data.image_ids == (139, 42)
+    assert data.category_ids == tuple(range(80))
+    assert len(data.class_names) == 80
+    np.testing.assert_array_equal(data.sizes, [[40, 80], [16, 32]])
+    empty, full = data.objects
+    assert empty.boxes.shape == (0, 4) and empty.labels.shape == empty.crowd.shape
+    np.testing.assert_array_equal(full.boxes, [[16, 4, 32, 8], [0, 0, 4, 16]])
+    np.testing.assert_array_equal(full.labels, [79, 0])
+    np.testing.assert_array_equal(full.crowd, [False, True])
+    for objects in data.objects:
+        assert objects.boxes.dtype == np.float32
+        assert objects.labels.dtype == np.int32
+        assert objects.crowd.dtype == bool
+    assert data.read_image(0).shape == (40, 80, 3)
+    np.testing.assert_array_equal(data.read_image(1), np.full((16, 32, 3), 9))
+    first, second = data.ground_truth()["annotations"]
+    assert (first["image_id"], first["category_id"], first["area"]) == (42, 79, 77)
+    assert (first["bbox"], first["iscrowd"]) == ([16, 4, 16, 4], 0)
+    assert (second["area"], second["iscrowd"]) == (6, 1)
+    json.dumps(data.ground_truth())
+
+
+def test_the_layout_of_voc(prepare):
+    box = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
+    objects = [("bird", box, "rear", True, False), ("bicycle", box, "rear", True, True)]
+    folder = prepare(VOC, [voc_example(encoded(8, 8), *objects) for _ in range(2)])
+    data = tfds.load_directory(folder, "train")
+    assert data.class_names == ("aeroplane", "bicycle", "bird")
+    assert data.image_ids == (0, 1)
+    np.testing.assert_array_equal(data.objects[1].labels, [2, 1])
+    np.testing.assert_array_equal(data.objects[1].crowd, [False, True])
+    assert [a["area"] for a in data.ground_truth()["annotations"]] == [8.0] * 4
+    assert data.read_masks is None
+
+
+BOX = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
+BELOW = FEATURES.BBox(ymin=0.5, xmin=0.25, ymax=1.0, xmax=0.5)
+
+
+class TestSetsOfTfds:
+    """TFDS's own builders, of other images: what they are called, and their features.
+
+    The images are of height 8 and width 16.
+    """
+
+    @pytest.fixture
+    def load(self, tmp_path, monkeypatch):
+        def load(name, *examples, with_tensorflow=False):
+            if with_tensorflow:
+                module = tensorflow_datasets.object_detection.coco
+                only_type = types.SimpleNamespace(int64=np.int64)
+                monkeypatch.setattr(module, "tf", only_type)
+            options = {"data_dir": tmp_path, "file_format": "array_record"}
+            builder = tensorflow_datasets.builder(name, **options)
+            examples = [{"image": encoded(8, 16), **example} for example in examples]
+            splits = {"train": list(enumerate(examples))}
+            builder._split_generators = lambda dl_manager: splits
+            builder.download_and_prepare()
+            return tfds.load(name, "train", data_dir=tmp_path)
+
+        return load
+
+    @pytest.mark.parametrize("name", ["voc/2007", "voc/2012"])
+    def test_voc(self, load, name):
+        things = [
+            {"label": "bird", "bbox": BELOW, "is_difficult": False},
+            {"label": "tvmonitor", "bbox": BELOW, "is_difficult": True},
+        ]
+        things = [{"pose": "rear", "is_truncated": True, **thing} for thing in things]
+        labels = {"labels": [], "labels_no_difficult": []}
+        data = load(name, {"image/filename": "a.jpg", "objects": things, **labels})
+        (objects,) = data.objects
+        # The devkit's xmin 4, ymin 4, xmax 8, ymax 8.
+        np.testing.assert_array_equal(objects.boxes, [[3, 3, 8, 8]] * 2)
+        np.testing.assert_array_equal(objects.labels, [2, 19])
+        np.testing.assert_array_equal(objects.crowd, [False, True])
+        assert data.class_names == voc.CLASSES and data.image_ids == (0,)
+
+    @pytest.mark.parametrize("name", ["coco/2014", "coco/2017"])
+    def test_coco(self, load, name):
+        thing = {"id": 1, "area": 7, "bbox": BOX, "label": 79, "is_crowd": True}
+        ids = {"image/id": 42, "image/filename": "a.jpg"}
+        data = load(name, {**ids, "objects": [thing]}, with_tensorflow=True)
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4]])
+        assert (objects.labels[0], objects.crowd[0]) == (79, True)
+        assert data.image_ids == (42,) and len(data.class_names) == 80
+        assert data.ground_truth()["annotations"][0]["area"] == 7
+
+    def test_wider_face(self, load):
+        flags = {"blur": 2, "occlusion": 1}
+        flags |= dict.fromkeys(("expression", "illumination", "pose"), True)
+        faces = [
+            {"bbox": BOX, "invalid": False, **flags},
+            {"bbox": BELOW, "invalid": True, **flags},
+        ]
+        data = load("wider_face", {"image/filename": "a.jpg", "faces": faces})
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4], [4, 4, 8, 8]])
+        np.testing.assert_array_equal(objects.labels, [0, 0])
+        np.testing.assert_array_equal(objects.crowd, [False, True])
+        assert data.class_names == ("face",)
+
+    def test_kitti(self, load):
+        # Upside down: of 8 rows the car has the four topmost.
+        car = {"type": "Car", "bbox": BELOW, "occluded": "unknown"}
+        car |= dict.fromkeys(("truncated", "alpha", "rotation_y"), 0.5)
+        car |= {"dimensions": [1.0, 2.0, 3.0], "location": [1.0, 2.0, 3.0]}
+        data = load("kitti", {"image/file_name": "a.png", "objects": [car]})
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.boxes, [[4, 0, 8, 4]])
+        assert data.class_names[objects.labels[0]] == "Car"
+        assert len(data.class_names) == 8
+
+    def test_open_images(self, load):
+        unknown = ("is_occluded", "is_truncated", "is_depiction", "is_inside")
+        flags = {"source": "xclick", "bbox": BOX, **dict.fromkeys(unknown, -1)}
+        things = [
+            {"label": label, "is_group_of": group, **flags}
+            for label, group in ((5, 1), (600, 0), (7, -1))
+        ]
+        no_boxes = {"objects": [], "objects_trainable": []}
+        example = {"image/filename": "a.jpg", "bobjects": things, **no_boxes}
+        data = load("open_images_v4", example)
+        (objects,) = data.objects
+        np.testing.assert_array_equal(objects.labels, [5, 600, 7])
+        np.testing.assert_array_equal(objects.crowd, [True, False, False])
+        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4]] * 3)
+        assert len(data.class_names) == 601
+
+
+@pytest.mark.parametrize(
+    ("box_format", "box"),
+    [
+        ("REL_YXYX", (0.25, 0.5, 0.5, 1.0)),
+        ("REL_XYXY", (0.5, 0.25, 1.0, 0.5)),
+        ("YXYX", (2.0, 8.0, 4.0, 16.0)),
+        ("XYXY", (8.0, 2.0, 16.0, 4.0)),
+        ("XYWH", (8.0, 2.0, 8.0, 2.0)),
+        (None, (0.25, 0.5, 0.5, 1.0)),
+    ],
+)
+def test_boxes_in_other_formats(prepare, box_format, box):
+    inner = {"bbox": FEATURES.BBoxFeature(bbox_format=box_format)}
+    features = {"image": FEATURES.Image(), "faces": FEATURES.Sequence(inner)}
+    example = {"image": encoded(8, 16), "faces": [{"bbox": np.array(box)}]}
+    data = tfds.load_directory(prepare(features, [example]), "train")
+    np.testing.assert_array_equal(data.objects[0].boxes, [[8, 2, 16, 4]])
+    assert data.class_names == ("face",)
+
+
+def masked(dtype=np.uint8, shape=(2, 2), **options):
+    inner = {
+        "bbox": FEATURES.BBoxFeature(),
+        "label": FEATURES.ClassLabel(num_classes=3),
+        "mask": FEATURES.Tensor(shape=shape, dtype=dtype, **options),
+    }
+    return {"image": FEATURES.Image(), "objects": FEATURES.Sequence(inner)}
+
+
+def masked_example(image, *objects):
+    keys = ("bbox", "label", "mask")
+    return {
+        "image": image,
+        "objects": [dict(zip(keys, values, strict=True)) for values in objects],
+    }
+
+
+class TestMasks:
+    LEFT = np.array([[255, 0], [255, 0]], np.uint8)
+    TOP = np.array([[255, 255], [51, 51]], np.uint8)
+
+    @pytest.fixture(params=[{}, {"encoding": "bytes"}, {"encoding": "zlib"}], ids=str)
+    def data(self, prepare, request):
+        """An image without objects, and one with two and one of no area between."""
+        objects = [
+            (FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.75, xmax=1.0), 0, self.LEFT),
+            (FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.25, xmax=1.0), 2, self.LEFT),
+            (FEATURES.BBox(ymin=0.5, xmin=0.0, ymax=1.0, xmax=0.25), 1, self.TOP),
+        ]
+        examples = [
+            masked_example(encoded(16, 32)),
+            masked_example(encoded(16, 32), *objects),
+        ]
+        folder = prepare(masked(**request.param), examples)
+        return tfds.load_directory(folder, "train")
+
+    def test_they_stand_beside_their_objects(self, data):
+        np.testing.assert_array_equal(data.objects[1].labels, [0, 1])
+        masks = data.read_masks(1, 2)
+        left, top = [[1, 0], [1, 0]], [[1, 1], [0.2, 0.2]]
+        np.testing.assert_array_equal(masks, np.array([left, top], np.float32))
+        assert masks.dtype == np.float32
+        none = data.read_masks(0, 2)
+        assert none.shape == (0, 2, 2) and none.dtype == np.float32
+
+    def test_other_grids_take_shares_of_the_cells_they_cover(self, data):
+        for left, top in (
+            ([0.5], [0.6]),
+            ([1, 0.5, 0], [1, 0.6, 0.2]),
+            ([1, 1, 0, 0], [1, 1, 0.2, 0.2]),
+        ):
+            cells = len(left)
+            expected = [np.tile(left, (cells, 1)), np.tile(top, (cells, 1)).T]
+            masks = data.read_masks(1, cells)
+            np.testing.assert_allclose(masks, expected, rtol=1e-6)
+
+    def test_the_ground_truth_has_them_in_the_image(self, data):
+        left, top = data.ground_truth()["annotations"]
+        # The left half of (16, 4, 32, 12), the upper one of (0, 8, 8, 16).
+        for annotation, (x, y, width, height) in (
+            (left, (16, 4, 8, 8)),
+            (top, (0, 8, 8, 4)),
+        ):
+            pixels = pycocotools.mask.decode(annotation["segmentation"])
+            expected = np.zeros((16, 32), bool)
+            expected[y : y + height, x : x + width] = True
+            assert pixels.shape == (16, 32)
+            ys, xs = np.nonzero(pixels != expected)
+            # Pasting may be a pixel off along the border.
+            assert ((ys >= y - 1) & (ys <= y + height)).all()
+            assert ((xs >= x - 1) & (xs <= x + width)).all()
+            assert pixels[y + 1 : y + height - 1, x + 1 : x + width - 1].all()
+        assert (left["area"], top["area"]) == (128.0, 64.0)
+        assert (left["category_id"], top["category_id"]) == (0, 1)
+        json.dumps(data.ground_truth())
+
+    @pytest.mark.parametrize(
+        ("dtype", "shape"),
+        [(np.uint8, (2, 3)), (np.uint8, (4,)), (np.float32, (2, 2))],
+    )
+    def test_a_mask_of_another_kind_is_left_alone(self, prepare, dtype, shape):
+        box = FEATURES.BBox(0.0, 0.0, 1.0, 1.0)
+        example = masked_example(encoded(8, 8), (box, 0, np.zeros(shape, dtype)))
+        folder = prepare(masked(dtype, shape), [example])
+        data = tfds.load_directory(folder, "train")
+        assert data.read_masks is None
+        assert "segmentation" not in data.ground_truth()["annotations"][0]
+
+
+def test_sizes_are_those_a_person_sees(prepare):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    folder = prepare(COCO, [coco_example(1, encoded(40, 80, exif=exif))])
+    data = tfds.load_directory(folder, "train")
+    np.testing.assert_array_equal(data.sizes, [[80, 40]])
+    assert data.read_image(0).shape == (80, 40, 3)
+
+
+def test_by_name_with_slices_and_names_in_the_errors(prepare, tmp_path):
+    prepare(COCO, [coco_example(i, encoded(8, 8)) for i in range(10)])
+    data = tfds.load("tiny_set", "train[:30%]", data_dir=tmp_path)
+    assert data.image_ids == (0, 1, 2)
+    with pytest.raises(DataError, match=r"tiny_set/1.0.0: no split 'test'.* train"):
+        tfds.load("tiny_set", "test", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["voc/2007", "coco/2017", "no_such_set"])
+def test_sets_that_are_not_prepared(tmp_path, name):
+    command = f"tfds build {name} --file_format=array_record --data_dir={tmp_path}"
+    with pytest.raises(DataError, match=command):
+        tfds.load(name, "train", data_dir=tmp_path)
+
+
+def test_what_tfds_needs_to_prepare_a_set(tmp_path):
+    needs = r'pip install "tensorflow-datasets\[tensorflow,wider-face\]"'
+    with pytest.raises(DataError, match=needs):
+        tfds.load("wider_face", "train", data_dir=tmp_path)
+    with pytest.raises(DataError, match=r'"tensorflow-datasets\[tensorflow\]"'):
+        tfds.load("voc/2007", "train", data_dir=tmp_path)
+
+
+def test_what_is_no_name_and_no_folder(tmp_path):
+    with pytest.raises(DataError, match=r"'voc 2007'.*allowed: name"):
+        tfds.load("voc 2007", "train", data_dir=tmp_path)
+    with pytest.raises(DataError, match=rf"{tmp_path}: .*allowed: a folder"):
+        tfds.load_directory(tmp_path, "train")
+
+
+def test_a_file_format_that_needs_tensorflow(prepare):
+    folder = prepare(COCO, [coco_example(1, encoded(8, 8))])
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match=f"{folder}: .*needs TensorFlow; convert"):
+        tfds.load_directory(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"bbox": FEATURES.BBoxFeature()}, "no image feature among bbox"),
+        ({"image": FEATURES.Image()}, "no detection data set.* among image"),
+        (
+            {
+                "image": FEATURES.Image(),
+                "faces": FEATURES.Sequence(
+                    {
+                        "bbox": FEATURES.BBoxFeature(),
+                        "mood": FEATURES.ClassLabel(num_classes=3),
+                        "pose": FEATURES.ClassLabel(num_classes=2),
+                    }
+                ),
+            },
+            "faces has the classes of mood, pose; allowed: .* label or type",
+        ),
+    ],
+)
+def test_sets_that_are_no_detection_data(tmp_path, features, message):
+    builder = TinySet(features, [], data_dir=tmp_path)
+    with pytest.raises(DataError, match=f"tiny_set/1.0.0: {message}"):
+        tfds.from_builder(builder, "train")
+
+
+def test_bad_examples_name_the_image(prepare):
+    box = FEATURES.BBox(0.0, 0.0, 1.0, 1.0)
+    unlabelled = coco_example(7, encoded(8, 8), (1, 1, box, -1, False))
+    with pytest.raises(
+        DataError, match=r"image 7: labels are \[-1\]; allowed: 0 to 79"
+    ):
+        tfds.load_directory(prepare(COCO, [unlabelled]), "train")
+
+
+@pytest.mark.parametrize("area", [float("nan"), float("inf"), -1.0])
+def test_bad_areas_name_the_image(prepare, area):
+    inner = dict(COCO["objects"].feature.items()) | {"area": np.float32}
+    examples = [coco_example(7, encoded(8, 8), (1, area, BOX, 3, False))]
+    folder = prepare(COCO | {"objects": FEATURES.Sequence(inner)}, examples)
+    with pytest.raises(DataError, match=rf"image 7: areas are \[{area}\]; allowed"):
+        tfds.load_directory(folder, "train")
+
+
+def test_image_ids_that_are_no_text_are_errors(prepare):
+    examples = [coco_example(b"a\xff", encoded(8, 8))]
+    folder = prepare(COCO | {"image/id": FEATURES.Text()}, examples)
+    message = r"train, position 0: image/id is b'a\\xff'; allowed"
+    with pytest.raises(DataError, match=message):
+        tfds.load_directory(folder, "train")
+
+
+@pytest.fixture
+def prepare_boxes(prepare):
+    """One image of height 20 and width 40 and (y1, x1, y2, x2) boxes, any at all."""
+    inner = dict(COCO["objects"].feature.items())
+    inner["bbox"] = FEATURES.BBoxFeature(bbox_format=None)
+
+    def prepare_boxes(*boxes):
+        boxes = [FEATURES.BBox(*box) for box in boxes]
+        objects = [(i, 9, box, i, False) for i, box in enumerate(boxes)]
+        example = coco_example(7, encoded(20, 40), *objects)
+        return prepare(COCO | {"objects": FEATURES.Sequence(inner)}, [example])
+
+    return prepare_boxes
+
+
+def test_slight_overhang_is_clipped_and_no_area_dropped(prepare_boxes, caplog):
+    folder = prepare_boxes(
+        (-0.09, -0.045, 0.5, 0.5),  # 1.8 pixels above and left of the image
+        (0.5, 0.5, 1.09, 1.045),
+        (0.5, 0.25, 0.5, 0.75),  # no height
+        (0.5, 0.75, 0.75, 0.25),  # the wrong way round
+        (0.5, 1.0, 0.75, 1.03),  # nothing of it within the image
+    )
+    with caplog.at_level(logging.WARNING):
+        data = tfds.load_directory(folder, "train")
+    expected = [[0, 0, 20, 10], [20, 10, 40, 20]]
+    np.testing.assert_array_equal(data.objects[0].boxes, expected)
+    np.testing.assert_array_equal(data.objects[0].labels, [0, 1])
+    assert len(data.ground_truth()["annotations"]) == 2
+    assert "tiny_set/1.0.0 train: dropped 3 objects without area" in caplog.text
+
+
+def test_nothing_is_logged_where_nothing_is_dropped(prepare_boxes, caplog):
+    with caplog.at_level(logging.WARNING, logger="jaxdet"):
+        tfds.load_directory(prepare_boxes((0.0, 0.0, 1.0, 1.0)), "train")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (-0.125, 0.0, 0.5, 0.5),  # 2.5 pixels above the image
+        (0.0, -0.0625, 0.5, 0.5),
+        (0.0, 0.0, 1.125, 0.5),
+        (0.0, 0.0, 0.5, 1.0625),
+        (0.0, 1.0625, 0.5, 0.5),
+        (0.0, 0.0, 15.0, 30.0),  # pixels
+        (float("nan"), 0.0, 0.5, 0.5),
+        (0.0, 0.0, float("inf"), 0.5),
+        (0.0, float("-inf"), 0.5, 0.5),
+    ],
+    ids=str,
+)
+def test_bad_boxes_name_data_set_image_and_box(prepare_boxes, bad):
+    folder = prepare_boxes((0.0, 0.0, 0.5, 0.5), bad)
+    message = (
+        rf"tiny_set/1\.0\.0 train, image 7: .*{re.escape(str(list(bad)))}; allowed"
+    )
+    with pytest.raises(DataError, match=message):
+        tfds.load_directory(folder, "train")
+
+
+def test_bad_boxes_can_be_dropped(prepare_boxes, caplog):
+    bad = [(-0.125, 0.0, 0.5, 0.5), (float("nan"), 0.0, 0.5, 0.5), (0.5, 0.0, 0.5, 0.5)]
+    folder = prepare_boxes((0.0, 0.0, 0.5, 0.5), *bad)
+    with caplog.at_level(logging.WARNING):
+        data = tfds.load_directory(folder, "train", bad_boxes="skip")
+    np.testing.assert_array_equal(data.objects[0].boxes, [[0, 0, 20, 10]])
+    assert len(data.ground_truth()["annotations"]) == 1
+    assert "dropped 3 objects without area, or bad boxes" in caplog.text
+    with pytest.raises(DataError, match="image 7"):  # no index of the other kind
+        tfds.load_directory(folder, "train")
+    with pytest.raises(ValueError, match="bad_boxes is 'no'"):
+        tfds.load_directory(folder, "train", bad_boxes="no")
+
+
+def test_repeated_image_ids_are_errors(prepare):
+    twice = [coco_example(7, encoded(8, 8)) for _ in range(2)]
+    with pytest.raises(DataError, match="image/id are not unique"):
+        tfds.load_directory(prepare(COCO, twice), "train")
+
+
+def test_broken_images_are_errors(prepare):
+    folder = prepare(COCO, [coco_example(7, io.BytesIO(b"\xff\xd8 no image"))])
+    with pytest.raises(DataError, match=r"tiny_set/1\.0\.0 train, image 7"):
+        tfds.load_directory(folder, "train")
+
+
+class TestTheNextStart:
+    @pytest.fixture
+    def folder(self, prepare):
+        objects = [(1, 77, BOX, 79, False), (2, 5, BELOW, 3, True)]
+        examples = [coco_example(i, encoded(8, 16), *objects[:i]) for i in range(3)]
+        return prepare(COCO, examples)
+
+    @pytest.fixture
+    def passes(self, monkeypatch):
+        """What was read from end to end, one after the other."""
+        names = []
+        read = tfds._read_index
+
+        def counted(*arguments):
+            names.append(arguments[3])
+            return read(*arguments)
+
+        monkeypatch.setattr(tfds, "_read_index", counted)
+        return names
+
+    def test_reads_nothing_but_the_index(self, folder, passes):
+        first = tfds.load_directory(folder, "train")
+        second = tfds.load_directory(folder, "train")
+        assert passes == ["tiny_set/1.0.0 train"]
+        assert second.ground_truth() == first.ground_truth()
+        assert second.image_ids == first.image_ids == (0, 1, 2)
+        np.testing.assert_array_equal(second.sizes, first.sizes)
+        assert second.read_image(2).shape == (8, 16, 3)
+        assert second.read_encoded(2) == first.read_encoded(2)
+
+    def test_a_slice_has_its_own(self, folder):
+        whole, start, end = (
+            tfds.load_directory(folder, f"train{part}").image_ids
+            for part in ("", "[:1]", "[1:]")
+        )
+        assert start + end == whole
+        assert tfds.load_directory(folder, "train[1:]").image_ids == end
+        assert len(list(folder.glob("index-*.npz"))) == 3
+
+    @pytest.mark.parametrize("file", ["features.json", "tiny_set-train.array_record*"])
+    def test_notices_what_has_changed(self, folder, passes, file):
+        tfds.load_directory(folder, "train")
+        (changed,) = folder.glob(file)
+        os.utime(changed, (1, 1))
+        tfds.load_directory(folder, "train")
+        assert len(passes) == 2
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ['{"name": [', ""])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_broken_descriptions_are_errors(prepare, tmp_path, file, content, by_name):
+    folder = prepare(COCO, [coco_example(7, encoded(8, 8))])
+    (folder / file).write_text(content)
+    if by_name:
+        message = f"tiny_set: cannot be read from {tmp_path} "
+        with pytest.raises(DataError, match=message):
+            tfds.load("tiny_set", "train", data_dir=tmp_path)
+    else:
+        message = f"{folder}: no data set that TFDS prepared"
+        with pytest.raises(DataError, match=message):
+            tfds.load_directory(folder, "train")
+
+
+def test_broken_shards_are_errors(prepare):
+    folder = prepare(COCO, [coco_example(7, encoded(8, 8))])
+    (shard,) = folder.glob("*.array_record*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"train, position 0: cannot be read \(.*"):
+        tfds.load_directory(folder, "train")
+    shard.unlink()
+    with pytest.raises(DataError, match=f"{shard}: cannot be read"):
+        tfds.load_directory(folder, "train")
+
+
+def test_reading_imports_neither_tensorflow_nor_jax(prepare):
+    folder = prepare(COCO, [coco_example(1, encoded(8, 8))])
+    code = f"""
+import sys
+from jaxdet.data import tfds
+tfds.load_directory({str(folder)!r}, "train").read_image(0)
+print([name for name in ("tensorflow", "jax") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

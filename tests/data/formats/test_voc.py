@@ -1,0 +1,197 @@
+import logging
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from jaxdet.data.dataset import DataError
+from jaxdet.data.formats import voc
+
+SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+
+
+def thing(name, *corners, difficult=None, inside=""):
+    tags = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+    flag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
+    return f"<object><name>{name}</name>{flag}<bndbox>{box}</bndbox>{inside}</object>"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a VOC folder; by stem, what stands in its annotation."""
+
+    def write(contents, name="VOC2007", split="trainval", size=SIZE):
+        root = tmp_path / name
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+        for stem, content in contents.items():
+            text = f"<annotation>{size}{content}</annotation>"
+            (root / "Annotations" / f"{stem}.xml").write_text(text)
+            image = PIL.Image.new("RGB", (60, 40), "red")
+            image.save(root / "JPEGImages" / f"{stem}.jpg")
+        lines = "".join(f"{stem}\n" for stem in contents)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(lines)
+        return root
+
+    return write
+
+
+def test_a_small_folder_by_hand(folder):
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    root = folder(
+        {
+            "000012": thing("person", 1, 1, 60, 40, difficult=0, inside=part)
+            + thing("cat", 11, 21, 11.5, 30, difficult=1),
+            "000005": "",
+        }
+    )
+    data = voc.load(root)
+    assert data.name == "VOC2007 trainval"
+    assert data.class_names == voc.CLASSES and len(set(voc.CLASSES)) == 20
+    assert data.category_ids == tuple(range(20))
+    assert data.image_ids == ("000012", "000005")  # in the order of the split
+    np.testing.assert_array_equal(data.sizes, [[40, 60], [40, 60]])
+    found, nothing = data.objects
+    # Pixels 1 to 60 of 60 are the edges 0 and 60.
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 60, 40], [10, 20, 11.5, 30]])
+    assert [voc.CLASSES[label] for label in found.labels] == ["person", "cat"]
+    np.testing.assert_array_equal(found.crowd, [False, True])
+    assert nothing.boxes.shape == (0, 4)
+    for objects in data.objects:
+        kinds = [values.dtype for values in objects]
+        assert kinds == [np.float32, np.int32, bool]
+    assert data.read_image(1).shape == (40, 60, 3)
+
+
+def test_the_ground_truth_keeps_difficult_objects_apart(folder):
+    objects = thing("cat", 1, 1, 10, 10, difficult=1) + thing("dog", 2, 3, 10, 10)
+    truth = voc.load(folder({"a": objects})).ground_truth()
+    assert truth["images"] == [{"id": "a", "height": 40, "width": 60}]
+    difficult, plain = truth["annotations"]
+    assert difficult["iscrowd"] == 1 and difficult["bbox"] == [0, 0, 10, 10]
+    assert plain["iscrowd"] == 0 and plain["bbox"] == [1, 2, 9, 8]
+    assert plain["area"] == 72 and plain["category_id"] == voc.CLASSES.index("dog")
+
+
+def test_several_folders_are_one_set(folder):
+    old = folder({"a": thing("cat", 1, 1, 9, 9)})
+    new = folder({"a": thing("dog", 1, 1, 9, 9), "b": ""}, name="VOC2012")
+    data = voc.load(old, new)
+    assert data.name == "VOC2007+VOC2012 trainval"
+    assert data.image_ids == ("VOC2007/a", "VOC2012/a", "VOC2012/b")
+    labels = [voc.CLASSES[objects.labels[0]] for objects in data.objects[:2]]
+    assert labels == ["cat", "dog"]
+    with pytest.raises(DataError, match="folders of different names"):
+        voc.load(old, old)
+    with pytest.raises(ValueError, match="at least one"):
+        voc.load()
+
+
+def test_other_classes(folder):
+    root = folder({"a": thing("zebu", 1, 1, 9, 9) + thing("ant", 1, 1, 9, 9)})
+    data = voc.load(root, class_names=None)
+    assert data.class_names == ("ant", "zebu")
+    np.testing.assert_array_equal(data.objects[0].labels, [1, 0])
+    data = voc.load(root, class_names=("zebu", "gnu", "ant"))
+    np.testing.assert_array_equal(data.objects[0].labels, [0, 2])
+    with pytest.raises(DataError, match=r"a\.xml: the class 'zebu' is unknown.*plane"):
+        voc.load(root)
+
+
+def test_boxes_that_reach_out_a_little_are_clipped(folder, caplog):
+    outside = thing("cat", -1, 0, 62, 42) + thing("dog", 61, 5, 62, 9)
+    with caplog.at_level(logging.WARNING):
+        data = voc.load(folder({"a": outside}))
+    np.testing.assert_array_equal(data.objects[0].boxes, [[0, 0, 60, 40]])
+    assert "VOC2007 trainval: dropped 1 objects without area" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (thing("cat", -2, 1, 9, 9), r"cat has .*-2.0, 1.0, 9.0, 9.0\].*height 40"),
+        (thing("cat", 1, 1, 9, 43), r"43.0\]; allowed: within .* 2 pixels"),
+        (thing("cat", 1, 1, "wide", 9), "bndbox/xmax is 'wide'; allowed: a finite"),
+        (thing("cat", 1, 1, "nan", 9), "bndbox/xmax is 'nan'"),
+        ("<object><name>cat</name></object>", "bndbox/xmin is None"),
+        (thing("", 1, 1, 9, 9), "an object has no name"),
+        (thing("cat", 1, 1, 9, 9, difficult="a bit"), "difficult 'a bit'; allowed: 0"),
+        ("<object>", "not xml"),
+    ],
+)
+def test_bad_annotations_are_named(folder, content, problem):
+    with pytest.raises(DataError, match=rf"a\.xml: .*{problem}"):
+        voc.load(folder({"a": content}))
+
+
+def test_encodings_that_are_unknown_are_named(folder):
+    root = folder({"a": ""})
+    for encoding in ("x", "utf-7"):
+        text = f"<?xml version='1.0' encoding='{encoding}'?><annotation/>"
+        (root / "Annotations" / "a.xml").write_text(text)
+        with pytest.raises(DataError, match=r"a\.xml: not xml .*encoding"):
+            voc.load(root)
+
+
+def test_files_are_handed_out_as_they_are(folder):
+    root = folder({"a": "", "b": ""})
+    content = (root / "JPEGImages" / "b.jpg").read_bytes()
+    assert voc.load(root).read_encoded(1) == content
+
+
+@pytest.mark.parametrize("side", ["0", "40.5", "tall", "1e9", "1e300"])
+def test_bad_sizes_are_named(folder, side):
+    with pytest.raises(DataError, match=r"a\.xml: .*height.*allowed"):
+        voc.load(folder({"a": ""}, size=SIZE.replace("40", side)))
+
+
+def test_sizes_come_from_the_image_where_the_annotation_has_none(folder):
+    data = voc.load(folder({"a": thing("cat", 1, 1, 60, 40)}, size=""))
+    np.testing.assert_array_equal(data.sizes, [[40, 60]])
+
+
+def test_a_size_that_is_not_the_images(folder):
+    data = voc.load(folder({"a": ""}, size=SIZE.replace("40", "50")))
+    with pytest.raises(DataError, match=r"a\.jpg: .*\(40, 60\).*\(50, 60\), as in .*a"):
+        data.read_image(0)
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("Annotations/a.xml", r"a\.xml: cannot be read"),
+        ("JPEGImages/a.jpg", r"1 of 2 images do not exist, .*JPEGImages/a\.jpg"),
+        ("ImageSets/Main/trainval.txt", r"trainval\.txt: cannot .* splits: test"),
+    ],
+)
+def test_missing_files_are_named(folder, file, problem):
+    root = folder({"a": "", "b": ""})
+    (root / "ImageSets" / "Main" / "test.txt").write_text("a\n")
+    (root / "ImageSets" / "Main" / "cat_test.txt").write_text("a -1\n")
+    (root / file).unlink()
+    with pytest.raises(DataError, match=problem):
+        voc.load(root)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"), [("", "empty"), ("\n", "empty"), ("a\na\n", "twice")]
+)
+def test_bad_splits_are_named(folder, lines, problem):
+    root = folder({"a": ""})
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text(lines)
+    with pytest.raises(DataError, match=rf"trainval\.txt: .*{problem}"):
+        voc.load(root)
+
+
+def test_the_images_of_one_class_are_a_split_too(folder):
+    root = folder({"a": "", "b": ""})
+    (root / "ImageSets" / "Main" / "cat_test.txt").write_text("b  1\na -1\n")
+    assert voc.load(root, split="cat_test").image_ids == ("b", "a")
+
+
+def test_images_need_not_be_jpegs(folder):
+    root = folder({"a": ""})
+    (root / "JPEGImages" / "a.jpg").unlink()
+    PIL.Image.new("RGB", (60, 40), "blue").save(root / "JPEGImages" / "a.png")
+    np.testing.assert_array_equal(voc.load(root).read_image(0)[0, 0], [0, 0, 255])

@@ -1,0 +1,149 @@
+"""What the benchmark measures, and the same with tiny networks for tests."""
+
+import dataclasses
+import functools
+import math
+import re
+import types
+from functools import partial
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from experiments.benchmarks import models
+from experiments.benchmarks.models import MODELS
+from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
+from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
+from jaxdet.nn.extra_stages import ExtraStages
+from jaxdet.nn.heads import FCHead
+from jaxdet.structs import Batch
+from jaxdet.weights import torchvision
+
+DENSE = {"num_classes": 4, "channels": 4, "head_depth": 1, "detections": 8}
+DENSE |= {"score_threshold": 0.2, "candidates": 20}
+RPN = {"candidates": 12, "proposals": 6, "train_candidates": 12, "train_proposals": 6}
+REGION = {"per_image": 8, "candidates": 20, "detections": 4}
+
+
+def boxes_config(config, **rpn):
+    return dataclasses.replace(
+        config,
+        num_classes=4,
+        rpn=dataclasses.replace(config.rpn, **RPN, **rpn),
+        region=dataclasses.replace(config.region, **REGION),
+    )
+
+
+def ssd_backbone(dtype):
+    return ExtraStages(ResNet(10, 4, coarsest=4, dtype=dtype), ((4, 8),), dtype=dtype)
+
+
+SMALL = partial(ResNet, 10, 4)
+HEAD = partial(FCHead, 8, depth=1)
+FASTER_RCNN = boxes_config(faster_rcnn.TORCHVISION, channels=4)
+C4 = boxes_config(dataclasses.replace(faster_rcnn.DETECTRON2_C4, pool_size=4))
+TINY = {
+    "retinanet": {
+        "config": dataclasses.replace(retinanet.TORCHVISION, **DENSE),
+        "backbone": SMALL,
+    },
+    "fcos": {
+        "config": dataclasses.replace(fcos.TORCHVISION, **DENSE),
+        "backbone": SMALL,
+    },
+    "faster_rcnn": {
+        "config": FASTER_RCNN,
+        "backbone": SMALL,
+        "region_head": HEAD,
+    },
+    "faster_rcnn_c4": {
+        "config": C4,
+        "backbone": partial(SMALL, coarsest=4),
+        "region_head": partial(ResNetHead, 10, 4),
+    },
+    "mask_rcnn": {
+        "config": mask_rcnn.MaskRCNNConfig(
+            FASTER_RCNN, mask_pool_size=4, mask_channels=4, mask_depth=1
+        ),
+        "backbone": SMALL,
+        "region_head": HEAD,
+    },
+    "ssd": {
+        "config": ssd.SSDConfig(
+            num_classes=4,
+            levels=(4, 5),
+            steps=(16.0, 32.0),
+            shapes=(((20.0, 20.0),), ((40.0, 40.0), (50.0, 25.0))),
+            candidates=8,
+            detections=8,
+        ),
+        "backbone": ssd_backbone,
+        "canvas": (64, 64),
+    },
+}
+
+
+def any_batch(name):
+    canvas = MODELS[name].canvas or (64, 64)
+    return Batch(jax.ShapeDtypeStruct((1, *canvas, 3), np.uint8), None, None, None)
+
+
+@functools.cache
+def shapes(name):
+    """Of the variables of a detector as it is measured."""
+    init = MODELS[name].detector("float32").init
+    return jax.eval_shape(init, jax.random.key(0), any_batch(name))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_boxes_rest_and_class_scores_and_residuals_are_scaled(name):
+    """The names of the layers, in the networks as they are measured."""
+    ones = jax.tree.map(lambda x: np.ones(x.shape[-1:], np.float32), shapes(name))
+    rested = flatten_dict(models.at_rest(ones), sep="/")
+    still = {path for path, values in rested.items() if not np.any(values)}
+    expected = {
+        "retinanet": {"box_head/output"},
+        "fcos": {"head/sides"},
+        "ssd": {f"deltas{level}" for level in range(3, 9)},
+    }.get(name, {"rpn_head/deltas", "predictor/deltas"})
+    assert still == {f"params/{layer}/kernel" for layer in expected}
+    moved = {path for path, values in rested.items() if np.all(values == 3)}
+    assert moved == ({"params/head/sides/bias"} if name == "fcos" else set())
+    residuals = {path for path, values in rested.items() if np.all(values == 0.25)}
+    blocks = {path.split("/")[2] for path in residuals}
+    assert len(residuals) == len(blocks) == (0 if name == "ssd" else 3 + 4 + 6 + 3)
+    assert all(re.fullmatch(r"params/.*_block\d/conv3/kernel", x) for x in residuals)
+    scaled = {path for path in rested if re.fullmatch(models._CLASSES, path)}
+    expected = {
+        "retinanet": {"class_head/output"},
+        "fcos": {"head/classes"},
+        "ssd": {f"classes{level}" for level in range(3, 9)},
+    }.get(name, {"predictor/classes"})
+    assert scaled == {f"params/{layer}/kernel" for layer in expected}
+
+
+@pytest.mark.parametrize("name", [name for name, m in MODELS.items() if m.rival])
+def test_the_networks_are_torchvisions(name):
+    """So that its weights are ours."""
+    theirs = torchvision.build(MODELS[name].rival).init
+    theirs = jax.eval_shape(theirs, jax.random.key(0), any_batch(name))
+    chex.assert_trees_all_equal_shapes(shapes(name), theirs)
+
+
+def test_variables_find_about_fifty(monkeypatch):
+    """Where each doubling of the scores finds ten more, 2**5 finds fifty."""
+    asked = []
+
+    def predict(variables, batch):
+        power = np.log2(variables["params"]["head"]["classes"]["kernel"])
+        asked.append(float(power))
+        return types.SimpleNamespace(valid=np.ones((1, max(0, math.floor(10 * power)))))
+
+    variables = {"params": {"head": {"classes": {"kernel": 1.0, "bias": 7.0}}}}
+    found = models.with_answers(predict, variables, None)["params"]["head"]
+    assert np.log2(found["classes"]["kernel"]) == pytest.approx(5, abs=20 / 2**8)
+    assert found["classes"]["bias"] == 7.0 and len(asked) == 8
+    assert np.log2(found["classes"]["kernel"]) >= 5  # at least so many

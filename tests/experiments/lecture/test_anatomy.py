@@ -1,0 +1,189 @@
+"""The script that draws the ideas of detection: what it takes of which network."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.digits import MASK_RCNN, region_head
+from experiments.lecture import anatomy
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError, Objects
+from jaxdet.data.formats.coco import CATEGORY_IDS
+from jaxdet.detectors.faster_rcnn import FasterRCNNNetwork
+from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork, fcos
+from jaxdet.detectors.mask_rcnn import mask_rcnn
+from jaxdet.detectors.rcnn import RCNNConfig, rcnn
+from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
+from jaxdet.detectors.rpn import RPNConfig, rpn
+from jaxdet.detectors.ssd import SSDConfig, ssd
+from jaxdet.inference import load
+from jaxdet.inference.load import Trained
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.training.checkpoint import Run
+from jaxdet.training.config import TrainingConfig
+from jaxdet.weights import torchvision
+from jaxdet.weights.state_dict import WeightsError
+from tests.experiments.lecture.test_anatomy_figures import boxes_in, texts_of
+
+BACKBONE = ResNet(depth=10, width=8, norm="group", coarsest=4)
+INPUT = InputConfig(canvases=((64, 64),))
+ALWAYS = {"receptive_fields", "projected_region", "roi_pool_and_align", "levels"}
+ALWAYS |= {"focal_curves", "centerness"}
+
+
+def test_a_photo_comes_onto_its_canvas_with_its_objects():
+    image = np.full((50, 100, 3), 7, np.uint8)
+    boxes = np.array([[0, 0, 10, 10], [50, 0, 100, 50], [9, 9, 9, 30]], np.float32)
+    objects = Objects(boxes, np.array([3, 4, 5], np.int32), np.zeros(3, bool))
+    scene = anatomy.scene_of(image, INPUT, objects)
+    assert scene.picture.shape == (32, 64, 3)
+    np.testing.assert_allclose(scene.objects, 0.64 * boxes[[1, 0]])  # the larger first
+    np.testing.assert_array_equal(scene.labels, [4, 3])
+    scene = anatomy.scene_of(image, INPUT, None)
+    np.testing.assert_array_equal(scene.objects, [[16, 8, 48, 24]])
+
+
+def test_detectors_are_taken_apart():
+    network, outputs = anatomy.take_apart(torchvision.of_coco("fcos_resnet50_fpn"))
+    assert type(network) is FCOSNetwork and network.config.num_classes == 91
+    np.testing.assert_array_equal(outputs, CATEGORY_IDS)
+    head = region_head("float32")
+    network, outputs = anatomy.take_apart(mask_rcnn(MASK_RCNN, BACKBONE, head))
+    assert type(network) is FasterRCNNNetwork and outputs is None
+    assert network.config == MASK_RCNN.faster_rcnn and network.backbone == BACKBONE
+    assert anatomy.take_apart(rcnn(RCNNConfig(), BACKBONE, head)) == (None, None)
+
+
+def test_without_a_network_the_rest_is_drawn(tmp_path, monkeypatch, capsys):
+    def not_installed():
+        raise WeightsError("pip install weights")
+
+    photo = tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    Image.fromarray(noise).save(photo)
+    monkeypatch.setattr(anatomy, "WITHOUT_NETWORK", INPUT)
+    monkeypatch.setattr(anatomy.pretrained, "trained_ssd_mobilenet_v2", not_installed)
+    anatomy.main(photo, output=tmp_path / "drawn")
+    drawn = {file.stem for file in (tmp_path / "drawn").glob("*.jpg")}
+    assert drawn == ALWAYS | {"anchors"}
+    said = capsys.readouterr().out
+    assert "without a trained network: pip install weights" in said
+    assert all(f"left out {name}" in said for name in set(anatomy.IDEAS) - drawn)
+
+
+def test_what_contradicts_itself_is_refused(tmp_path):
+    with pytest.raises(DataError, match="one detector at a time"):
+        anatomy.main(run=tmp_path, weights=tmp_path / "a.pth")
+    with pytest.raises(DataError, match="--min-score is 2"):
+        anatomy.main(min_score=2)
+
+
+def fresh(detector):
+    """A detector of two classes that has learned nothing, as if from a run folder."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    batch = anatomy.scene_of(image, INPUT, None).batch
+    variables = jax.jit(detector.init)(jax.random.key(1), batch)
+    run = Run(
+        recipe=detector.recipe,
+        training=TrainingConfig(input=INPUT),
+        class_names=("cat", "dog"),
+        category_ids=(1, 2),
+        data_set="pets",
+        images=0,
+        versions={},
+    )
+    return Trained(detector, variables, run)
+
+
+RETINANET = RetinaNetConfig(
+    num_classes=2,
+    levels=(3, 4),
+    anchor_sizes=((16.0,), (32.0,)),
+    channels=8,
+    head_depth=1,
+    head_norm="group",
+    prior=0.4,  # above --min-score: it finds something
+)
+RPN = RPNConfig(
+    levels=(3, 4), anchor_sizes=((16.0,), (32.0,)), channels=8, fpn_norm="group"
+)
+FCOS = FCOSConfig(
+    num_classes=2, levels=(3, 4), limits=(32.0,), channels=8, head_depth=1, prior=0.7
+)
+SSD = SSDConfig(
+    num_classes=2, levels=(3, 4), steps=(8.0, 16.0), shapes=(((12, 12),), ((24, 24),))
+)
+
+
+@pytest.fixture
+def drawn_by(tmp_path, monkeypatch):
+    """What `main` draws with a fresh detector, its figures by name."""
+
+    def draw(detector):
+        figures = {}
+
+        def save(drawn, file):
+            figures[file.stem] = drawn
+            to_file(drawn, file)
+            assert file.stat().st_size < 200_000
+
+        trained, to_file = fresh(detector), anatomy._save
+        monkeypatch.setattr(anatomy, "_save", save)
+        monkeypatch.setattr(anatomy.inference, "load_trained", lambda *_, **__: trained)
+        noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photo.png")
+        anatomy.main(tmp_path / "photo.png", run=tmp_path, output=tmp_path)
+        found = load.detect_with(trained)(noise)
+        return figures, found
+
+    return draw
+
+
+@pytest.mark.slow
+def test_an_rpn_proposes_what_is_drawn(drawn_by):
+    figures, found = drawn_by(rpn(RPN, BACKBONE))
+    names = {"anchors", "objectness", "proposals", "detections"}
+    assert figures.keys() == ALWAYS | names
+    kept = boxes_in(figures["proposals"].axes[1])[::-1]
+    np.testing.assert_allclose(kept, found.boxes[: len(kept)], atol=1e-3)
+    maps = [axes.images[-1].get_array() for axes in figures["objectness"].axes[1:3]]
+    assert [values.shape for values in maps] == [(6, 8), (3, 4)]  # 48 x 64 pixels
+    assert max(map(np.max, maps)) == pytest.approx(found.scores[0])
+
+
+@pytest.mark.slow
+def test_an_fcos_says_what_is_drawn(drawn_by):
+    figures, found = drawn_by(fcos(FCOS, BACKBONE))
+    assert figures.keys() == ALWAYS | {"fcos_maps", "fcos_distances", "detections"}
+    (axes,) = figures["fcos_distances"].axes
+    best = boxes_in(axes)[0]
+    np.testing.assert_allclose(np.clip(best, 0, (64, 48, 64, 48)), found.boxes[0])
+    assert texts_of(axes)[0] == f"score {found.scores[0]:.2f}"
+    scores = [part.images[0].get_array() for part in figures["fcos_maps"].axes[4:6]]
+    assert max(map(np.max, scores)) == pytest.approx(found.scores[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("detector", "anchor_count"),
+    [
+        (retinanet(RETINANET, BACKBONE), 3 * (6 * 8 + 3 * 4)),
+        (ssd(dataclasses.replace(SSD, scores="sigmoid"), BACKBONE), 6 * 8 + 3 * 4),
+    ],
+    ids=["retinanet", "ssd"],
+)
+def test_one_stage_shows_its_loss(detector, anchor_count, drawn_by):
+    figures, _ = drawn_by(detector)
+    assert figures.keys() == ALWAYS | {"anchors", "loss_shares", "detections"}
+    counts = [
+        int(axes.get_title().split()[1].replace(",", ""))
+        for axes in figures["anchors"].axes
+    ]
+    assert sum(counts) == anchor_count
+    positive, _, negative = counts
+    (title,) = [axes.get_title() for axes in figures["loss_shares"].axes]
+    judged = 2 * (positive + negative)
+    assert title == f"{judged} answers, {positive} of them should be yes"

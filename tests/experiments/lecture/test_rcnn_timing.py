@@ -1,0 +1,188 @@
+"""The script that times the way from R-CNN to Faster R-CNN."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.lecture import rcnn_timing
+from experiments.lecture.rcnn_timing import (
+    Times,
+    detectors,
+    figure,
+    finding,
+    main,
+    table,
+)
+from jaxdet.data.dataset import Proposals
+from jaxdet.data.formats import digits
+from jaxdet.detectors import sppnet
+from jaxdet.nn.backbones.alexnet import AlexNet
+from jaxdet.nn.heads import FCHead
+from jaxdet.structs import Batch, Regions
+from jaxdet.training.config import ConfigError
+from tests.data.in_memory import in_memory_data_set
+
+WHAT = "Training", "Test"
+ROWS = {
+    "rcnn": Times(training_image=9.0, test_image=12.0, proposals=2.0),
+    "sppnet": Times(training_image=0.225, test_image=3.0, proposals=2.0),
+    "fast_rcnn": Times(training_image=0.9, test_image=0.5, proposals=2.0),
+    "faster_rcnn": Times(training_image=1.8, test_image=0.625, proposals=0.0),
+}
+
+
+def test_hours_are_those_of_sixteen_epochs():
+    assert Times(3600 / 5011, 0, 0).training_hours == pytest.approx(16)
+
+
+def test_the_table_has_what_was_measured_beside_what_was_published():
+    # 16 x 5,011 images at 9 s are 721,584 s, or 200.4 hours.
+    assert table(ROWS).splitlines()[2:] == [
+        "| R-CNN | 9 | 200 | 84 | 12 | 14 | 47 | 49 |",
+        "| SPP-net | 0.225 | 5.01 | 25 | 3 | 5 | 2.3 | 4.3 |",
+        "| Fast R-CNN | 0.9 | 20 | 9.5 | 0.5 | 2.5 | 0.32 | 2.32 |",
+        "| Faster R-CNN | 1.8 | 40.1 |  | 0.625 | 0.625 | 0.198 | 0.198 |",
+    ]
+    assert {line.count("|") for line in table(ROWS).splitlines()} == {9}
+
+
+def test_the_finding():
+    # 9 / 0.9, 12 / 0.5, 2 of 2.5 s, 2.5 / 0.625.
+    text = finding(ROWS)
+    for number in ("10.0 times", "24.0 times", "80%", "4.0 times"):
+        assert number in text
+
+
+def test_the_bars_are_the_times():
+    drawing = figure(ROWS, where="alexnet, 2 CPU cores")
+    (training, test), (published_training, published_test) = np.reshape(
+        drawing.axes, (2, 2)
+    )
+    assert _widths(training) == [pytest.approx([200.44, 5.011, 20.044, 40.088])]
+    assert _widths(test) == [[12, 3, 0.5, 0.625], [2, 2, 2, 0]]
+    assert _widths(published_training) == [[84, 25, 9.5]]
+    assert _widths(published_test) == [[47, 2.3, 0.32, 0.198], [2, 2, 2, 0]]
+    assert [text.get_text() for text in test.texts] == [
+        " 12 + 2",
+        " 3 + 2",
+        " 0.5 + 2",
+        " 0.625",
+    ]
+    wait = test.containers[1][0]
+    assert wait.get_x() == 12  # it follows the network
+    names = [label.get_text() for label in published_training.get_yticklabels()]
+    assert names == ["R-CNN", "SPP-net", "Fast R-CNN"]
+    assert test.get_xlabel() == "s / image" and test.get_legend() is not None
+    assert "Measured: alexnet, 2 CPU cores." in drawing.get_suptitle()
+    titles = [f"{what}, {who}" for who in ("measured", "published") for what in WHAT]
+    assert [panel.get_title() for panel in drawing.axes] == titles
+
+
+@pytest.mark.parametrize(
+    ("device", "named"),
+    [("cpu", "2 CPU cores"), ("NVIDIA H200", "8 x NVIDIA H200, 2 CPU cores")],
+)
+def test_a_machine_is_named_by_cores_and_accelerators(device, named):
+    setting = {"device": device, "devices": 8, "cores": 2}
+    assert rcnn_timing._machine(setting) == named
+
+
+def _widths(panel):
+    return [[bar.get_width() for bar in part] for part in panel.containers]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "inputs"),
+    [
+        ("alexnet", {"rcnn": 36 * 256, "sppnet": 50 * 256, "fast_rcnn": 36 * 256}),
+        ("vgg16", {"rcnn": 49 * 512, "sppnet": 50 * 512, "fast_rcnn": 49 * 512}),
+    ],
+)
+def test_the_fully_connected_layers_are_the_published(backbone, inputs):
+    # 6x6 cells for AlexNet, 7x7 for VGG-16; SPP-net's pyramid has 36 + 9 + 4 + 1.
+    inputs = inputs | {"faster_rcnn": inputs["fast_rcnn"]}
+    regions = Regions(np.zeros((1, 2, 4)), np.zeros((1, 2)), np.zeros((1, 2), bool))
+    batch = Batch(
+        images=np.zeros((1, 64, 64, 3), np.uint8),
+        sizes=np.full((1, 2), 64, np.int32),
+        scales=np.ones((1, 2), np.float32),
+        image_ids=np.zeros(1, np.int32),
+        regions=regions,
+    )
+    for name, detector in detectors(backbone, 3, "float32").items():
+        made = jax.eval_shape(detector.init, jax.random.key(0), batch)
+        shapes = {
+            leaf.shape
+            for path, leaf in jax.tree.leaves_with_path(made)
+            if "region_head" in jax.tree_util.keystr(path)
+        }
+        assert {(inputs[name], 4096), (4096, 4096)} <= shapes, name
+
+
+def test_proposals_are_made_of_the_image_on_its_canvas(monkeypatch):
+    """An image of 32 x 64 on a canvas of 128 is 64 x 128."""
+    seen = []
+
+    def search(image, *, max_proposals):
+        seen.append((image.shape, max_proposals))
+        return Proposals(np.float32([[0, 8, 128, 64]]), np.float32([1]))
+
+    clock = iter([0.0, 1.0, 5.0, 8.0, 10.0, 12.0])
+    monkeypatch.setattr(rcnn_timing.proposals, "selective_search", search)
+    monkeypatch.setattr(rcnn_timing.time, "perf_counter", lambda: next(clock))
+    data_set = in_memory_data_set([np.zeros((32, 64, 3), np.uint8)] * 3)
+    found, seconds = rcnn_timing._with_timed_proposals(data_set, 128, 7)
+    assert seen == [((64, 128, 3), 7)] * 3
+    np.testing.assert_array_equal(found.proposals[2].boxes, [[0, 4, 64, 32]])
+    assert seconds == 2  # the median of 1, 3 and 2
+
+
+def test_the_call_that_is_compiled_does_not_count(monkeypatch):
+    clock = iter([0.0, 9.0, 10.0, 12.0, 20.0, 23.0])
+    monkeypatch.setattr(rcnn_timing.time, "perf_counter", lambda: next(clock))
+    assert rcnn_timing._seconds(lambda batch: batch, iter([1, 2, 3])) == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["rcnn", "sppnet", "fast_rcnn", "faster_rcnn"])
+def test_who_waits_for_regions_and_who_learns_all_layers(name):
+    training = rcnn_timing._training(name, "vgg16", 64, 50)
+    assert training.input.max_regions == (0 if name == "faster_rcnn" else 50)
+    assert bool(training.frozen) == (name == "sppnet")
+
+
+def test_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="--images is 3; it must be an even number"):
+        main(images=3)
+    with pytest.raises(ConfigError, match="--annotations and --image-folder"):
+        main(annotations=tmp_path / "a.json")
+    one = in_memory_data_set([(32, 32)])
+    monkeypatch.setattr(rcnn_timing.coco, "load", lambda *_: one)
+    with pytest.raises(ConfigError, match=r"--images 4, but .*a.json has 1"):
+        main(images=4, annotations=tmp_path / "a.json", image_folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_all_four_are_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        digits, "load", functools.partial(digits.load, data_dir=tmp_path)
+    )
+    one_scale = dataclasses.replace(sppnet.PAPER, scales=(1.0,))
+    monkeypatch.setattr(sppnet, "PAPER", one_scale)
+    monkeypatch.setattr(rcnn_timing, "REGIONS_AN_IMAGE", 4)
+    monkeypatch.setattr(rcnn_timing, "AlexNet", functools.partial(AlexNet, width=4))
+    monkeypatch.setattr(rcnn_timing, "FCHead", lambda _, **more: FCHead(16, **more))
+    main(images=2, side=128, regions=8, output=tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "timing.json").read_text())
+    assert report["setting"]["regions"] == 8
+    seconds = report["seconds"]
+    assert list(seconds) == list(rcnn_timing.NAMES)
+    assert all(times["training_image"] > 0 for times in seconds.values())
+    assert all(times["test_image"] > 0 for times in seconds.values())
+    waits = [times["proposals"] for times in seconds.values()]
+    assert waits[0] == waits[1] == waits[2] > waits[3] == 0
+    assert "Faster R-CNN waits for none" in (tmp_path / "out" / "timing.md").read_text()
+    assert (tmp_path / "out" / "timing.png").stat().st_size > 10_000

@@ -1,0 +1,199 @@
+"""The script that draws speed against accuracy."""
+
+import dataclasses
+import functools
+import json
+import re
+import types
+
+import numpy as np
+import pytest
+import tyro
+
+from experiments.lecture import speed_accuracy
+from experiments.lecture.speed_accuracy import (
+    NAMES,
+    TRAINING,
+    Detectors,
+    Point,
+    figure,
+    main,
+    make,
+    milliseconds_in_turns,
+    sizes,
+    table,
+)
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.formats import digits
+from jaxdet.detectors.detector import rebuild
+from jaxdet.training.config import ConfigError
+from tests.data.in_memory import in_memory_data_set
+
+POINTS = [
+    Point("ssd", 10, (96, 96), 2.5, 0.25, 0.5),
+    Point("ssd", 10, (128, 128), 4.0, 0.5, 0.75),
+    Point("ssd", 18, (96, 96), 5.0, 0.375, 0.625),
+    Point("faster_rcnn", 10, (96, 192), 12.346, 0.8125, 1.0),
+]
+FIRST_FOUR = {"steps": 4, "warmup_steps": 1, "log_every": 2}
+
+
+@pytest.fixture(autouse=True)
+def few_digits(monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "digits"
+    few = {"data_dir": folder, "train_images": 16, "validation_images": 6}
+    monkeypatch.setattr(digits, "load", functools.partial(digits.load, **few))
+
+
+def test_sizes_are_those_of_training():
+    assert [one.canvases for one in sizes(TRAINING.input)] == [
+        ((96, 96),),
+        ((128, 128),),
+        ((160, 160),),
+    ]
+    both = ((64, 128), (128, 64))
+    config = InputConfig(canvases=both, multi_scale=(1.0, 0.5, 1.01), flip=0.0)
+    half, whole = sizes(config)  # 1.01 is the same multiple of 32
+    assert half == InputConfig(canvases=((32, 64), (64, 32)), flip=0.0)
+    assert whole == InputConfig(canvases=both, flip=0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_detectors_have_the_classes_of_their_data_and_the_backbone_asked(name):
+    data_set = in_memory_data_set([(32, 32)], class_names=("a", "b", "c"))
+    detector = make(name, 18, Detectors(), data_set, "bfloat16")
+    recipe = json.dumps(detector.recipe)
+    assert f"jaxdet.detectors.{name}" in recipe and detector.num_classes == 3
+    assert '"depth": 18' in recipe and '"coarsest": 4' in recipe
+    assert '"dtype": "bfloat16"' in recipe and "float32" not in recipe
+    assert rebuild(detector.recipe).recipe == detector.recipe
+
+
+def test_the_backbone_reaches_as_far_as_the_levels():
+    levels = {"levels": (3, 4, 5, 6), "limits": (24.0, 48.0, 96.0)}
+    configs = Detectors(fcos=dataclasses.replace(Detectors().fcos, **levels))
+    data_set = in_memory_data_set([(32, 32)], class_names=[*"0123456789"])
+    detector = make("fcos", 10, configs, data_set, "float32")
+    assert '"coarsest": 5' in json.dumps(detector.recipe)
+
+
+@pytest.mark.parametrize("name", ["fcos", "faster_rcnn"])
+def test_options_are_refused_as_they_are_spelt(name):
+    option = f"--detector.{name.replace('_', '-')}.num-classes"
+    with pytest.raises(ConfigError, match=f"^{re.escape(option)} is 7, but"):
+        tyro.cli(main, args=[option, "7", "--names", name])
+
+
+def test_calls_are_made_in_turns_and_their_medians_taken(monkeypatch):
+    now, made = [0.0], []
+
+    def look(name, seconds):
+        made.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(speed_accuracy.time, "perf_counter", lambda: now[0])
+    rows = [
+        [functools.partial(look, f"a{i}", s) for i, s in enumerate((0.5, 0.25, 4.0))],
+        [functools.partial(look, f"b{i}", s) for i, s in enumerate((1.0, 2.0, 3.0))],
+    ]
+    assert milliseconds_in_turns(rows) == [500, 2000]
+    assert made[6:] == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert sorted(made[:6]) == sorted(made[6:])  # compiled before any is timed
+
+
+def test_the_table():
+    assert table(POINTS).splitlines() == [
+        "| detector | backbone | canvas, pixels | ms an image | AP | AP50 |",
+        "|---|---|---|---|---|---|",
+        "| SSD | ResNet-10 | 96 | 2.5 | 25.0 | 50.0 |",
+        "| SSD | ResNet-10 | 128 | 4 | 50.0 | 75.0 |",
+        "| SSD | ResNet-18 | 96 | 5 | 37.5 | 62.5 |",
+        "| Faster R-CNN | ResNet-10 | 96x192 | 12.3 | 81.2 | 100.0 |",
+    ]
+
+
+def test_a_line_joins_the_sizes_of_a_detector():
+    (panel,) = figure(POINTS).axes
+    lines = [line.get_xydata().tolist() for line in panel.lines]
+    assert lines == [[[2.5, 25], [4, 50]], [[5, 37.5]], [[12.346, 81.25]]]
+    colours, markers = (
+        [getattr(line, f"get_{what}")() for line in panel.lines]
+        for what in ("color", "marker")
+    )
+    assert colours[0] == colours[1] != colours[2]  # by detector
+    assert markers[0] == markers[2] != markers[1]  # by backbone
+    assert [text.get_text() for text in panel.texts] == ["96", "128", "96", "96x192"]
+    legend = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert legend == ["SSD, ResNet-10", "SSD, ResNet-18", "Faster R-CNN, ResNet-10"]
+    assert "ms" in panel.get_xlabel() and "AP" in panel.get_ylabel()
+
+
+def test_each_is_trained_once_and_evaluated_at_each_size(monkeypatch, tmp_path, capsys):
+    folders, canvases = [], []
+
+    def no_train(model, *data, workdir, validation):
+        workdir.mkdir()
+        folders.append(workdir.name)
+        return types.SimpleNamespace(variables={})
+
+    def no_evaluation(model, variables, data_set, config):
+        canvases.append(config.canvases)
+        return {"AP": 0.25, "AP50": 0.5}
+
+    def no_looks(model, variables, data_set, config, count):
+        return [lambda: None] * count
+
+    monkeypatch.setattr(speed_accuracy, "train", no_train)
+    monkeypatch.setattr(speed_accuracy, "evaluate", no_evaluation)
+    monkeypatch.setattr(speed_accuracy, "_looks", no_looks)
+    digits.load("train")
+    capsys.readouterr()  # what TFDS says where it draws them
+    main(names=("fcos", "ssd"), depths=(10, 18), timed=2, workdir=tmp_path)
+    expected = ["fcos_resnet10", "fcos_resnet18", "ssd_resnet10", "ssd_resnet18"]
+    assert folders == expected
+    assert canvases == 4 * [((side, side),) for side in (96, 128, 160)]
+    text = (tmp_path / "speed_accuracy.md").read_text()
+    assert text == capsys.readouterr().out and len(text.splitlines()) == 2 + 12
+    points = json.loads((tmp_path / "speed_accuracy.json").read_text())["points"]
+    assert points[4]["depth"] == 18 and points[4]["canvas"] == [128, 128]
+    assert points[4]["ap"] == 0.25 and points[4]["milliseconds"] >= 0
+    assert (tmp_path / "speed_accuracy.png").stat().st_size > 10_000
+
+
+def test_a_folder_of_ones_own(monkeypatch, tmp_path):
+    read = []
+    monkeypatch.setattr(
+        speed_accuracy.coco, "load", lambda *files: read.append(files) or files
+    )
+    train, test, photos = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "photos"
+    load = speed_accuracy._load
+    assert load(train, photos, test, None) == ((train, photos), (test, photos))
+    others = tmp_path / "others"
+    assert load(train, photos, test, others) == ((train, photos), (test, others))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"timed": 0}, "--timed is 0; it must be at least 1"),
+        ({"annotations": "a.json"}, "go together"),
+        ({"validation_images": "photos"}, "go together"),
+    ],
+)
+def test_refused(options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        main(**options)
+
+
+@pytest.mark.slow
+def test_a_detector_is_trained_and_timed(tmp_path, capsys):
+    two = dataclasses.replace(
+        TRAINING.input, canvases=((64, 64),), multi_scale=(0.5, 1.0)
+    )
+    training = dataclasses.replace(TRAINING, **FIRST_FOUR, input=two)
+    main(training=training, names=("ssd",), timed=2, workdir=tmp_path)
+    assert "evaluation at step 4" in (tmp_path / "ssd_resnet10" / "log.txt").read_text()
+    points = json.loads((tmp_path / "speed_accuracy.json").read_text())["points"]
+    assert [point["canvas"] for point in points] == [[32, 32], [64, 64]]
+    assert all(point["milliseconds"] > 0 for point in points)
+    assert np.isfinite([point["ap"] for point in points]).all()

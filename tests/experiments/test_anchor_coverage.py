@@ -1,0 +1,139 @@
+"""The script that measures and draws what anchors can learn."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+
+from experiments import anchor_coverage, quickstart
+from experiments.anchor_coverage import Row, RunFolder, by_size, figure, main, table
+from jaxdet.data.dataset import DataError
+from jaxdet.data.formats import digits
+from jaxdet.detectors.fast_rcnn import FastRCNNConfig, fast_rcnn
+from jaxdet.detectors.fcos import FCOSConfig
+from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
+from jaxdet.nn.heads import FCHead
+from jaxdet.ops.coverage import Coverage
+from jaxdet.training.checkpoint import RunError, save_run
+from tests.data.in_memory import in_memory_data_set
+
+SIDES = np.array([3.0, 5.0, 6.0, 7.0, 16.0])
+FOUND = Coverage(np.array([0.1, 0.3, 0.5, 0.6, 0.9]), 0.4, 0.5, "IoU with an anchor")
+
+
+@pytest.fixture(autouse=True)
+def few_digits(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(
+        digits,
+        "load",
+        functools.partial(
+            digits.load,
+            data_dir=tmp_path_factory.getbasetemp() / "digits",
+            train_images=4,
+            validation_images=2,
+        ),
+    )
+
+
+def test_rows_are_octaves_that_hold_objects():
+    expected = [
+        Row(2, 4, 1, 0.1, 0.0, 1.0),
+        Row(4, 8, 3, 0.5, 2 / 3, 1 / 3),
+        Row(16, 32, 1, 0.9, 1.0, 0.0),
+    ]
+    np.testing.assert_allclose(by_size(SIDES, FOUND), expected)
+
+
+def test_the_table_ends_with_all_objects():
+    lines = [line.split() for line in table(SIDES, FOUND).splitlines()[1:]]
+    assert lines[0] == ["sides", "objects", "median", ">=", "0.5", "<", "0.4"]
+    assert lines[2] == ["4", "to", "8", "3", "0.50", "66.7%", "33.3%"]
+    assert lines[-1] == ["all", "5", "0.50", "60.0%", "40.0%"]
+
+
+@pytest.mark.parametrize(
+    ("found", "colours"),
+    [(FOUND, 3), (Coverage(np.array([0, 1, 9, 9, 30]), 1, 1, "points"), 2)],
+)
+def test_the_bars_are_the_objects(found, colours):
+    above, below = figure(SIDES, found, title="five objects").axes
+    dots = above.lines[0].get_xydata()
+    np.testing.assert_array_equal(dots, np.stack([SIDES, found.best], axis=1))
+    assert above.get_ylabel() == found.measure
+    assert "canvas pixels" in below.get_xlabel()
+    assert len(below.containers) == colours
+    heights = np.array(
+        [[bar.get_height() for bar in part] for part in below.containers]
+    )
+    np.testing.assert_allclose(heights.sum(axis=0), [1, 3, 1])
+    learned = np.sum(found.best >= found.high), np.sum(found.best < found.low)
+    np.testing.assert_allclose(heights[[0, -1]].sum(axis=1), learned)
+
+
+def test_the_digits_with_numbers_from_the_command_line(tmp_path, capsys):
+    output = tmp_path / "new" / "drawn.png"
+    numbers = ["retinanet", "--anchor-ratios", "1", "2"]
+    options = ["--canvases", "128", "128", "--output", str(output)]
+    tyro.cli(main, args=[*options, *numbers])
+    assert Image.open(output).size == (960, 840)
+    *_, every, drawn = capsys.readouterr().out.splitlines()
+    count = sum(len(objects.labels) for objects in digits.load("train").objects)
+    assert every.split()[:2] == ["all", str(count)] and str(output) in drawn
+
+
+def test_a_run_is_measured_by_its_own_numbers(tmp_path, capsys):
+    model = retinanet(quickstart.DETECTOR, quickstart.BACKBONE)
+    data_set = digits.load("train")
+    save_run(tmp_path, model, data_set, quickstart.TRAINING)
+    main(RunFolder(tmp_path), output=tmp_path / "drawn.svg")
+    text = capsys.readouterr().out
+    assert ">= 0.5" in text and "< 0.4" in text
+    assert "32 to 64" in text and "128" not in text  # on the run's own canvas
+    regions = fast_rcnn(FastRCNNConfig(), quickstart.BACKBONE, FCHead())
+    save_run(tmp_path / "fast", regions, data_set, quickstart.TRAINING)
+    with pytest.raises(RunError, match="its detector has no anchors or points"):
+        main(RunFolder(tmp_path / "fast"))
+
+
+def test_objects_count_at_every_scale_of_training(tmp_path, monkeypatch):
+    """On canvases of 96, 128 and 160, where scenes of 128 have 3/4, 1 and 5/4."""
+    model = retinanet(quickstart.DETECTOR, quickstart.BACKBONE)
+    scales = dataclasses.replace(quickstart.TRAINING.input, multi_scale=(0.75, 1, 1.25))
+    training = dataclasses.replace(quickstart.TRAINING, input=scales)
+    save_run(tmp_path, model, digits.load("train"), training)
+    drawn = []
+
+    def no_figure(sides, found, *, title):
+        drawn.append((sides, found, title))
+        return figure(SIDES, FOUND, title=title)
+
+    monkeypatch.setattr(anchor_coverage, "figure", no_figure)
+    main(RunFolder(tmp_path), output=tmp_path / "drawn.svg")
+    ((sides, found, title),) = drawn
+    smaller, same, larger = np.split(sides, 3)
+    np.testing.assert_allclose(smaller, 0.75 * same, rtol=1e-5)
+    np.testing.assert_allclose(larger, 1.25 * same, rtol=1e-5)
+    assert len(found.best) == len(sides)
+    assert title.endswith(f": {len(same)} objects, at the scales 0.75, 1, 1.25")
+    alone = dataclasses.replace(scales, multi_scale=(1.25,))
+    _, expected = anchor_coverage.at_all_scales(
+        digits.load("train"), model.coverage, alone, alone.multi_scale, most=20_000
+    )
+    np.testing.assert_array_equal(found.best[-len(larger) :], expected.best)
+
+
+def test_what_contradicts_itself_is_refused(monkeypatch, tmp_path):
+    config = RetinaNetConfig()
+    with pytest.raises(DataError, match=r"--images \S+ without --annotations"):
+        main(config, images=tmp_path)
+    with pytest.raises(DataError, match="one data set at a time"):
+        main(config, annotations=tmp_path / "a.json", voc_folders=(tmp_path,))
+    with pytest.raises(DataError, match="--objects is 0; it must be at least 1"):
+        main(config, objects=0)
+    empty = in_memory_data_set([(32, 32)], [[(0, 0, 9, 9, 0, True)]])
+    monkeypatch.setattr(anchor_coverage, "_load", lambda *_: empty)
+    with pytest.raises(DataError, match="'in memory' holds no objects but crowds"):
+        main(FCOSConfig())

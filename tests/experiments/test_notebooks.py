@@ -1,0 +1,185 @@
+"""The notebooks: they define nothing, hold no outputs, and every cell runs."""
+
+import ast
+import importlib.util
+import json
+import os
+import pathlib
+
+import jax
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+import skimage.data
+from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image
+
+from jaxdet.data.dataset import CACHE_VARIABLE
+from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
+from jaxdet.structs import Batch
+from jaxdet.weights import published, torchvision
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "notebooks"
+FILES = sorted(FOLDER.glob("*.ipynb"))
+SCENES = {"train_images": 8, "validation_images": 4}
+# What each parameters cell says instead; "{}" is an empty folder.
+SMALL = {
+    "anatomy_of_faster_rcnn": {"STEPS": 2, "SCENES": SCENES, "RUN": "{}/run"},
+    "coco_val2017": {
+        "WEIGHTS": "{}/ssd300_vgg16.npz",
+        "DATA": "{}/coco",
+        "BATCH_SIZE": 1,
+        "PICTURES": "{}/pictures",
+    },
+    "from_rcnn_to_faster_rcnn": {
+        "IMAGES": 2,
+        "SIDE": 64,
+        "REGIONS": 8,
+        "OUTPUT": "{}/timing",
+    },
+    "quickstart": {"STEPS": 2, "SCENES": SCENES, "RUN": "{}/run"},
+    "train_on_your_data": {
+        "ANNOTATIONS": "{}/train.json",
+        "VALIDATION_ANNOTATIONS": "{}/test.json",
+        "IMAGES": "{}/images",
+        "CANVASES": ((64, 64),),
+        "STEPS": 2,
+        "RECIPE": "retinanet_folder",  # EfficientNet takes minutes to compile
+        "SCENES": SCENES,
+        "RUN": "{}/run",
+        "FOUND": "{}/found",
+    },
+}
+# 64 regions of 227x227 pixels an image would take minutes of AlexNet.
+FEW_REGIONS = """
+import functools
+from experiments import rcnn_timing
+rcnn_timing.REGIONS_AN_IMAGE = 4
+rcnn_timing.AlexNet = functools.partial(rcnn_timing.AlexNet, width=4)
+fully_connected = rcnn_timing.FCHead
+rcnn_timing.FCHead = lambda _, **more: fully_connected(16, **more)
+"""
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def notebook(request):
+    return request.param.stem, nbformat.read(request.param, as_version=4)
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parsed(source):
+    return ast.parse(TransformerManager().transform_cell(source))
+
+
+def test_notebooks_are_clean_and_open_in_colab(notebook):
+    name, notebook = notebook
+    nbformat.validate(notebook)
+    first = notebook.cells[0]
+    address = f"/jaxdet/jaxdet/blob/main/experiments/notebooks/{name}.ipynb"
+    assert f"https://colab.research.google.com/github{address}" in first.source
+    for cell in code_of(notebook):
+        assert not cell.outputs and cell.execution_count is None
+
+
+def test_notebooks_define_nothing(notebook):
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    for cell in code_of(notebook[1]):
+        for node in ast.walk(parsed(cell.source)):
+            assert not isinstance(node, definitions), cell.source
+
+
+def test_the_first_cell_of_all_is_the_same():
+    notebooks = [nbformat.read(file, as_version=4) for file in FILES]
+    assert {file.stem for file in FILES} == set(SMALL)
+    assert len({code_of(notebook)[0].source for notebook in notebooks}) == 1
+
+
+def test_data_of_your_own_takes_under_ten_cells():
+    notebook = nbformat.read(FOLDER / "train_on_your_data.ipynb", as_version=4)
+    assert len(notebook.cells) < 10
+
+
+def with_small_settings(notebook, settings):
+    """The notebook with a cell after that of the parameters, as papermill does."""
+    (place,) = (
+        place
+        for place, cell in enumerate(notebook.cells)
+        if "parameters" in cell.metadata.get("tags", ())
+    )
+    assigned = ast.walk(parsed(notebook.cells[place].source))
+    names = {node.id for node in assigned if isinstance(node, ast.Name)}
+    assert settings.keys() <= names, "no such parameters"
+    lines = [f"{name} = {value!r}" for name, value in settings.items()]
+    if "REGIONS" in settings:
+        lines.append(FEW_REGIONS)
+    cell = nbformat.v4.new_code_cell("\n".join(lines))
+    notebook.cells.insert(place + 1, cell)
+    return notebook
+
+
+def coco_with_weights(folder):
+    """Two photographs as COCO's val2017, and an SSD300 of random weights."""
+    images, annotations = [], []
+    (folder / "coco" / "val2017").mkdir(parents=True)
+    for number, photo in enumerate((skimage.data.chelsea(), skimage.data.coffee())):
+        file = f"{number}.png"
+        Image.fromarray(photo).save(folder / "coco" / "val2017" / file)
+        height, width = photo.shape[:2]
+        size = {"height": height, "width": width}
+        images.append({"id": number, "file_name": file} | size)
+        box = {"bbox": [9, 9, 99, 99], "area": 9801, "iscrowd": 0, "category_id": 17}
+        annotations.append({"id": number + 1, "image_id": number} | box)
+    pairs = zip(CATEGORY_IDS, CLASS_NAMES, strict=True)
+    categories = [{"id": number, "name": name} for number, name in pairs]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    file = folder / "coco" / "annotations" / "instances_val2017.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(truth))
+    rng = np.random.default_rng(0)
+    image = jax.ShapeDtypeStruct((1, 300, 300, 3), np.uint8)
+    blank = Batch(image, sizes=None, scales=None, image_ids=None)
+    detector = torchvision.build("ssd300_vgg16")
+    shapes = jax.eval_shape(detector.init, jax.random.key(0), blank)
+    variables = jax.tree.map(
+        lambda x: rng.standard_normal(x.shape, np.float32) / 100, shapes
+    )
+    state = torchvision.export(variables, "ssd300_vgg16")
+    np.savez(folder / "ssd300_vgg16.npz", **state)
+
+
+@pytest.mark.slow
+def test_every_cell_runs(notebook, tmp_path, monkeypatch):
+    name, notebook = notebook
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    if name != "quickstart":  # which trains on four; one is faster
+        one_device = os.environ["XLA_FLAGS"].replace("count=4", "count=1")
+        monkeypatch.setenv("XLA_FLAGS", one_device)
+    if name == "coco_val2017":
+        coco_with_weights(tmp_path)
+    settings = {
+        key: value.format(tmp_path) if isinstance(value, str) else value
+        for key, value in SMALL[name].items()
+    }
+    package = published.SSD_MOBILENET_V2
+    if importlib.util.find_spec(package.module) is None:
+        notebook.cells = [
+            cell
+            for cell in notebook.cells
+            if "pretrained" not in cell.metadata.get("tags", ())
+        ]
+    where = {"metadata": {"path": FOLDER}}  # as Jupyter has it
+    small = with_small_settings(notebook, settings)
+    nbclient.NotebookClient(small, resources=where).execute()
+    pictures = [
+        output
+        for cell in code_of(small)
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) >= 1
+    if name == "quickstart":
+        assert "on 4 devices" in pathlib.Path(settings["RUN"], "log.txt").read_text()

@@ -1,0 +1,123 @@
+"""Residual networks: sizes, padding, frozen stages."""
+
+import re
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet.nn.backbones.resnet import ResNet, ResNetHead, first_stages, layers
+from tests.nn import drawn
+
+
+def test_parameter_counts():
+    # torchvision's documented totals, less the classifier and the norms.
+    image = jnp.zeros((1, 32, 32, 3))
+    for depth, convolutions in [(18, 11_166_912), (50, 23_454_912), (101, 42_394_816)]:
+        shapes = jax.eval_shape(ResNet(depth).init, jax.random.key(0), image)
+        count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+        assert count == convolutions
+
+
+@pytest.mark.parametrize(("depth", "norm"), [(10, "group"), (50, "frozen")])
+def test_padding_changes_nothing(rng, depth, norm):
+    network = ResNet(depth, width=2, norm=norm)
+    image = jnp.asarray(rng.normal(size=(1, 50, 37, 3)), jnp.float32)
+    canvas = jnp.zeros((1, 64, 96, 3)).at[:, :50, :37].set(image)
+    variables = drawn.variables(rng, network, image)
+    alone = jax.jit(network.apply)(variables, image)
+    padded = jax.jit(network.apply)(variables, canvas, jnp.array([[50, 37]]))
+    for level, features in alone.items():
+        _, height, width, _ = features.shape
+        assert (height, width) == (-(-50 // 2**level), -(-37 // 2**level))
+        chex.assert_trees_all_close(
+            padded[level][:, :height, :width], features, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_first_stages():
+    assert first_stages(0) == ()
+    two = first_stages(2)
+    shapes = jax.eval_shape(
+        ResNet(50).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
+    paths = [
+        "backbone/" + "/".join(key.key for key in path[1:])
+        for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]
+    ]
+    frozen = {p.split("/")[1] for p in paths if any(re.fullmatch(f, p) for f in two)}
+    stem = {"stem_conv", "stem_norm"}
+    assert frozen == stem | {f"stage2_block{i}" for i in range(3)}
+    with pytest.raises(ValueError, match="first 6"):
+        first_stages(6)
+
+
+def test_later_stages_are_not_made():
+    network = ResNet(10, width=2, coarsest=3)
+    image = jnp.zeros((1, 32, 32, 3))
+    shapes, variables = jax.eval_shape(
+        network.init_with_output, jax.random.key(0), image
+    )
+    assert {level: x.shape[-1] for level, x in shapes.items()} == {2: 2, 3: 4}
+    assert not any(name.startswith("stage4") for name in variables["constants"])
+
+
+@pytest.mark.parametrize("depth", [10, 50])
+def test_the_head_is_the_last_stage(rng, depth):
+    network = ResNet(depth, width=2)
+    pixels = jnp.asarray(rng.normal(size=(2, 96, 96, 3)), jnp.float32)
+    variables = drawn.variables(rng, network, pixels)
+    stages = jax.jit(network.apply)(variables, pixels)
+    last = {
+        collection: {n: t for n, t in trees.items() if n.startswith("stage5_")}
+        for collection, trees in variables.items()
+    }
+    head = ResNetHead(depth, width=2)
+    regions = jax.jit(head.apply)(last, stages[4], jax.random.split(jax.random.key(0)))
+    expected = jnp.mean(stages[5], axis=(1, 2))
+    chex.assert_trees_all_close(regions, expected, rtol=1e-5, atol=1e-5)
+    shapes = jax.eval_shape(head.init, jax.random.key(0), stages[4])
+    chex.assert_trees_all_equal_shapes(shapes, last)
+
+
+def test_layers():
+    stem = [(7, 2, 3), (3, 2, 1)]
+    assert layers(2, depth=10) == (*stem, (3, 1, 1), (3, 1, 1))
+    bottleneck = [(1, 1, 0), (3, 1, 1), (1, 1, 0)]
+    halving = [(1, 1, 0), (3, 2, 1), (1, 1, 0)]
+    expected = (*stem, *bottleneck * 3, *halving, *bottleneck * 3)
+    assert layers(3, depth=50) == expected
+
+
+def test_remat_gives_the_same_gradients_and_keeps_less_for_them(rng):
+    image = jnp.asarray(rng.normal(size=(1, 64, 64, 3)), jnp.float32)
+    variables = drawn.variables(rng, ResNet(50, width=4, coarsest=2), image)
+
+    def gradients_and_memory(network):
+        def loss(variables):
+            return sum(jnp.sum(x) for x in network.apply(variables, image).values())
+
+        _, pull_back = jax.eval_shape(partial(jax.vjp, loss), variables)
+        kept = jax.tree.leaves(pull_back)
+        return jax.jit(jax.grad(loss))(variables), sum(x.size for x in kept)
+
+    expected, memory = gradients_and_memory(ResNet(50, width=4, coarsest=2))
+    found, less = gradients_and_memory(ResNet(50, width=4, coarsest=2, remat=True))
+    # Of sums of hundreds of terms; the largest gradients are over 100.
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert less < 0.5 * memory
+
+
+def test_stages_end_with_the_second_to_the_fifth():
+    with pytest.raises(ValueError, match="coarsest is 6; it must be in 2 to 5"):
+        ResNet(10, coarsest=6).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def test_unknown_depth():
+    with pytest.raises(ValueError, match="depth 51; allowed"):
+        ResNet(51).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match="depth 51; allowed"):
+        ResNetHead(51).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))

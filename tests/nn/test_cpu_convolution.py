@@ -1,0 +1,156 @@
+"""What CPUs compute in the place of a convolution, against JAX's own."""
+
+import re
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from jaxdet.nn import cpu_convolution
+from jaxdet.nn.conv import Conv
+from tests.nn import drawn
+
+
+# Bands of two rows, the last of one; or products of matrices.
+@pytest.mark.parametrize("few_channels", [8, 0], ids=["bands", "products"])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2)])
+def test_gradients_made_for_cpus_agree_with_flax(
+    rng, monkeypatch, kernel, stride, few_channels
+):
+    monkeypatch.setattr(cpu_convolution, "_FEW_CELLS", 0)
+    monkeypatch.setattr(cpu_convolution, "_BAND_CELLS", 2 * 6 * 2)
+    monkeypatch.setattr(cpu_convolution, "_FEW_CHANNELS", few_channels)
+    x = jnp.asarray(rng.normal(size=(2, 5 * stride, 6 * stride, 2)), jnp.float32)
+    ours = Conv(7, kernel, stride)
+    margin = [(kernel // 2, kernel // 2)] * 2
+    flax = nn.Conv(7, (kernel, kernel), (stride, stride), padding=margin)
+    variables = drawn.variables(rng, flax, x)
+
+    def gradients(module):
+        def total(variables, x):
+            return jnp.sum(module.apply(variables, x) ** 2)
+
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(variables, x)
+
+    chex.assert_trees_all_close(gradients(ours), gradients(flax), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def winograd(monkeypatch):
+    """Takes Winograd's way, however small the images."""
+    monkeypatch.setattr(cpu_convolution, "_MANY_PRODUCTS", 0)
+    monkeypatch.setattr(cpu_convolution, "_MANY_CHANNELS", 2)
+
+
+@pytest.mark.parametrize("extents", [(4, 6), (5, 6), (4, 7), (1, 1)])
+def test_winograd_agrees_with_flax(rng, winograd, extents):
+    x = jnp.asarray(rng.normal(size=(2, *extents, 3)), jnp.float32)
+    flax, ours = nn.Conv(5, (3, 3), padding=1), Conv(5)
+    variables = drawn.variables(rng, flax, x)
+
+    def answer_and_gradients(module):
+        def total(variables, x):
+            answer = module.apply(variables, x)
+            return jnp.sum(answer**2), answer
+
+        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(variables, x)
+
+    chex.assert_trees_all_close(
+        answer_and_gradients(ours), answer_and_gradients(flax), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_winograd_is_exact_for_whole_numbers(rng, winograd):
+    x = jnp.asarray(rng.integers(-99, 99, (1, 6, 5, 4)), jnp.float32)
+    kernel = jnp.asarray(4 * rng.integers(-9, 9, (3, 3, 4, 3)), jnp.float32)
+    answer = jax.jit(partial(cpu_convolution.convolve, margins=(1, 1)))(x, kernel)
+    expected = cpu_convolution._convolution(x, kernel, ((1, 1), (1, 1)))
+    chex.assert_trees_all_equal(answer, expected)
+
+
+def test_winograd_under_vmap(rng, winograd):
+    x = jnp.asarray(rng.normal(size=(3, 2, 4, 5, 3)), jnp.float32)
+    kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 3, 4)), jnp.float32)
+    answer = jax.jit(jax.vmap(partial(cpu_convolution.convolve, margins=(1, 1))))
+    plain = partial(cpu_convolution._convolution, padding=((1, 1), (1, 1)))
+    expected = jnp.stack([plain(*one) for one in zip(x, kernels, strict=True)])
+    chex.assert_trees_all_close(answer(x, kernels), expected, atol=1e-5)
+
+
+def test_winograd_needs_fewer_products(winograd):
+    x, kernel = jnp.zeros((1, 64, 64, 64)), jnp.zeros((3, 3, 64, 64))
+
+    def flops(function):
+        return jax.jit(function).lower(x, kernel).cost_analysis()["flops"]
+
+    ours = flops(partial(cpu_convolution.convolve, margins=(1, 1)))
+    plain = flops(partial(cpu_convolution._convolution, padding=((1, 1), (1, 1))))
+    assert ours < 0.6 * plain  # 16 / 36, and the sums
+
+
+@pytest.mark.parametrize(
+    ("side", "margins", "channels", "extent"),
+    [
+        (3, (2, 0), 256, 64),
+        (5, (2, 2), 256, 64),
+        (3, (1, 1), 64, 256),  # too few channels
+        (3, (1, 1), 256, 32),  # too few products
+    ],
+)
+def test_other_convolutions_are_xla_s_own(side, margins, channels, extent):
+    shapes = (1, extent, extent, channels), (side, side, channels, channels)
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    lowered = jax.jit(partial(cpu_convolution.convolve, margins=margins)).lower(
+        x, kernel
+    )
+    assert "stablehlo.convolution" in lowered.as_text()
+
+
+@pytest.mark.parametrize("way", ["winograd", "bands", "products"])
+def test_ways_of_cpus_round_bfloat16_once(rng, monkeypatch, way):
+    monkeypatch.setattr(cpu_convolution, "_FEW_CELLS", 0)
+    monkeypatch.setattr(cpu_convolution, "_BAND_CELLS", 8)
+    monkeypatch.setattr(cpu_convolution, "_FEW_CHANNELS", 0 if way == "products" else 8)
+    if way == "winograd":
+        monkeypatch.setattr(cpu_convolution, "_MANY_PRODUCTS", 0)
+        monkeypatch.setattr(cpu_convolution, "_MANY_CHANNELS", 2)
+    shapes = (1, 16, 8, 3), (3, 3, 3, 4), (1, 16, 8, 4)
+    arrays = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
+
+    def answers(x, kernel, gradient):
+        answer, pull = jax.vjp(
+            partial(cpu_convolution.convolve, margins=(1, 1)), x, kernel
+        )
+        return answer, *pull(gradient)
+
+    ours = jax.jit(answers)(*arrays)
+    chex.assert_type(ours, jnp.bfloat16)
+    exact = jax.jit(answers)(*(array.astype(jnp.float32) for array in arrays))
+    for value, expected in zip(ours, exact, strict=True):
+        # Half of the last of eight bits, and float32's own rounding.
+        chex.assert_trees_all_close(
+            value.astype(jnp.float32), expected, rtol=2**-8, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_what_is_made_for_cpus_costs_accelerators_nothing(platform):
+    x, kernel = jnp.zeros((1, 96, 96, 160)), jnp.zeros((3, 3, 160, 160))
+    gradient = jnp.zeros((1, 96, 96, 160))
+
+    def operations(convolution):
+        def answers(x, kernel, gradient):
+            answer, pull = jax.vjp(convolution, x, kernel)
+            return answer, *pull(gradient)
+
+        traced = jax.jit(answers).trace(x, kernel, gradient)
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        # A case is of the platform, with one branch left: XLA puts it in its place.
+        return re.findall(r"stablehlo\.(?!return|constant|case)\w+", program)
+
+    ours = operations(partial(cpu_convolution.convolve, margins=(1, 1)))
+    plain = operations(partial(cpu_convolution._convolution, padding=((1, 1), (1, 1))))
+    assert sorted(ours) == sorted(plain)

