@@ -18,44 +18,48 @@ DOCUMENTED = [*FILES, *sorted((ROOT / "experiments").rglob("*.py"))]
 VERB = re.compile(r"[A-Z][a-z]+[a-rt-z]s (?!(of|that|with|from|by|in|for) )")
 SCOPES = ast.FunctionDef | ast.Lambda | ast.ClassDef
 
-BESIDE = {"data", "weights", "visualize", "ops", "structs"}
+BESIDE = {"config", "structs", "ops"}
+DATA = {"data", "visualize", "parallel"} | BESIDE
 ALLOWED = {
+    "__init__": {"detectors", "training", "evaluation", "inference"} | DATA,
+    "config": set(),
     "structs": set(),
+    "parallel": {"structs"},
     "ops": {"ops", "structs"},
+    "visualize": {"structs", "ops"},
     "nn": {"nn", "structs"},
-    "detectors": {"detectors", "nn", "ops", "structs"},
-    "training": {"training", "evaluation", "detectors.detector"} | BESIDE,
-    "evaluation": {"evaluation", "training.distributed", "training.step"}
-    | {"detectors.detector"}
-    | BESIDE,
-    "inference": {"training", "evaluation", "detectors.detector"} | BESIDE,
-    "export": {"training", "evaluation", "detectors.detector"} | BESIDE,
-    "data": {"data", "structs", "ops"},
-    "weights": {"weights", "structs", "ops"},
-    "pretrained": {"inference", "training", "detectors", "nn"} | BESIDE,
-    "torchvision": {"inference", "training", "detectors", "nn"} | BESIDE,
-    "visualize": {"visualize", "structs", "ops"},
+    "data": {"data"} | BESIDE,
+    "detectors": {"detectors", "nn"} | BESIDE,
+    "evaluation": {"evaluation", "detectors"} | DATA,
+    "weights": {"weights", "detectors", "nn"} | DATA,
+    "training": {"training", "evaluation", "detectors.detector"} | DATA,
+    "inference": {"inference", "training", "evaluation", "weights", "detectors", "nn"}
+    | DATA,
 }
 # Packages that only these files may import.
 OPTIONAL = {
-    "tensorflow_datasets": {"data/digits.py", "data/prepare.py", "data/tfds.py"},
+    "tensorflow_datasets": {
+        "data/formats/digits.py",
+        "data/prepare.py",
+        "data/formats/tfds.py",
+    },
     "grain": {"data/batching.py"},
     "cv2": {
         "data/augmentation.py",
-        "data/digits.py",
+        "data/formats/digits.py",
         "data/image_files.py",
         "data/masks.py",
         "data/proposals.py",
-        "data/tfds.py",
+        "data/formats/tfds.py",
         "data/transforms.py",
     },
     "pycocotools": {"data/masks.py", "evaluation/coco.py"},
-    "sklearn": {"data/digits.py"},
-    "skimage": {"data/digits.py"},
-    "tensorboardX": {"training/log.py", "weights.py"},
+    "sklearn": {"data/formats/digits.py"},
+    "skimage": {"data/formats/digits.py"},
+    "tensorboardX": {"training/log.py", "weights/state_dict.py"},
     "tensorflow": set(),
-    "torch": {"weights.py"},
-    "safetensors": {"weights.py"},
+    "torch": {"weights/state_dict.py"},
+    "safetensors": {"weights/state_dict.py"},
     "flatbuffers": set(),
     "matplotlib": set(),
 }
