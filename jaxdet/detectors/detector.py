@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdet.config import Preprocessing
+from jaxdet.ops import images
 from jaxdet.structs import Batch
 
 
@@ -85,6 +87,26 @@ def require_colours(config: Any) -> None:
     require(config, "mean", len(config.mean) == 3, "three numbers")
     right = len(config.std) == 3 and min(config.std) > 0
     require(config, "std", right, "three numbers above 0")
+
+
+def preprocess(
+    batch: Batch, config: Preprocessing, *, mask_padding: bool = True
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns what networks take: normalized pixels, and where the true images end.
+
+    Args:
+      batch: `[B, H, W, 3]` images from 0 to 255.
+      config: see `Preprocessing`.
+      mask_padding: whether networks keep the padding empty.
+
+    Returns:
+      `[B, H, W, 3]` float32, 0 outside the images; `[B, 2]` (height, width), or None
+      without `mask_padding`: all of the canvas is image.
+    """
+    pixels = images.normalise(
+        batch.images, batch.sizes, mean=config.mean, std=config.std
+    )
+    return pixels, batch.sizes if mask_padding else None
 
 
 def of_level(stages: dict[int, jax.Array], level: int) -> jax.Array:

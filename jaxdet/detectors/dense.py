@@ -1,0 +1,130 @@
+"""Steps between the heads and the results of detectors that predict for every anchor.
+
+All of them take and return whole batches.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxdet.config import Postprocessing
+from jaxdet.ops import boxes as box_ops
+from jaxdet.ops import matching, nms
+from jaxdet.structs import Detections, GroundTruth
+
+
+def match_anchors(
+    anchors: jax.Array,
+    inside: jax.Array,
+    truth: GroundTruth,
+    *,
+    negative_iou: float,
+    positive_iou: float,
+) -> matching.Matches:
+    """Matches the anchors inside each image to its objects, except for crowds.
+
+    Args:
+      anchors: `[A, 4]`, the same for all images.
+      inside: `[B, A]` bool; anchors outside are neither positive nor negative.
+      truth: the objects, `N` slots an image.
+      negative_iou: see `matching.match_by_iou`.
+      positive_iou: see `matching.match_by_iou`.
+
+    Returns:
+      `Matches` `[B, A]`.
+    """
+    match = partial(matching.match_by_iou, low=negative_iou, high=positive_iou)
+    valid = truth.valid & ~truth.crowd
+    matches = jax.vmap(match)(zero_outside(anchors, inside), truth.boxes, valid)
+    return ignore_outside(matches, inside)
+
+
+def zero_outside(anchors: jax.Array, inside: jax.Array) -> jax.Array:
+    """Repeats anchors for each image, as zeros where they are outside of it.
+
+    Zeros overlap nothing, so no object's best anchor is one in the padding.
+
+    Args:
+      anchors: `[A, 4]`, the same for all images.
+      inside: `[B, A]` bool.
+
+    Returns:
+      `[B, A, 4]`.
+    """
+    return jnp.where(inside[..., None], anchors[None], 0.0)
+
+
+def ignore_outside(matches: matching.Matches, inside: jax.Array) -> matching.Matches:
+    """Returns the matches without the anchors outside: not positive, not negative.
+
+    Args:
+      matches: `[B, A]`.
+      inside: `[B, A]` bool.
+    """
+    return matches.replace(
+        positive=matches.positive & inside, negative=matches.negative & inside
+    )
+
+
+def matched_targets(
+    truth: GroundTruth, index: jax.Array, positive: jax.Array, *, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Gathers the label and the box of every anchor's object.
+
+    Args:
+      truth: the objects, `N` slots an image.
+      index: `[B, A]`, slots.
+      positive: `[B, A]` bool.
+      num_classes: K, the label of anchors that are not positive.
+
+    Returns:
+      Labels `[B, A]`, from 0 to K; boxes `[B, A, 4]`, meaningless unless positive.
+    """
+    labels = jnp.where(positive, gather(truth.labels, index), num_classes)
+    return labels, gather(truth.boxes, index)
+
+
+def gather(values: jax.Array, index: jax.Array) -> jax.Array:
+    """Takes items of each image, `[B, N, ...]` at `[B, M]` -> `[B, M, ...]`.
+
+    Where there are no items at all, N being 0, it returns zeros.
+    """
+    if values.shape[1] == 0:
+        return jnp.zeros((*index.shape, *values.shape[2:]), values.dtype)
+    return jax.vmap(lambda values, index: values[index])(values, index)
+
+
+def postprocess(
+    boxes: jax.Array,
+    scores: jax.Array,
+    labels: jax.Array,
+    sizes: jax.Array,
+    config: Postprocessing,
+) -> Detections:
+    """Clips boxes to their images and removes duplicates by class-wise NMS.
+
+    Args:
+      boxes: `[B, M, 4]` canvas pixels; those that are not finite are discarded.
+      scores: `[B, M]`; what scores 0 or less is discarded.
+      labels: `[B, M]` int.
+      sizes: `[B, 2]` true (height, width) in canvas pixels.
+      config: its `nms_threshold` and `max_detections` are used.
+
+    Returns:
+      `Detections` `[B, config.max_detections]`, best first.
+    """
+    boxes = jax.vmap(box_ops.clip)(boxes, sizes)
+    valid = (scores > 0) & jnp.all(jnp.isfinite(boxes), axis=-1)
+
+    def select(boxes, scores, labels, valid):
+        return nms.best_detections(
+            boxes,
+            scores,
+            labels,
+            threshold=config.nms_threshold,
+            size=config.max_detections,
+            valid=valid,
+        )
+
+    return jax.vmap(select)(boxes, scores, labels, valid)
