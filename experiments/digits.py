@@ -27,7 +27,7 @@ from jaxdet.detectors import (
     sppnet,
     ssd,
 )
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.inference.load import load_trained
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
@@ -45,7 +45,7 @@ ON_MASKS = dataclasses.replace(TRAINING, steps=1600, input=WITH_MASKS)
 ONE_CLASS = dataclasses.replace(TRAINING, steps=1200)
 
 # Half of the regions are digits: to tell them apart is harder than to find them.
-REGION = RegionConfig(per_image=64, positive_fraction=0.5, detections=50)
+REGION = RoIHeadsConfig(per_image=64, positive_fraction=0.5, detections=50)
 RCNN = rcnn.RCNNConfig(
     num_classes=10,
     region=dataclasses.replace(REGION, per_image=16),
@@ -129,7 +129,7 @@ def backbone(coarsest: int, precision: Precision, *, depth: int = 10) -> ResNet:
     return ResNet(depth=depth, width=32, norm="group", coarsest=coarsest, dtype=dtype)
 
 
-def region_head(precision: Precision) -> FCHead:
+def box_head(precision: Precision) -> FCHead:
     """The layers that each region passes."""
     return FCHead(features=256, depth=2, dtype=jnp.dtype(precision).type)
 
@@ -149,7 +149,7 @@ def train_rcnn(
       precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    model = rcnn.rcnn(detector, backbone(4, precision), region_head(precision))
+    model = rcnn.rcnn(detector, backbone(4, precision), box_head(precision))
     _train_on_proposals(model, training, workdir)
 
 
@@ -176,7 +176,7 @@ def train_sppnet(
         train_fast_rcnn(workdir=convolutions)
     trained = load_trained(convolutions, step="latest").variables
     weights = {name: parts["backbone"] for name, parts in trained.items()}
-    model = sppnet.sppnet(detector, backbone(3, precision), region_head(precision))
+    model = sppnet.sppnet(detector, backbone(3, precision), box_head(precision))
     pretrained = put_into("backbone", weights)
     _train_on_proposals(model, training, workdir, pretrained=pretrained)
 
@@ -196,9 +196,7 @@ def train_fast_rcnn(
       precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    model = fast_rcnn.fast_rcnn(
-        detector, backbone(3, precision), region_head(precision)
-    )
+    model = fast_rcnn.fast_rcnn(detector, backbone(3, precision), box_head(precision))
     _train_on_proposals(model, training, workdir)
 
 
@@ -236,9 +234,7 @@ def train_faster_rcnn(
       workdir: the run folder; started again, a run goes on where it stopped.
     """
     _train(
-        faster_rcnn.faster_rcnn(
-            detector, backbone(4, precision), region_head(precision)
-        ),
+        faster_rcnn.faster_rcnn(detector, backbone(4, precision), box_head(precision)),
         training,
         workdir,
     )
@@ -260,7 +256,7 @@ def train_mask_rcnn(
       workdir: the run folder; started again, a run goes on where it stopped.
     """
     _train(
-        mask_rcnn.mask_rcnn(detector, backbone(4, precision), region_head(precision)),
+        mask_rcnn.mask_rcnn(detector, backbone(4, precision), box_head(precision)),
         training,
         workdir,
     )

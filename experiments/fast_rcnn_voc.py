@@ -62,7 +62,7 @@ def main(
     network = voc_recipes.vgg16(backbone_weights, precision)
     data_set, validation = voc_recipes.load_with_proposals(data, years, proposal_files)
     train(
-        fast_rcnn.fast_rcnn(detector, network.backbone, network.region_head),
+        fast_rcnn.fast_rcnn(detector, network.backbone, network.box_head),
         data_set,
         training,
         workdir=workdir,

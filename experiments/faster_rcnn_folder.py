@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from experiments import command_line, retinanet_folder
 from experiments.command_line import Precision
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.heads import FCHead
 from jaxdet.training.config import TrainingConfig
@@ -35,12 +35,12 @@ DETECTOR = FasterRCNNConfig(
         candidates=300,
         proposals=200,
     ),
-    region=RegionConfig(per_image=64),
+    region=RoIHeadsConfig(per_image=64),
     pool_levels=(3, 4, 5),
     canonical_size=112.0,
 )
 BACKBONE = retinanet_folder.BACKBONE
-REGION_HEAD = FCHead(256)
+BOX_HEAD = FCHead(256)
 TRAINING = dataclasses.replace(
     retinanet_folder.TRAINING, steps=800, learning_rate=2e-3, checkpoint_every=200
 )
@@ -78,7 +78,7 @@ def main(
     )
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
     dtype = jnp.dtype(precision).type
-    halves = BACKBONE.clone(dtype=dtype), REGION_HEAD.clone(dtype=dtype)
+    halves = BACKBONE.clone(dtype=dtype), BOX_HEAD.clone(dtype=dtype)
     model = faster_rcnn(detector, *halves)
     train(model, data_set, training, workdir=workdir, validation=validation)
 

@@ -106,7 +106,7 @@ def train_resnet50_c4(
 def _train(detector, network, data_sets, training, workdir):
     data_set, validation = data_sets
     train(
-        faster_rcnn.faster_rcnn(detector, network.backbone, network.region_head),
+        faster_rcnn.faster_rcnn(detector, network.backbone, network.box_head),
         data_set,
         training,
         workdir=workdir,

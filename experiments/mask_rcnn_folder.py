@@ -70,7 +70,7 @@ def main(
     model = mask_rcnn(
         detector,
         faster_rcnn_folder.BACKBONE.clone(dtype=dtype),
-        faster_rcnn_folder.REGION_HEAD.clone(dtype=dtype),
+        faster_rcnn_folder.BOX_HEAD.clone(dtype=dtype),
     )
     train(model, data_set, training, workdir=workdir, validation=validation)
 

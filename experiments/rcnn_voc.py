@@ -59,7 +59,7 @@ def main(
     network = voc_recipes.alexnet(backbone_weights, precision)
     data_set, validation = voc_recipes.load_with_proposals(data, years, proposal_files)
     train(
-        rcnn.rcnn(detector, network.backbone, network.region_head),
+        rcnn.rcnn(detector, network.backbone, network.box_head),
         data_set,
         training,
         workdir=workdir,

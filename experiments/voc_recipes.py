@@ -28,7 +28,7 @@ class Halves(NamedTuple):
     """A classification network, divided for detection, and its pretrained weights."""
 
     backbone: nn.Module
-    region_head: nn.Module
+    box_head: nn.Module
     pretrained: Callable[[dict], dict] | None  # for `train`
 
 
@@ -133,12 +133,12 @@ def _stages(state: dict, *, pattern: str) -> dict:
 
 
 def _pretrained(
-    file: pathlib.Path | None, backbone: Callable, region_head: Callable
+    file: pathlib.Path | None, backbone: Callable, box_head: Callable
 ) -> Callable[[dict], dict] | None:
     """Puts into both halves what their readers find in a file."""
     if file is None:
         return None
     state = state_dict.read_state_dict(file)
     into_backbone = state_dict.put_into("backbone", backbone(state))
-    into_head = state_dict.put_into("region_head", region_head(state))
+    into_head = state_dict.put_into("box_head", box_head(state))
     return lambda variables: into_head(into_backbone(variables))

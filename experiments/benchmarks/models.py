@@ -27,26 +27,26 @@ from jaxdet.training.config import TrainingConfig
 TRAINING = TrainingConfig(learning_rate=1e-4, warmup_steps=0)
 MASK_CELLS = 56  # a side of the objects' masks
 FOUND = 50  # detections an image
-_CLASSES = r".*(class_head/output|head/classes|predictor/classes|classes\d)/kernel"
+_CLASSES = r".*(class_head/output|head/classes|box_predictor/classes|classes\d)/kernel"
 _BOXES = r".*(box_head/output|head/sides|deltas\d?)/kernel"
 _SIDES = "head/sides/bias"
-_RESIDUALS = r"(backbone|region_head)/stage\d_block\d+/conv3/kernel"
+_RESIDUALS = r"(backbone|box_head)/stage\d_block\d+/conv3/kernel"
 
 
 class Model(NamedTuple):
     """A detector as it is measured."""
 
     title: str
-    make: Callable  # (config, backbone) or (config, backbone, region head) -> Detector
+    make: Callable  # (config, backbone) or (config, backbone, box head) -> Detector
     config: Any
     backbone: Callable  # dtype -> module
-    region_head: Callable | None = None  # likewise
+    box_head: Callable | None = None  # likewise
     rival: str | None = None  # torchvision's function
     canvas: tuple[int, int] | None = None  # the only one
 
     def layers(self, precision: str) -> list[nn.Module]:
-        """Backbone and region head, as `make` takes them."""
-        makers = (self.backbone, self.region_head)
+        """Backbone and box head, as `make` takes them."""
+        makers = (self.backbone, self.box_head)
         return [make(dtype=jnp.dtype(precision).type) for make in makers if make]
 
     def detector(self, precision: str) -> Detector:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.benchmarks.timing import medians, with_gradient
-from jaxdet.detectors import faster_rcnn, fcos, regions, retinanet, rpn, ssd
+from jaxdet.detectors import faster_rcnn, fcos, retinanet, roi_heads, rpn, ssd
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
@@ -90,19 +90,19 @@ def measure(
 
 
 def network(
-    config: Any, backbone: nn.Module, region_head: nn.Module | None = None
+    config: Any, backbone: nn.Module, box_head: nn.Module | None = None
 ) -> nn.Module:
     """The layers of the detector with this config, as its builder makes them.
 
     Args:
       config: of any detector of `benchmark.MODELS`.
       backbone: as its builder takes it.
-      region_head: of a two-stage detector, as its builder takes it.
+      box_head: of a two-stage detector, as its builder takes it.
     """
     if type(config) in ONE_STAGE:
         return ONE_STAGE[type(config)].network(config, backbone)
     if isinstance(config, FasterRCNNConfig):
-        return FasterRCNNNetwork(config, backbone, region_head)
+        return FasterRCNNNetwork(config, backbone, box_head)
     boxes = config.faster_rcnn
     mask_head = MaskHead(
         boxes.num_classes,
@@ -111,7 +111,7 @@ def network(
         norm=config.mask_norm,
         dtype=backbone.dtype,
     )
-    return FasterRCNNNetwork(boxes, backbone, region_head, mask_head)
+    return FasterRCNNNetwork(boxes, backbone, box_head, mask_head)
 
 
 @dataclasses.dataclass
@@ -280,13 +280,13 @@ def _two_stages(bench: Workbench, config: FasterRCNNConfig | MaskRCNNConfig) -> 
     cut = partial(_crop, config, None)
     crops = _align(bench, "RoI Align", cut, pyramid, found.boxes, sizes)
     logits, deltas = bench.add_layers(
-        "region head", regions.classify, ("region_head", "predictor"), crops
+        "box head", roi_heads.classify, ("box_head", "box_predictor"), crops
     )
     if bench.training:
         learn = partial(_region_losses, config)
         bench.add("region losses", learn, (logits, deltas), found)
     else:
-        answer = partial(regions.detections, config=config.region)
+        answer = partial(roi_heads.detections, config=config.region)
         found = bench.add("detections", answer, logits, deltas, proposals, batch.sizes)
     if masks_config is not None:
         _masks(bench, masks_config, pyramid, found, sizes)
@@ -313,7 +313,7 @@ def _proposals(bench: Workbench, config: FasterRCNNConfig, said) -> Any:
 
 def _samples(bench: Workbench, config: FasterRCNNConfig, said, proposals) -> Any:
     batch, mode = bench.batch, config.rpn
-    (keys,) = regions.image_keys(jax.random.key(0), batch, 1)
+    (keys,) = roi_heads.image_keys(jax.random.key(0), batch, 1)
 
     def learn(said, keys, batch):
         return rpn.proposal_losses(keys, *said, batch, config=mode, axis_name=None)
@@ -331,7 +331,7 @@ def _samples(bench: Workbench, config: FasterRCNNConfig, said, proposals) -> Any
         within="RPN matching and losses",
     )
     choose = partial(
-        regions.sample, num_classes=config.num_classes, config=config.region
+        roi_heads.sample, num_classes=config.num_classes, config=config.region
     )
     return bench.add("sampling", choose, keys, proposals, batch.truth, learns=False)
 
@@ -355,7 +355,7 @@ def _backward(function: Callable, gradient, first, *others):
 
 
 def _region_losses(config: FasterRCNNConfig, said, samples):
-    return regions.region_losses(*said, samples, config=config.region, axis_name=None)
+    return roi_heads.region_losses(*said, samples, config=config.region, axis_name=None)
 
 
 def _masks(bench: Workbench, config: MaskRCNNConfig, pyramid, found, sizes) -> None:

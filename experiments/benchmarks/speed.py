@@ -147,7 +147,7 @@ def measure(
         theirs = rivals.calls(*given)
         calls |= {name: rival.call for name, rival in theirs.items()}
         row[f"rival_{answer}"] = {name: x.answer for name, x in theirs.items()}
-        row |= _warning(row, 0.02 if model.region_head is None else 0.2)
+        row |= _warning(row, 0.02 if model.box_head is None else 0.2)
     times = dict(zip(calls, medians([*calls.values()], options.repeats), strict=True))
     row |= _speed(program, times.pop("ours"), case.batch, limit)
     if _peak_bytes() > peak:  # else that of an earlier row

@@ -190,7 +190,7 @@ def make(
     coarsest = min(5, max(levels))
     backbone = experiments.digits.backbone(coarsest, precision, depth=depth)
     if name == "faster_rcnn":
-        head = experiments.digits.region_head(precision)
+        head = experiments.digits.box_head(precision)
         return faster_rcnn(config, backbone, head)
     build = {"retinanet": retinanet, "fcos": fcos, "ssd": ssd}[name]
     return build(config, backbone)

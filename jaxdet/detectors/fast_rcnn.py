@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors import regions
+from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import (
     Detector,
     from_network,
@@ -20,8 +20,8 @@ from jaxdet.detectors.detector import (
     require,
     require_colours,
 )
-from jaxdet.detectors.regions import RegionConfig
-from jaxdet.nn.heads import RegionPredictor
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.nn.heads import BoxPredictor
 from jaxdet.ops import images
 from jaxdet.structs import Batch, Detections
 
@@ -36,7 +36,7 @@ class FastRCNNConfig:
 
     num_classes: int = 20
     """K; labels run from 0 to K - 1."""
-    region: RegionConfig = regions.FAST_RCNN
+    region: RoIHeadsConfig = roi_heads.FAST_RCNN
     """How regions are learned from and answered for (2.3)."""
     level: int = 4
     """Of the backbone's features; their stride is `2**level`."""
@@ -71,16 +71,16 @@ class FastRCNNNetwork(nn.Module):
     Attributes:
       config: see `FastRCNNConfig`.
       backbone: hands over the features of level `config.level`; see `fast_rcnn`.
-      region_head: what each region passes before classes and boxes; see `fast_rcnn`.
+      box_head: what each region passes before classes and boxes; see `fast_rcnn`.
     """
 
     config: FastRCNNConfig
     backbone: nn.Module
-    region_head: nn.Module
+    box_head: nn.Module
 
     def setup(self):
-        """Makes the two siblings that follow the region head."""
-        self.predictor = RegionPredictor(
+        """Makes the two siblings that follow the box head."""
+        self.box_predictor = BoxPredictor(
             self.config.num_classes,
             class_agnostic=self.config.region.class_agnostic,
             dtype=self.backbone.dtype,
@@ -93,7 +93,7 @@ class FastRCNNNetwork(nn.Module):
         """
         features = self.features(pixels)
         boxes = jnp.zeros((len(pixels), 1, 4))
-        return regions.classify(self, _crop(features, boxes, None, self.config))
+        return roi_heads.classify(self, _crop(features, boxes, None, self.config))
 
     def features(self, pixels: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """`[B, H, W, 3]` -> `[B, H / stride, W / stride, C]`."""
@@ -116,10 +116,10 @@ def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):
     Raises:
       ValueError: if the batch has no regions.
     """
-    metrics, _ = regions.learn(
+    metrics, _ = roi_heads.learn(
         partial(_look, network, batch, config),
-        regions.image_keys(key, batch, 2),
-        regions.given(batch),
+        roi_heads.image_keys(key, batch, 2),
+        roi_heads.given(batch),
         batch.truth,
         num_classes=config.num_classes,
         config=config.region,
@@ -143,26 +143,28 @@ def predict(network, batch: Batch, *, config: FastRCNNConfig) -> Detections:
       ValueError: if the batch has no regions.
     """
     look = partial(_look, network, batch, config)
-    return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
+    return roi_heads.answer(
+        look, roi_heads.given(batch), batch.sizes, config=config.region
+    )
 
 
 def fast_rcnn(
-    config: FastRCNNConfig, backbone: nn.Module, region_head: nn.Module
+    config: FastRCNNConfig, backbone: nn.Module, box_head: nn.Module
 ) -> Detector:
     """Fast R-CNN from what a backbone hands over.
 
     Args:
       config: see `FastRCNNConfig`.
       backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`.
-      region_head: `(crops [R, S, S, C], keys) -> [R, D]`, S being `pool_size`: `FCHead`
+      box_head: `(crops [R, S, S, C], keys) -> [R, D]`, S being `pool_size`: `FCHead`
         or `ResNetHead`.
     """
     return from_network(
-        FastRCNNNetwork(config, backbone, region_head),
+        FastRCNNNetwork(config, backbone, box_head),
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(fast_rcnn, config, backbone, region_head),
+        made_by=partial(fast_rcnn, config, backbone, box_head),
     )
 
 
@@ -173,11 +175,11 @@ def _look(network, batch: Batch, config: FastRCNNConfig, boxes, keys):
     )
     sizes = batch.sizes if config.mask_padding else None
     crops = _crop(network.features(pixels, sizes), boxes, sizes, config)
-    return regions.classify(network, crops, keys)
+    return roi_heads.classify(network, crops, keys)
 
 
 def _crop(features, boxes, sizes, config: FastRCNNConfig) -> jax.Array:
-    return regions.cut(
+    return roi_heads.cut(
         {config.level: features},
         boxes,
         sizes,

@@ -12,11 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors import regions, rpn
+from jaxdet.detectors import roi_heads, rpn
 from jaxdet.detectors.detector import Detector, from_network, require
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
-from jaxdet.nn.heads import RegionPredictor
+from jaxdet.nn.heads import BoxPredictor
 from jaxdet.structs import Batch, Detections
 
 
@@ -32,7 +32,7 @@ class FasterRCNNConfig:
     """K; labels run from 0 to K - 1."""
     rpn: RPNConfig = RPNConfig()
     """Of the trunk and the first stage."""
-    region: RegionConfig = RegionConfig()
+    region: RoIHeadsConfig = RoIHeadsConfig()
     """Of the second stage."""
     pool: Literal["align", "max"] = "align"
     """RoI Align, or Fast R-CNN's RoI max pooling, which takes one level."""
@@ -70,17 +70,19 @@ class FasterRCNNConfig:
 PAPER = FasterRCNNConfig(
     num_classes=20,
     rpn=rpn.PAPER,
-    region=dataclasses.replace(regions.FAST_RCNN, per_image=128, hard_negative_iou=0.0),
+    region=dataclasses.replace(
+        roi_heads.FAST_RCNN, per_image=128, hard_negative_iou=0.0
+    ),
     pool="max",
     pool_levels=(4,),
 )
 
 # ResNet-50 or -101 with a feature pyramid, FCHead(1024) (Lin et al. 2017, 4.2 and 5.2).
-FPN_PAPER = FasterRCNNConfig(rpn=rpn.FPN_PAPER, region=RegionConfig(box_beta=1.0))
+FPN_PAPER = FasterRCNNConfig(rpn=rpn.FPN_PAPER, region=RoIHeadsConfig(box_beta=1.0))
 
 TORCHVISION = FasterRCNNConfig(
     rpn=rpn.TORCHVISION,
-    region=RegionConfig(box_beta=1 / 9, min_side=1e-2),
+    region=RoIHeadsConfig(box_beta=1 / 9, min_side=1e-2),
     aligned=False,
 )
 
@@ -104,13 +106,13 @@ class FasterRCNNNetwork(nn.Module):
     Attributes:
       config: see `FasterRCNNConfig`.
       backbone: hands over what `config.rpn.levels` are made of; see `faster_rcnn`.
-      region_head: what each region passes before classes and boxes; see `faster_rcnn`.
+      box_head: what each region passes before classes and boxes; see `faster_rcnn`.
       mask_head: Mask R-CNN's third branch.
     """
 
     config: FasterRCNNConfig
     backbone: nn.Module
-    region_head: nn.Module
+    box_head: nn.Module
     mask_head: nn.Module | None = None  # Mask R-CNN's third branch
 
     def setup(self):
@@ -118,7 +120,7 @@ class FasterRCNNNetwork(nn.Module):
         config, dtype = self.config, self.backbone.dtype
         self.neck = rpn.neck(config.rpn, dtype)
         self.rpn_head = rpn.head(config.rpn, dtype)
-        self.predictor = RegionPredictor(
+        self.box_predictor = BoxPredictor(
             config.num_classes, class_agnostic=config.region.class_agnostic, dtype=dtype
         )
 
@@ -131,7 +133,7 @@ class FasterRCNNNetwork(nn.Module):
         boxes = jnp.zeros((len(pixels), 1, 4))
         crops = crop(pyramid, boxes, None, self.config)
         masks = None if self.mask_head is None else self.mask_head(crops[:, 0])
-        return self.rpn_head(pyramid), regions.classify(self, crops), masks
+        return self.rpn_head(pyramid), roi_heads.classify(self, crops), masks
 
     def features(
         self, pixels: jax.Array, sizes: jax.Array | None = None
@@ -173,7 +175,7 @@ def predict(network, batch: Batch, *, config: FasterRCNNConfig) -> Detections:
 
 
 def faster_rcnn(
-    config: FasterRCNNConfig, backbone: nn.Module, region_head: nn.Module
+    config: FasterRCNNConfig, backbone: nn.Module, box_head: nn.Module
 ) -> Detector:
     """Faster R-CNN from what a backbone hands over.
 
@@ -181,15 +183,15 @@ def faster_rcnn(
       config: with `rpn.channels=None` it takes one level of the backbone as it is (C4,
         VGG-16), else it builds a feature pyramid.
       backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`.
-      region_head: `(crops [R, S, S, C], keys) -> [R, D]`, S being `pool_size`: `FCHead`
+      box_head: `(crops [R, S, S, C], keys) -> [R, D]`, S being `pool_size`: `FCHead`
         or `ResNetHead`.
     """
     return from_network(
-        FasterRCNNNetwork(config, backbone, region_head),
+        FasterRCNNNetwork(config, backbone, box_head),
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(faster_rcnn, config, backbone, region_head),
+        made_by=partial(faster_rcnn, config, backbone, box_head),
         coverage=partial(rpn.coverage, config=config.rpn),
     )
 
@@ -220,7 +222,7 @@ def learn(network, pyramid, batch: Batch, key, *, config: FasterRCNNConfig, axis
       What `loss` returns second, and `Samples` `[B, R]`, positive ones first, R being
       `config.region.per_image`.
     """
-    rpn_keys, region_keys, dropout_keys = regions.image_keys(key, batch, 3)
+    rpn_keys, region_keys, dropout_keys = roi_heads.image_keys(key, batch, 3)
     # 1. Where could an object be?
     objectness, rpn_deltas = network.rpn_head(pyramid, _true_sizes(batch, config))
     metrics = rpn.proposal_losses(
@@ -235,7 +237,7 @@ def learn(network, pyramid, batch: Batch, key, *, config: FasterRCNNConfig, axis
         proposals=config.rpn.train_proposals,
     )
     # 2. What is there?
-    region_metrics, samples = regions.learn(
+    region_metrics, samples = roi_heads.learn(
         partial(_classify, network, pyramid, batch, config),
         (region_keys, dropout_keys),
         proposals,
@@ -269,7 +271,7 @@ def answer(network, pyramid, batch: Batch, *, config: FasterRCNNConfig) -> Detec
         proposals=config.rpn.proposals,
     )
     look_at = partial(_classify, network, pyramid, batch, config)
-    return regions.answer(look_at, proposals, batch.sizes, config=config.region)
+    return roi_heads.answer(look_at, proposals, batch.sizes, config=config.region)
 
 
 def crop(
@@ -289,7 +291,7 @@ def crop(
       config: how to cut.
       size: cells a side, by default `config.pool_size`.
     """
-    return regions.cut(
+    return roi_heads.cut(
         {level: pyramid[level] for level in config.pool_levels},
         boxes,
         sizes,
@@ -305,7 +307,7 @@ def crop(
 def _classify(network, pyramid, batch: Batch, config: FasterRCNNConfig, boxes, keys):
     """Class logits and deltas of what lies in each box."""
     crops = crop(pyramid, boxes, _true_sizes(batch, config), config)
-    return regions.classify(network, crops, keys)
+    return roi_heads.classify(network, crops, keys)
 
 
 def _true_sizes(batch: Batch, config: FasterRCNNConfig) -> jax.Array | None:

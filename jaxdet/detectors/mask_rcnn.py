@@ -123,14 +123,14 @@ def predict(network, batch: Batch, *, config: MaskRCNNConfig) -> Detections:
 
 
 def mask_rcnn(
-    config: MaskRCNNConfig, backbone: nn.Module, region_head: nn.Module
+    config: MaskRCNNConfig, backbone: nn.Module, box_head: nn.Module
 ) -> Detector:
     """Mask R-CNN from what a backbone hands over.
 
     Args:
       config: see `MaskRCNNConfig`.
       backbone: as of `faster_rcnn.faster_rcnn`; the mask head takes its `dtype`.
-      region_head: as of `faster_rcnn.faster_rcnn`.
+      box_head: as of `faster_rcnn.faster_rcnn`.
     """
     mask_head = MaskHead(
         config.faster_rcnn.num_classes,
@@ -140,11 +140,11 @@ def mask_rcnn(
         dtype=backbone.dtype,
     )
     return from_network(
-        FasterRCNNNetwork(config.faster_rcnn, backbone, region_head, mask_head),
+        FasterRCNNNetwork(config.faster_rcnn, backbone, box_head, mask_head),
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.faster_rcnn.num_classes,
-        made_by=partial(mask_rcnn, config, backbone, region_head),
+        made_by=partial(mask_rcnn, config, backbone, box_head),
         coverage=partial(rpn.coverage, config=config.faster_rcnn.rpn),
     )
 

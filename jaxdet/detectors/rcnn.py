@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors import regions
+from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import (
     Detector,
     from_network,
@@ -21,8 +21,8 @@ from jaxdet.detectors.detector import (
     require,
     require_colours,
 )
-from jaxdet.detectors.regions import RegionConfig
-from jaxdet.nn.heads import RegionPredictor
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.nn.heads import BoxPredictor
 from jaxdet.ops import images, roi_pool
 from jaxdet.structs import Batch, Detections
 
@@ -37,7 +37,9 @@ class RCNNConfig:
 
     num_classes: int = 20
     """K; labels run from 0 to K - 1."""
-    region: RegionConfig = RegionConfig(per_image=64, box_beta=1.0, nms_threshold=0.3)
+    region: RoIHeadsConfig = RoIHeadsConfig(
+        per_image=64, box_beta=1.0, nms_threshold=0.3
+    )
     """How regions are learned from (2.3) and answered for (2.2)."""
     size: int = 227
     """Height and width of a warped region (2.1)."""
@@ -46,7 +48,7 @@ class RCNNConfig:
     level: int = 4
     """Of the backbone's features."""
     pool_size: int = 6
-    """Cells a side to which they are pooled for the region head: 6 for AlexNet, 7 for
+    """Cells a side to which they are pooled for the box head: 6 for AlexNet, 7 for
     VGG-16, 14 for ResNet."""
     chunk: int = 128
     """Regions in the network at a time, so that 2,000 fit into memory."""
@@ -73,16 +75,16 @@ class RCNNNetwork(nn.Module):
     Attributes:
       config: see `RCNNConfig`.
       backbone: hands over the features of level `config.level`; see `rcnn`.
-      region_head: what each region passes before classes and boxes; see `rcnn`.
+      box_head: what each region passes before classes and boxes; see `rcnn`.
     """
 
     config: RCNNConfig
     backbone: nn.Module
-    region_head: nn.Module
+    box_head: nn.Module
 
     def setup(self):
-        """Makes the two siblings that follow the region head."""
-        self.predictor = RegionPredictor(
+        """Makes the two siblings that follow the box head."""
+        self.box_predictor = BoxPredictor(
             self.config.num_classes,
             class_agnostic=self.config.region.class_agnostic,
             dtype=self.backbone.dtype,
@@ -97,7 +99,7 @@ class RCNNNetwork(nn.Module):
         """
         features = of_level(self.backbone(crops), self.config.level)
         cells = roi_pool.grid_max_pool(features, self.config.pool_size)
-        return self.predictor(self.region_head(cells, keys))
+        return self.box_predictor(self.box_head(cells, keys))
 
 
 def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
@@ -116,10 +118,10 @@ def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
     Raises:
       ValueError: if the batch has no regions.
     """
-    metrics, _ = regions.learn(
+    metrics, _ = roi_heads.learn(
         partial(_look, network, batch, config),
-        regions.image_keys(key, batch, 2),
-        regions.given(batch),
+        roi_heads.image_keys(key, batch, 2),
+        roi_heads.given(batch),
         batch.truth,
         num_classes=config.num_classes,
         config=config.region,
@@ -143,24 +145,26 @@ def predict(network, batch: Batch, *, config: RCNNConfig) -> Detections:
       ValueError: if the batch has no regions.
     """
     look = partial(_look, network, batch, config)
-    return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
+    return roi_heads.answer(
+        look, roi_heads.given(batch), batch.sizes, config=config.region
+    )
 
 
-def rcnn(config: RCNNConfig, backbone: nn.Module, region_head: nn.Module) -> Detector:
+def rcnn(config: RCNNConfig, backbone: nn.Module, box_head: nn.Module) -> Detector:
     """R-CNN from the two halves of a classification network.
 
     Args:
       config: see `RCNNConfig`.
       backbone: `pixels -> {level: features}`, with a `dtype`.
-      region_head: `(cells [R, S, S, C], keys) -> [R, D]`, S being `pool_size`: `FCHead`
+      box_head: `(cells [R, S, S, C], keys) -> [R, D]`, S being `pool_size`: `FCHead`
         or `ResNetHead`.
     """
     return from_network(
-        RCNNNetwork(config, backbone, region_head),
+        RCNNNetwork(config, backbone, box_head),
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(rcnn, config, backbone, region_head),
+        made_by=partial(rcnn, config, backbone, box_head),
     )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.detectors import regions
+from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import (
     Detector,
     from_network,
@@ -129,7 +129,7 @@ class RPNConfig:
         right = len(self.anchor_ratios) > 0 and min(self.anchor_ratios) > 0
         require(self, "anchor_ratios", right, "one or more numbers above 0")
         require_colours(self)
-        regions.require_positive_samples(self)
+        roi_heads.require_positive_samples(self)
         right = all(sizes and min(sizes) > 0 for sizes in self.anchor_sizes)
         require(self, "anchor_sizes", right, "above 0")
 
@@ -257,7 +257,7 @@ def loss(network, batch: Batch, key, *, config: RPNConfig, axis_name=None):
     Returns:
       The sum, and `{"objectness_loss", "rpn_box_loss"}`.
     """
-    (keys,) = regions.image_keys(key, batch, 1)
+    (keys,) = roi_heads.image_keys(key, batch, 1)
     logits, deltas = network(*pixels_and_sizes(batch, config))
     metrics = proposal_losses(
         keys, logits, deltas, batch, config=config, axis_name=axis_name

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors import regions
+from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import (
     Detector,
     from_network,
@@ -20,8 +20,8 @@ from jaxdet.detectors.detector import (
     require,
     require_colours,
 )
-from jaxdet.detectors.regions import RegionConfig
-from jaxdet.nn.heads import RegionPredictor
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.nn.heads import BoxPredictor
 from jaxdet.nn.padding import zero_outside
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, roi_pool
@@ -38,7 +38,7 @@ class SPPNetConfig:
 
     num_classes: int = 20
     """K; labels run from 0 to K - 1."""
-    region: RegionConfig = regions.FAST_RCNN
+    region: RoIHeadsConfig = roi_heads.FAST_RCNN
     """How regions are learned from and answered for (4.1)."""
     level: int = 4
     """Of the backbone's features; their stride is `2**level`."""
@@ -76,16 +76,16 @@ class SPPNetNetwork(nn.Module):
     Attributes:
       config: see `SPPNetConfig`.
       backbone: hands over the features of level `config.level`; see `sppnet`.
-      region_head: what each region passes before classes and boxes; see `sppnet`.
+      box_head: what each region passes before classes and boxes; see `sppnet`.
     """
 
     config: SPPNetConfig
     backbone: nn.Module
-    region_head: nn.Module
+    box_head: nn.Module
 
     def setup(self):
-        """Makes the two siblings that follow the region head."""
-        self.predictor = RegionPredictor(
+        """Makes the two siblings that follow the box head."""
+        self.box_predictor = BoxPredictor(
             self.config.num_classes,
             class_agnostic=self.config.region.class_agnostic,
             dtype=self.backbone.dtype,
@@ -99,7 +99,7 @@ class SPPNetNetwork(nn.Module):
         features = self.features(pixels)
         cells = sum(side**2 for side in self.config.bins)
         crops = jnp.zeros((len(pixels), 1, cells, features.shape[-1]), features.dtype)
-        return regions.classify(self, crops)
+        return roi_heads.classify(self, crops)
 
     def features(self, pixels: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """`[B, H, W, 3]` -> `[B, H / stride, W / stride, C]`."""
@@ -122,10 +122,10 @@ def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
     Raises:
       ValueError: if the batch has no regions.
     """
-    metrics, _ = regions.learn(
+    metrics, _ = roi_heads.learn(
         partial(_look, network, batch, config),
-        regions.image_keys(key, batch, 2),
-        regions.given(batch),
+        roi_heads.image_keys(key, batch, 2),
+        roi_heads.given(batch),
         batch.truth,
         num_classes=config.num_classes,
         config=config.region,
@@ -149,12 +149,12 @@ def predict(network, batch: Batch, *, config: SPPNetConfig) -> Detections:
       ValueError: if the batch has no regions.
     """
     look = partial(_look, network, batch, config)
-    return regions.answer(look, regions.given(batch), batch.sizes, config=config.region)
+    return roi_heads.answer(
+        look, roi_heads.given(batch), batch.sizes, config=config.region
+    )
 
 
-def sppnet(
-    config: SPPNetConfig, backbone: nn.Module, region_head: nn.Module
-) -> Detector:
+def sppnet(config: SPPNetConfig, backbone: nn.Module, box_head: nn.Module) -> Detector:
     """SPP-net from the two halves of a classification network.
 
     Its loss gives the backbone no gradient, but weight decay would still change it:
@@ -163,21 +163,21 @@ def sppnet(
     Args:
       config: see `SPPNetConfig`.
       backbone: `(pixels, sizes) -> {level: features}`, trained before, with a `dtype`.
-      region_head: `(cells [R, 50, C], keys) -> [R, D]`: `FCHead`.
+      box_head: `(cells [R, 50, C], keys) -> [R, D]`: `FCHead`.
     """
     return from_network(
-        SPPNetNetwork(config, backbone, region_head),
+        SPPNetNetwork(config, backbone, box_head),
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(sppnet, config, backbone, region_head),
+        made_by=partial(sppnet, config, backbone, box_head),
     )
 
 
 def _look(network, batch: Batch, config: SPPNetConfig, boxes, keys):
     """Class logits and deltas of every region, from features that never learn."""
     pooled = jax.lax.stop_gradient(_pool(network, batch, boxes, config))
-    return regions.classify(network, pooled, keys)
+    return roi_heads.classify(network, pooled, keys)
 
 
 def _pool(network, batch: Batch, boxes, config: SPPNetConfig) -> jax.Array:

@@ -238,7 +238,7 @@ class ConvFCHead(nn.Module):
 
         Args:
           regions: features of the regions.
-          keys: not used, there is no dropout; every region head takes them.
+          keys: not used, there is no dropout; every box head takes them.
         """
         del keys
         layers = _tower(self, self.channels, kernel_init=HE_NORMAL)
@@ -247,7 +247,7 @@ class ConvFCHead(nn.Module):
         return nn.relu(dense(x.reshape(len(x), -1)))
 
 
-class RegionPredictor(nn.Module):
+class BoxPredictor(nn.Module):
     """Class logits and box deltas of each region (Girshick 2015, 2.1).
 
     Attributes:

@@ -117,7 +117,7 @@ class Classifier(NamedTuple):
     """What is used of a network of torchvision's that was trained to classify."""
 
     backbone: tuple[Tensor, ...]
-    head: tuple[Tensor, ...] = ()  # the layers that a region head takes over
+    head: tuple[Tensor, ...] = ()  # the layers that a box head takes over
 
 
 def after_kernel(to_ours: Callable, to_theirs: Callable) -> Layout:
@@ -402,7 +402,7 @@ def backbone_to_torchvision(
     return to_theirs(variables, _classifier(name).backbone, name)
 
 
-def region_head_to_torchvision(
+def box_head_to_torchvision(
     variables: Mapping[str, Any], name: str
 ) -> dict[str, np.ndarray]:
     """The way back: fc6 and fc7 in torchvision's state dict.

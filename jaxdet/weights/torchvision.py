@@ -199,7 +199,7 @@ def _faster_rcnn_tensors(second: bool = False) -> Iterator[Tensor]:
     yield from layer("rpn.head.cls_logits", "rpn_head/objectness")
     yield from layer("rpn.head.bbox_pred", "rpn_head/deltas")
     first_fc = flattened(channels=256, side=7)
-    head, our_head = "roi_heads.box_head", "region_head"
+    head, our_head = "roi_heads.box_head", "box_head"
     if second:
         yield from _tower(head, our_head, 4, batch_norm)
         yield from layer(f"{head}.5", f"{our_head}/fc", first_fc)
@@ -208,8 +208,8 @@ def _faster_rcnn_tensors(second: bool = False) -> Iterator[Tensor]:
         yield from layer(f"{head}.fc7", f"{our_head}/fc1")
     head = "roi_heads.box_predictor"
     background = _BACKGROUND_KERNEL, _BACKGROUND
-    yield from layer(f"{head}.cls_score", "predictor/classes", *background)
-    yield from layer(f"{head}.bbox_pred", "predictor/deltas", *_no_background(4))
+    yield from layer(f"{head}.cls_score", "box_predictor/classes", *background)
+    yield from layer(f"{head}.bbox_pred", "box_predictor/deltas", *_no_background(4))
 
 
 def _mask_rcnn_tensors(second: bool = False) -> Iterator[Tensor]:
@@ -286,7 +286,7 @@ MODELS = {
         canvas=(300, 300),
     ),
     "fasterrcnn_resnet50_fpn": Model(
-        partial(faster_rcnn.faster_rcnn, FASTER_RCNN, region_head=_HEAD),
+        partial(faster_rcnn.faster_rcnn, FASTER_RCNN, box_head=_HEAD),
         _FIRST,
         tuple(_faster_rcnn_tensors()),
         first_id=1,
@@ -294,14 +294,14 @@ MODELS = {
         old_names=_OLD_RCNN,
     ),
     "fasterrcnn_resnet50_fpn_v2": Model(
-        partial(faster_rcnn.faster_rcnn, FASTER_RCNN_V2, region_head=_HEAD_V2),
+        partial(faster_rcnn.faster_rcnn, FASTER_RCNN_V2, box_head=_HEAD_V2),
         _RESNET,
         tuple(_faster_rcnn_tensors(second=True)),
         first_id=1,
         published=Published("fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth", 46.7),
     ),
     "maskrcnn_resnet50_fpn": Model(
-        partial(mask_rcnn.mask_rcnn, MASK_RCNN, region_head=_HEAD),
+        partial(mask_rcnn.mask_rcnn, MASK_RCNN, box_head=_HEAD),
         _FIRST,
         tuple(_mask_rcnn_tensors()),
         first_id=1,
@@ -309,7 +309,7 @@ MODELS = {
         old_names=_OLD_RCNN,
     ),
     "maskrcnn_resnet50_fpn_v2": Model(
-        partial(mask_rcnn.mask_rcnn, MASK_RCNN_V2, region_head=_HEAD_V2),
+        partial(mask_rcnn.mask_rcnn, MASK_RCNN_V2, box_head=_HEAD_V2),
         _RESNET,
         tuple(_mask_rcnn_tensors(second=True)),
         first_id=1,

@@ -9,14 +9,14 @@ import pytest
 
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.fast_rcnn import PAPER, FastRCNNConfig, fast_rcnn
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.heads import FCHead
 from tests.detectors import laws, scenes
 
 SMALL = FastRCNNConfig(
     num_classes=3,
-    region=RegionConfig(per_image=16, positive_fraction=0.5, detections=20),
+    region=RoIHeadsConfig(per_image=16, positive_fraction=0.5, detections=20),
     level=3,
     pool_size=4,
 )
@@ -55,7 +55,7 @@ def test_the_other_ways_to_pool():
     head = ResNetHead(10, 16, norm="group")
     detector = fast_rcnn(c4, ResNet(10, 16, norm="group", coarsest=4), head)
     variables = jax.eval_shape(detector.init, jax.random.key(0), batch)
-    assert "stage5_block0" in variables["params"]["region_head"]
+    assert "stage5_block0" in variables["params"]["box_head"]
     loss = jax.eval_shape(detector.loss, variables, batch, jax.random.key(0))
     assert loss[0].shape == ()
 

@@ -10,7 +10,7 @@ import pytest
 from jaxdet.detectors import faster_rcnn as file
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16
@@ -29,7 +29,7 @@ SMALL = FasterRCNNConfig(
         proposals=20,
         train_proposals=20,
     ),
-    region=RegionConfig(per_image=16, positive_fraction=0.5, detections=20),
+    region=RoIHeadsConfig(per_image=16, positive_fraction=0.5, detections=20),
     pool_levels=(3, 4),
     pool_size=5,
     canonical_size=32.0,

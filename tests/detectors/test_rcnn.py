@@ -9,14 +9,14 @@ import pytest
 
 from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.rcnn import PAPER, RCNNConfig, rcnn
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
 from tests.detectors import laws, scenes
 
 SMALL = RCNNConfig(
     num_classes=3,
-    region=RegionConfig(per_image=16, positive_fraction=0.5, detections=20),
+    region=RoIHeadsConfig(per_image=16, positive_fraction=0.5, detections=20),
     size=24,
     context=4,
     level=3,

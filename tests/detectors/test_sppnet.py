@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors.detector import rebuild
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.sppnet import PAPER, SPPNetConfig, sppnet
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
@@ -16,7 +16,7 @@ from tests.detectors import laws, scenes
 
 SMALL = SPPNetConfig(
     num_classes=3,
-    region=RegionConfig(per_image=16, positive_fraction=0.5, detections=20),
+    region=RoIHeadsConfig(per_image=16, positive_fraction=0.5, detections=20),
     level=3,
     bins=(4, 2, 1),
 )
@@ -31,7 +31,7 @@ class TestLaws(laws.DetectorLaws, detector=small_sppnet):
     def test_convolutions_get_no_gradient(self, compiled):
         _, gradients = compiled.gradients(compiled.variables, scenes.batch())
         assert not any(map(np.any, jax.tree.leaves(gradients["backbone"])))
-        assert all(map(np.any, jax.tree.leaves(gradients["region_head"])))
+        assert all(map(np.any, jax.tree.leaves(gradients["box_head"])))
 
     def test_scales_change_where_regions_lie(self, compiled):
         """A region of half the image has the features of half the region."""
@@ -54,8 +54,8 @@ def test_each_region_is_read_at_the_scale_nearest_to_its_side():
     class Eye:
         """Features that tell the scale: the height of the image in every cell."""
 
-        region_head = staticmethod(lambda crops, keys=None: crops.mean(axis=1))
-        predictor = staticmethod(lambda hidden: (hidden, hidden[:, None, :]))
+        box_head = staticmethod(lambda crops, keys=None: crops.mean(axis=1))
+        box_predictor = staticmethod(lambda hidden: (hidden, hidden[:, None, :]))
 
         @staticmethod
         def features(pixels, sizes=None):

@@ -58,8 +58,8 @@ from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
 from jaxdet.detectors.fcos import FCOSConfig
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.detectors.rcnn import RCNNConfig
-from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.detectors.sppnet import SPPNetConfig
 from jaxdet.detectors.ssd import SSDConfig
@@ -226,7 +226,7 @@ def test_help_explains(script, monkeypatch, capsys):
         MaskRCNNConfig,
         RCNNConfig,
         RPNConfig,
-        RegionConfig,
+        RoIHeadsConfig,
         RetinaNetConfig,
         SPPNetConfig,
         SSDConfig,
@@ -729,7 +729,7 @@ def _trace(detector, data_set, training):
     return state
 
 
-HALVES, BACKBONE = {"backbone", "region_head"}, {"backbone"}
+HALVES, BACKBONE = {"backbone", "box_head"}, {"backbone"}
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from jaxdet.nn.heads import (
+    BoxPredictor,
     ConvFCHead,
     DenseHead,
     FCHead,
     FCOSHead,
     MaskHead,
-    RegionPredictor,
     RPNHead,
 )
 from tests.nn import drawn
@@ -159,7 +159,7 @@ def test_layers_drop_different_outputs():
 @pytest.mark.parametrize(("class_agnostic", "boxes"), [(False, 5), (True, 1)])
 def test_what_a_region_predictor_starts_with(rng, class_agnostic, boxes):
     features = jnp.asarray(rng.normal(size=(2, 3, 400)), jnp.bfloat16)
-    head = RegionPredictor(5, class_agnostic, dtype=jnp.bfloat16)
+    head = BoxPredictor(5, class_agnostic, dtype=jnp.bfloat16)
     start = jax.jit(head.init_with_output)
     (logits, deltas), variables = start(jax.random.key(0), features)
     assert logits.shape == (2, 3, 6)

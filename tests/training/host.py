@@ -17,8 +17,8 @@ from experiments import command_line
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
-from jaxdet.detectors.regions import RegionConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.evaluation.evaluate import detect_all
 from jaxdet.nn.heads import FCHead
@@ -43,7 +43,7 @@ FASTER_RCNN = FasterRCNNConfig(
         proposals=10,
         train_proposals=10,
     ),
-    region=RegionConfig(per_image=8, detections=5),
+    region=RoIHeadsConfig(per_image=8, detections=5),
     pool_levels=(4,),
     pool_size=2,
 )

@@ -90,7 +90,7 @@ def test_torchvisions_mobilenet():
     chex.assert_trees_all_equal_shapes(narrow, shapes)
 
 
-def test_torchvisions_region_head():
+def test_torchvisions_box_head():
     state, golden, _ = replay.load(GOLDEN / "alexnet_s0.npz")
     pixels = images.normalise(golden["in/image"], jnp.array([96, 128]), **IMAGENET)
     backbone = state_dict.alexnet_from_torchvision(state)
@@ -112,7 +112,7 @@ def test_torchvisions_region_head():
         ("vgg16", state_dict.vgg16_head_from_torchvision, 512, 7, 0, 3),
     ],
 )
-def test_inputs_of_a_region_head_are_reordered(
+def test_inputs_of_a_box_head_are_reordered(
     rng, name, read, channels, side, first, second
 ):
     regions = rng.normal(size=(2, side, side, channels)).astype(np.float32)
@@ -129,7 +129,7 @@ def test_inputs_of_a_region_head_are_reordered(
     flat = regions.transpose(0, 3, 1, 2).reshape(2, -1)
     expected = np.maximum(flat @ fc6.T + np.arange(3.0), 0)
     np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-3)
-    back = state_dict.region_head_to_torchvision(variables, name)
+    back = state_dict.box_head_to_torchvision(variables, name)
     chex.assert_trees_all_equal(back, state)
     with pytest.raises(
         state_dict.WeightsError, match=rf"(?s)4 .* head .*\.{first}\.weight is m"

@@ -13,7 +13,15 @@ import pytest
 
 from jaxdet.data import transforms
 from jaxdet.data.formats import coco
-from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, regions, retinanet, rpn, ssd
+from jaxdet.detectors import (
+    faster_rcnn,
+    fcos,
+    mask_rcnn,
+    retinanet,
+    roi_heads,
+    rpn,
+    ssd,
+)
 from jaxdet.detectors.detector import Detector, rebuild
 from jaxdet.evaluation.evaluate import paste_all, to_original
 from jaxdet.nn import conv
@@ -94,7 +102,7 @@ class Parity:
 
     @functools.cached_property
     def network(self):
-        head = torchvision.MODELS[self.name].make.keywords.get("region_head")
+        head = torchvision.MODELS[self.name].make.keywords.get("box_head")
         backbone = self.backbone
         if not self.two_stages:
             return self.one_stage[1](self.config, backbone)
@@ -172,8 +180,8 @@ def _two_stages(network, batch, parity):
     boxes, which = parity.regions_asked()
     crops = _cut(pyramid, boxes, which, config, size=None)
     answer["crops"] = crops
-    answer["hidden"] = network.region_head(crops)
-    answer["classes"], answer["moves"] = network.predictor(answer["hidden"])
+    answer["hidden"] = network.box_head(crops)
+    answer["classes"], answer["moves"] = network.box_predictor(answer["hidden"])
     predict = mask_rcnn.predict if parity.masks else faster_rcnn.predict
     answer["found"] = predict(network, batch, config=parity.config)
     if parity.masks:
@@ -553,7 +561,7 @@ def sample_as_torchvision(parity, monkeypatch):
         np.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
         for x in drawn
     )
-    samples = regions.Samples(
+    samples = roi_heads.Samples(
         boxes=jnp.asarray(boxes),
         labels=jnp.where(labels > 0, labels - 1, 90),
         objects=jnp.asarray(objects),
@@ -563,9 +571,9 @@ def sample_as_torchvision(parity, monkeypatch):
         positive=jnp.asarray(labels > 0),
         valid=jnp.ones(labels.shape, bool),
     )
-    monkeypatch.setattr(regions, "image_keys", keys)
+    monkeypatch.setattr(roi_heads, "image_keys", keys)
     monkeypatch.setattr(sampling, "balanced_subset", balanced_subset)
-    monkeypatch.setattr(regions, "sample", lambda *args, **options: samples)
+    monkeypatch.setattr(roi_heads, "sample", lambda *args, **options: samples)
     if not parity.masks:
         return batch
     whole = np.stack([masks_on_canvas(parity, i) for i in range(2)])

@@ -18,7 +18,7 @@ _WINDOW = 3  # of the poolings, which follow conv1 and conv2
 class AlexNet(nn.Module):
     """The convolutional part of AlexNet, without the last pooling.
 
-    Its region head is `FCHead(4096, depth=2, dropout=0.5)` on 6x6 cells.
+    Its box head is `FCHead(4096, depth=2, dropout=0.5)` on 6x6 cells.
 
     The published paddings make 13x13 cells of 224 pixels; the first is centred at pixel
     15.5 and the last 16 pixels from the border, so the cells of a canvas are too few,

@@ -98,7 +98,7 @@ class ResNetHead(nn.Module):
 
         Args:
           regions: features of stage 4.
-          keys: not used, there is no dropout; every region head takes them.
+          keys: not used, there is no dropout; every box head takes them.
 
         Raises:
           ValueError: for a depth that has no layout.

@@ -19,7 +19,7 @@ _POOLING = {"window": 2, "padding": (0, 1)}
 class VGG16(nn.Module):
     """The convolutional part of VGG-16, without the last pooling.
 
-    Its region head is `FCHead(4096, depth=2, dropout=0.5)` on 7x7 cells. Cells lie
+    Its box head is `FCHead(4096, depth=2, dropout=0.5)` on 7x7 cells. Cells lie
     exactly where the conventions say, centred in their strides.
 
     Attributes:

@@ -57,19 +57,19 @@ TINY = {
     "faster_rcnn": {
         "config": FASTER_RCNN,
         "backbone": SMALL,
-        "region_head": HEAD,
+        "box_head": HEAD,
     },
     "faster_rcnn_c4": {
         "config": C4,
         "backbone": partial(SMALL, coarsest=4),
-        "region_head": partial(ResNetHead, 10, 4),
+        "box_head": partial(ResNetHead, 10, 4),
     },
     "mask_rcnn": {
         "config": mask_rcnn.MaskRCNNConfig(
             FASTER_RCNN, mask_pool_size=4, mask_channels=4, mask_depth=1
         ),
         "backbone": SMALL,
-        "region_head": HEAD,
+        "box_head": HEAD,
     },
     "ssd": {
         "config": ssd.SSDConfig(
@@ -108,7 +108,7 @@ def test_boxes_rest_and_class_scores_and_residuals_are_scaled(name):
         "retinanet": {"box_head/output"},
         "fcos": {"head/sides"},
         "ssd": {f"deltas{level}" for level in range(3, 9)},
-    }.get(name, {"rpn_head/deltas", "predictor/deltas"})
+    }.get(name, {"rpn_head/deltas", "box_predictor/deltas"})
     assert still == {f"params/{layer}/kernel" for layer in expected}
     moved = {path for path, values in rested.items() if np.all(values == 3)}
     assert moved == ({"params/head/sides/bias"} if name == "fcos" else set())
@@ -121,7 +121,7 @@ def test_boxes_rest_and_class_scores_and_residuals_are_scaled(name):
         "retinanet": {"class_head/output"},
         "fcos": {"head/classes"},
         "ssd": {f"classes{level}" for level in range(3, 9)},
-    }.get(name, {"predictor/classes"})
+    }.get(name, {"box_predictor/classes"})
     assert scaled == {f"params/{layer}/kernel" for layer in expected}
 
 

@@ -58,7 +58,7 @@ def test_the_parts_of_a_step_are_those_of_its_losses(name):
         *("pixels", "backbone", "neck", "RPN head", "proposals"),
         *("best scores, decoding", "NMS", "RPN matching and losses", "matching"),
         *("sampling", "RoI Align", "RoI Align, backward"),
-        *("region head", "region losses"),
+        *("box head", "region losses"),
         *(masks if name == "mask_rcnn" else []),
     ]
     within = {part.name: part.within for part in bench.parts if part.within}
@@ -69,7 +69,7 @@ def test_the_parts_of_a_step_are_those_of_its_losses(name):
     }
     layers = [part.name for part in bench.parts if part.layers]
     mask_head = ["mask head"] if name == "mask_rcnn" else []
-    assert layers == ["backbone", "neck", "RPN head", "region head", *mask_head]
+    assert layers == ["backbone", "neck", "RPN head", "box head", *mask_head]
     found = {part.name: part.function(*part.arguments) for part in bench.parts}
     losses, _ = found["region losses"]
     _, metrics = jax.eval_shape(detector.loss, variables, batch, jax.random.key(0))

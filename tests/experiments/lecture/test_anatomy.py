@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.digits import MASK_RCNN, region_head
+from experiments.digits import MASK_RCNN, box_head
 from experiments.lecture import anatomy
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, Objects
@@ -50,7 +50,7 @@ def test_detectors_are_taken_apart():
     network, outputs = anatomy.take_apart(torchvision.of_coco("fcos_resnet50_fpn"))
     assert type(network) is FCOSNetwork and network.config.num_classes == 91
     np.testing.assert_array_equal(outputs, CATEGORY_IDS)
-    head = region_head("float32")
+    head = box_head("float32")
     network, outputs = anatomy.take_apart(mask_rcnn(MASK_RCNN, BACKBONE, head))
     assert type(network) is FasterRCNNNetwork and outputs is None
     assert network.config == MASK_RCNN.faster_rcnn and network.backbone == BACKBONE

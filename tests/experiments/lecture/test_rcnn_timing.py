@@ -118,7 +118,7 @@ def test_the_fully_connected_layers_are_the_published(backbone, inputs):
         shapes = {
             leaf.shape
             for path, leaf in jax.tree.leaves_with_path(made)
-            if "region_head" in jax.tree_util.keystr(path)
+            if "box_head" in jax.tree_util.keystr(path)
         }
         assert {(inputs[name], 4096), (4096, 4096)} <= shapes, name
 

@@ -22,7 +22,7 @@ from jaxdet.structs import Batch, Detections, GroundTruth, Regions
 
 
 @dataclasses.dataclass(frozen=True)
-class RegionConfig:
+class RoIHeadsConfig:
     """Numbers of the second stage; defaults are detectron2's and torchvision's.
 
     Raises:
@@ -87,7 +87,7 @@ def require_positive_samples(config: Any) -> None:
 
 
 # Girshick 2015: 64 regions from each of 2 images (2.3), NMS from R-CNN.
-FAST_RCNN = RegionConfig(
+FAST_RCNN = RoIHeadsConfig(
     per_image=64, hard_negative_iou=0.1, box_beta=1.0, nms_threshold=0.3
 )
 
@@ -145,7 +145,7 @@ def learn(
     truth: GroundTruth,
     *,
     num_classes: int,
-    config: RegionConfig,
+    config: RoIHeadsConfig,
     axis_name: str | None,
 ) -> tuple[dict[str, jax.Array], Samples]:
     """Chooses regions, looks at them, and tells how wrong the look was.
@@ -173,7 +173,7 @@ def learn(
 
 
 def answer(
-    look: Callable, regions: Regions, sizes: jax.Array, *, config: RegionConfig
+    look: Callable, regions: Regions, sizes: jax.Array, *, config: RoIHeadsConfig
 ) -> Detections:
     """What all regions look like, scored, moved and thinned; see `detections`.
 
@@ -242,7 +242,7 @@ def sample(
     truth: GroundTruth,
     *,
     num_classes: int,
-    config: RegionConfig,
+    config: RoIHeadsConfig,
 ) -> Samples:
     """Chooses, in every image, what to learn from; the objects are regions too.
 
@@ -300,10 +300,10 @@ def sample(
 
 
 def classify(network, crops: jax.Array, keys: jax.Array | None = None):
-    """What the network's region head and predictor say of every region's crop.
+    """What the network's box head and box predictor say of every region's crop.
 
     Args:
-      network: with `region_head` and `predictor`.
+      network: with `box_head` and `box_predictor`.
       crops: `[B, R, ..., C]`.
       keys: `[B]`, for dropout; None: there is none.
 
@@ -311,8 +311,8 @@ def classify(network, crops: jax.Array, keys: jax.Array | None = None):
       Class logits `[B, R, K + 1]`, background last, and deltas `[B, R, K, 4]`.
     """
     batch, count = crops.shape[:2]
-    hidden = network.region_head(crops.reshape(batch * count, *crops.shape[2:]), keys)
-    logits, deltas = network.predictor(hidden)
+    hidden = network.box_head(crops.reshape(batch * count, *crops.shape[2:]), keys)
+    logits, deltas = network.box_predictor(hidden)
     return (
         logits.reshape(batch, count, *logits.shape[1:]),
         deltas.reshape(batch, count, *deltas.shape[1:]),
@@ -324,7 +324,7 @@ def region_losses(
     deltas: jax.Array,
     samples: Samples,
     *,
-    config: RegionConfig,
+    config: RoIHeadsConfig,
     axis_name: str | None,
 ) -> dict[str, jax.Array]:
     """Softmax loss on all samples, box loss on the positive ones (Fast R-CNN 2.3).
@@ -361,7 +361,7 @@ def detections(
     regions: Regions,
     sizes: jax.Array,
     *,
-    config: RegionConfig,
+    config: RoIHeadsConfig,
 ) -> Detections:
     """Scores every region for every class, moves, clips and thins them class by class.
 

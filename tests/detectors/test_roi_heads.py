@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors import regions
-from jaxdet.detectors.regions import RegionConfig, Samples
+from jaxdet.detectors import roi_heads
+from jaxdet.detectors.roi_heads import RoIHeadsConfig, Samples
 from jaxdet.structs import GroundTruth, Regions
 from tests.detectors import scenes
 
-CONFIG = RegionConfig(per_image=8)
+CONFIG = RoIHeadsConfig(per_image=8)
 
 
 def truth(boxes, labels, *, crowd=None, slots=3) -> GroundTruth:
@@ -41,17 +41,19 @@ def proposals(*boxes, padding=1) -> Regions:
 @partial(jax.jit, static_argnames="config")
 def sample(given, objects, config=CONFIG):
     keys = jax.random.split(jax.random.key(0), len(given.valid))
-    return regions.sample(keys, given, objects, num_classes=5, config=config)
+    return roi_heads.sample(keys, given, objects, num_classes=5, config=config)
 
 
 @partial(jax.jit, static_argnames="config")
 def detections(logits, deltas, given, sizes, config):
-    return regions.detections(logits, deltas, given, sizes, config=config)
+    return roi_heads.detections(logits, deltas, given, sizes, config=config)
 
 
 @partial(jax.jit, static_argnames="config")
 def region_losses(logits, deltas, samples, config):
-    return regions.region_losses(logits, deltas, samples, config=config, axis_name=None)
+    return roi_heads.region_losses(
+        logits, deltas, samples, config=config, axis_name=None
+    )
 
 
 OBJECT = [0, 0, 10, 10]
@@ -129,7 +131,7 @@ def test_losses_by_hand():
     )
     logits = jnp.log(jnp.array([[[0.25, 0.5, 0.25], [0.5, 0.25, 0.25], [1e-9, 1, 1]]]))
     deltas = jnp.zeros((1, 3, 2, 4)).at[0, 0, 1].set(jnp.array([0.25, 0, 0, 0]))
-    config = RegionConfig(box_weight=3.0)
+    config = RoIHeadsConfig(box_weight=3.0)
     terms = region_losses(logits, deltas, samples, config)
     # Two samples count: -log(0.5) for the object, -log(0.25) for the background.
     expected = (np.log(2) + np.log(4)) / 2
@@ -148,7 +150,7 @@ def test_class_agnostic_boxes_learn_from_every_class():
         valid=jnp.array([[True]]),
     )
     logits, deltas = jnp.zeros((1, 1, 6)), jnp.zeros((1, 1, 1, 4))
-    terms = region_losses(logits, deltas, batch, RegionConfig(class_agnostic=True))
+    terms = region_losses(logits, deltas, batch, RoIHeadsConfig(class_agnostic=True))
     np.testing.assert_allclose(terms["box_loss"], 1.0, rtol=1e-5)
 
 
@@ -161,7 +163,7 @@ def test_detections_by_hand():
         deltas,
         given,
         jnp.array([[40, 50]]),
-        config=RegionConfig(detections=4),
+        config=RoIHeadsConfig(detections=4),
     )
     # The second region is too much like the first for class 0, and below the threshold
     # for class 1; the padded one has the best score and does not count.
@@ -180,7 +182,7 @@ def test_boxes_that_leave_the_image_are_no_answers():
         deltas,
         given,
         jnp.array([[40, 50]]),
-        config=RegionConfig(),
+        config=RoIHeadsConfig(),
     )
     assert not np.any(found.valid)
 
@@ -189,7 +191,7 @@ def test_given_regions_are_clipped_to_their_images():
     batch = scenes.batch(counts=(1,), sizes=((40, 50),))
     boxes = [[-5, -5, 10, 10], [60, 0, 70, 10], [5, 5, 5, 9], [10, 10, 90, 90]]
     batch = batch.replace(regions=proposals(*boxes))
-    found = regions.given(batch)
+    found = roi_heads.given(batch)
     np.testing.assert_array_equal(found.valid, [[True, False, False, True, False]])
     np.testing.assert_array_equal(found.boxes[0, 0], [0, 0, 10, 10])
     np.testing.assert_array_equal(found.boxes[0, 3], [10, 10, 50, 40])
@@ -198,14 +200,14 @@ def test_given_regions_are_clipped_to_their_images():
 
 def test_a_batch_without_regions_is_refused():
     with pytest.raises(ValueError, match=r"InputConfig\.max_regions"):
-        regions.given(scenes.batch().replace(regions=None))
+        roi_heads.given(scenes.batch().replace(regions=None))
 
 
 def test_keys_belong_to_images_not_to_slots():
     batch = scenes.batch()
-    keys = regions.image_keys(jax.random.key(1), batch, 2)
+    keys = roi_heads.image_keys(jax.random.key(1), batch, 2)
     turned = batch.replace(image_ids=batch.image_ids[::-1])
-    again = regions.image_keys(jax.random.key(1), turned, 2)
+    again = roi_heads.image_keys(jax.random.key(1), turned, 2)
     data = jax.random.key_data
     for here, there in zip(keys, again, strict=True):
         chex.assert_trees_all_equal(data(here), data(there)[::-1])
@@ -229,4 +231,4 @@ def test_keys_belong_to_images_not_to_slots():
 def test_contradictions_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):
-        RegionConfig(**wrong)
+        RoIHeadsConfig(**wrong)
