@@ -27,7 +27,7 @@ from jaxdet.data.batching import InputConfig, scaled
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco, digits, voc
 from jaxdet.detectors import fcos, retinanet, rpn, ssd
-from jaxdet.detectors.detector import rebuild
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.anchor_coverage import measure, place
 from jaxdet.ops.coverage import Coverage
 from jaxdet.training.checkpoint import RunError, load_run
@@ -248,7 +248,7 @@ def _draw_counts(axes, found: Coverage, rows: Sequence[Row]) -> None:
 def _coverage_and_input(detector: Choice) -> tuple[Callable, InputConfig]:
     if isinstance(detector, RunFolder):
         run = load_run(detector.workdir)
-        coverage = None if run.recipe is None else rebuild(run.recipe).coverage
+        coverage = None if run.recipe is None else deserialize(run.recipe).coverage
         if coverage is None:
             raise RunError(f"{detector.workdir}: its detector has no anchors or points")
         return coverage, run.training.input

@@ -23,8 +23,8 @@ Kind = TypeVar("Kind", bound=type)
 class InRange:
     """A bound on a number: `Annotated[float, InRange(0, 1)]`."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -math.inf  # the smallest number allowed
+    high: float = math.inf  # the greatest
     above: bool = False  # whether `low` itself is excluded
     below: bool = False  # whether `high` itself is excluded
 
@@ -143,6 +143,8 @@ def _problem(value: Any, hint: Any) -> str | None:
         return None if None in problems else ", or ".join(filter(None, problems))
     if origin is tuple:
         return _problem_of_tuple(value, arguments)
+    if hint is Any:
+        return None
     if hint is None or hint is type(None):
         return None if value is None else "None"
     if hint in (int, float):

@@ -15,7 +15,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "jaxdet").rglob("*.py"))
 DOCUMENTED = [*FILES, *sorted((ROOT / "experiments").rglob("*.py"))]
-VERB = re.compile(r"[A-Z][a-z]+[a-rt-z]s (?!(of|that|with|from|by|in|for) )")
+VERB = re.compile(
+    r"(?!Returns )[A-Z][a-z]+[a-rt-z]s (?!(of|that|with|from|by|in|for) )"
+)
 SCOPES = ast.FunctionDef | ast.Lambda | ast.ClassDef
 
 BESIDE = {"config", "structs", "ops"}

@@ -35,11 +35,12 @@ from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats import digits
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.proposals import selective_search
-from jaxdet.detectors.detector import Detector, rebuild
+from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork
 from jaxdet.detectors.retinanet import RetinaNetConfig, RetinaNetNetwork
 from jaxdet.detectors.rpn import RPNConfig, RPNNetwork
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.detectors.ssd import SSDConfig, SSDNetwork
 from jaxdet.evaluation.evaluate import names_of_labels
 from jaxdet.inference import load, preprocess
@@ -218,7 +219,7 @@ def take_apart(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]
     kind = "" if recipe is None else recipe["call"].partition(":")[2]
     if kind not in _NETWORKS:
         return None, outputs
-    config, *modules = rebuild(recipe["arguments"])
+    config, *modules = deserialize(recipe["arguments"])
     return _NETWORKS[kind](getattr(config, "faster_rcnn", config), *modules), outputs
 
 

@@ -1,8 +1,6 @@
-"""A detector is three pure functions, and the recipe that rebuilds them."""
+"""The interface: a detector is three pure functions, and what builds them again."""
 
-import dataclasses
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.config import Preprocessing
+from jaxdet.detectors.serialization import serialize
 from jaxdet.ops import images
 from jaxdet.structs import Batch
 
@@ -22,7 +21,7 @@ class Detector(NamedTuple):
     loss: Callable  # (variables, batch, key, axis_name=None) -> (scalar, metrics)
     predict: Callable  # (variables, batch) -> Detections, in canvas pixels
     num_classes: int | None = None  # K; None: it does not classify
-    recipe: dict | None = None  # JSON; `rebuild(recipe)` makes the same detector again
+    recipe: dict | None = None  # JSON; `deserialize(recipe)` builds the detector again
     # (canvas, boxes [N, 4], true sizes [N, 2] of their images) -> Coverage, in NumPy;
     # None: it has neither anchors nor points
     coverage: Callable | None = None
@@ -34,7 +33,7 @@ def from_network(
     loss: Callable,
     predict: Callable,
     num_classes: int | None = None,
-    made_by: partial | None = None,
+    builder: partial | None = None,
     coverage: Callable | None = None,
 ) -> Detector:
     """A detector of functions of a bound network, lifted to functions of its variables.
@@ -45,7 +44,7 @@ def from_network(
       loss: `(network, batch, key, axis_name=None) -> (scalar, metrics)`.
       predict: `(network, batch) -> Detections`.
       num_classes: see `Detector`.
-      made_by: the call that makes this detector; its recipe, unless it holds values
+      builder: the call that makes this detector; its recipe, unless it holds values
         that no recipe can hold.
       coverage: see `Detector`.
     """
@@ -54,7 +53,7 @@ def from_network(
         return network.init(key, jnp.zeros((1, *batch.images.shape[1:]), jnp.float32))
 
     try:
-        recipe = describe(made_by)
+        recipe = serialize(builder)
     except TypeError:
         recipe = None
     functions = init, nn.apply(loss, network), nn.apply(predict, network)
@@ -118,71 +117,3 @@ def of_level(stages: dict[int, jax.Array], level: int) -> jax.Array:
     if level not in stages:
         raise ValueError(f"level {level}; the backbone has {[*stages]}")
     return stages[level]
-
-
-def describe(value: Any) -> Any:
-    """A builder's call as JSON: `describe(partial(retinanet, config, backbone))`.
-
-    Dataclasses and Flax modules become the import path of their type and all their
-    fields, so that a later change of a default changes no recipe; dtypes become names.
-
-    Raises:
-      TypeError: for a value that JSON and this rule cannot hold, naming it.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        return [describe(item) for item in value]
-    if isinstance(value, Mapping):
-        return {"mapping": [[describe(k), describe(v)] for k, v in value.items()]}
-    if isinstance(value, partial):
-        arguments = [describe(argument) for argument in value.args]
-        return {"call": _path(value.func), "arguments": arguments} | (
-            {"keywords": {k: describe(v) for k, v in value.keywords.items()}}
-            if value.keywords
-            else {}
-        )
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {}
-        for field in dataclasses.fields(value):
-            if field.name in ("parent", "name") and isinstance(value, nn.Module):
-                continue
-            fields[field.name] = describe(getattr(value, field.name))
-        return {"call": _path(type(value)), "keywords": fields}
-    try:
-        return {"dtype": jnp.dtype(value).name}
-    except TypeError:
-        raise TypeError(f"a recipe cannot hold {value!r}") from None
-
-
-def rebuild(recipe: Any, *, packages: tuple[str, ...] = ("jaxdet",)) -> Any:
-    """The inverse of `describe`; imports only from `packages`.
-
-    Raises:
-      ValueError: if the recipe names something outside `packages` or that is not there.
-    """
-    again = partial(rebuild, packages=packages)
-    if isinstance(recipe, list):
-        return tuple(again(item) for item in recipe)
-    if not isinstance(recipe, dict):
-        return recipe
-    if "dtype" in recipe:
-        return jnp.dtype(recipe["dtype"]).type
-    if "mapping" in recipe:
-        return {again(key): again(value) for key, value in recipe["mapping"]}
-    module, _, name = recipe["call"].partition(":")
-    if module.partition(".")[0] not in packages:
-        allowed = ", ".join(packages)
-        raise ValueError(
-            f"recipe calls {recipe['call']!r}; allowed packages: {allowed}"
-        )
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"recipe calls {recipe['call']!r}: {error}") from error
-    keywords = {key: again(value) for key, value in recipe.get("keywords", {}).items()}
-    return function(*(again(item) for item in recipe.get("arguments", [])), **keywords)
-
-
-def _path(value: Any) -> str:
-    return f"{value.__module__}:{value.__qualname__}"

@@ -164,7 +164,7 @@ def fast_rcnn(
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(fast_rcnn, config, backbone, box_head),
+        builder=partial(fast_rcnn, config, backbone, box_head),
     )
 
 

@@ -191,7 +191,7 @@ def faster_rcnn(
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(faster_rcnn, config, backbone, box_head),
+        builder=partial(faster_rcnn, config, backbone, box_head),
         coverage=partial(rpn.coverage, config=config.rpn),
     )
 

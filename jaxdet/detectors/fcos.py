@@ -317,7 +317,7 @@ def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(fcos, config, backbone),
+        builder=partial(fcos, config, backbone),
         coverage=partial(coverage, config=config),
     )
 

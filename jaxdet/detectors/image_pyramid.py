@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.detectors.detector import Detector, describe, require
+from jaxdet.detectors.detector import Detector, require
+from jaxdet.detectors.serialization import serialize
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, nms
 from jaxdet.ops.coverage import Coverage
@@ -190,7 +191,7 @@ def _recipe(make: partial, detector: Detector) -> dict | None:
     """That of `make(detector)`, which holds the detector's own."""
     if detector.recipe is None:
         return None
-    return describe(make) | {"arguments": [detector.recipe]}
+    return serialize(make) | {"arguments": [detector.recipe]}
 
 
 def _joined(parts: list, *, axis: int):

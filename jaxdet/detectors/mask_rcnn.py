@@ -144,7 +144,7 @@ def mask_rcnn(
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.faster_rcnn.num_classes,
-        made_by=partial(mask_rcnn, config, backbone, box_head),
+        builder=partial(mask_rcnn, config, backbone, box_head),
         coverage=partial(rpn.coverage, config=config.faster_rcnn.rpn),
     )
 

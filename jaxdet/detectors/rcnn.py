@@ -164,7 +164,7 @@ def rcnn(config: RCNNConfig, backbone: nn.Module, box_head: nn.Module) -> Detect
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(rcnn, config, backbone, box_head),
+        builder=partial(rcnn, config, backbone, box_head),
     )
 
 

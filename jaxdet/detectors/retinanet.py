@@ -311,7 +311,7 @@ def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(retinanet, config, backbone),
+        builder=partial(retinanet, config, backbone),
         coverage=partial(coverage, config=config),
     )
 

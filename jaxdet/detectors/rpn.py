@@ -315,7 +315,7 @@ def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
         RPNNetwork(config, backbone),
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
-        made_by=partial(rpn, config, backbone),
+        builder=partial(rpn, config, backbone),
         coverage=partial(coverage, config=config),
     )
 

@@ -170,7 +170,7 @@ def sppnet(config: SPPNetConfig, backbone: nn.Module, box_head: nn.Module) -> De
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(sppnet, config, backbone, box_head),
+        builder=partial(sppnet, config, backbone, box_head),
     )
 
 

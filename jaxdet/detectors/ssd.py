@@ -332,7 +332,7 @@ def ssd(config: SSDConfig, backbone: nn.Module) -> Detector:
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
-        made_by=partial(ssd, config, backbone),
+        builder=partial(ssd, config, backbone),
         coverage=partial(coverage, config=config),
     )
 

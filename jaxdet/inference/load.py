@@ -17,7 +17,8 @@ import numpy as np
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.proposals import selective_search
-from jaxdet.detectors.detector import Detector, rebuild
+from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import names_of_labels
 from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, place
 from jaxdet.structs import Batch, Regions
@@ -117,19 +118,21 @@ def load_trained(
             f"{workdir}: its detector has no recipe; make it again and use make_detect"
         )
     try:
-        detector = rebuild(run.recipe)
+        detector = deserialize(run.recipe)
         if not isinstance(detector, Detector):
-            raise TypeError(f"it makes {detector!r}, which is no detector")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TypeError(f"it describes {type(detector).__name__}, no detector")
+        template = _shapes_of_variables(detector, run.training.input)
+    except Exception as error:  # whatever a network of wrong numbers stumbles over
         raise RunError(
             f"{workdir}: its recipe cannot be followed by this jaxdet: {error}"
         ) from error
-    config = run.training.input
-    image = np.zeros((*config.canvases[0], 3), np.uint8)
-    placing = Placing(config.canvases, max_regions=config.max_regions)
-    blank = _batch(place(image, placing))
-    template = jax.eval_shape(detector.init, jax.random.key(0), blank)
     return Trained(detector, load_variables(workdir, template, step=step), run)
+
+
+def _shapes_of_variables(detector: Detector, config: InputConfig) -> Any:
+    image = jax.ShapeDtypeStruct((1, *config.canvases[0], 3), np.uint8)
+    blank = Batch(image, sizes=None, scales=None, image_ids=None)
+    return jax.eval_shape(detector.init, jax.random.key(0), blank)
 
 
 def published(detector: Detector, variables: Any, config: InputConfig) -> Trained:

@@ -12,7 +12,7 @@ import platform
 import shutil
 import zlib
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from jaxdet import parallel
+from jaxdet.config import Size, checked_dataclass, from_json
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors.detector import Detector
 from jaxdet.training.config import FREE_FIELDS, TrainingConfig
@@ -41,16 +42,17 @@ class CheckpointError(ValueError):
     """A checkpoint could not be written, or is not what was written."""
 
 
-class Run(NamedTuple):
+@checked_dataclass
+class Run:
     """What a run folder says about itself."""
 
-    recipe: dict | None  # of the detector: `jaxdet.detectors.detector.rebuild(recipe)`
+    recipe: Any  # of the detector, for `serialization.deserialize`; None: it has none
     training: TrainingConfig
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     data_set: str
-    images: int  # in the training set
-    versions: dict[str, str]
+    images: Size  # in the training set
+    versions: dict
 
 
 def save_run(
@@ -125,14 +127,9 @@ def load_run(workdir: str | os.PathLike) -> Run:
     """
     values = _read_json(pathlib.Path(workdir) / "config.json")
     try:
-        training = _dataclass(TrainingConfig, values.pop("training"))
-        names, ids = values.pop("class_names"), values.pop("category_ids")
-        return Run(
-            training=training,
-            class_names=tuple(names),
-            category_ids=tuple(ids),
-            **values,
-        )
+        recipe = values.pop("recipe", None)  # its lists stay lists
+        run = from_json(Run, values | {"recipe": None})
+        return dataclasses.replace(run, recipe=recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{workdir}/config.json: {error}") from error
 
@@ -460,11 +457,16 @@ def _without_variables(state: TrainState) -> TrainState:
 
 def _read_json(file: pathlib.Path) -> dict:
     try:
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text())
     except FileNotFoundError:
         raise RunError(f"{file.parent} holds no run: no {file.name}") from None
-    except ValueError as error:
+    except RecursionError:
+        raise RunError(f"{file} is nested too deep for a run") from None
+    except (OSError, ValueError) as error:
         raise RunError(f"{file} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{file} is no run; it must hold a JSON object")
+    return values
 
 
 def _write_json(file: pathlib.Path, values: dict) -> None:
@@ -500,23 +502,6 @@ def _fields(values: dict, prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict)
         fields |= _fields(value, f"{path}/") if inner else {path: value}
     return fields
-
-
-def _dataclass(kind: type, values: dict) -> Any:
-    """The inverse of `dataclasses.asdict` after JSON, for tuples and nested configs."""
-    kinds = {field.name: field.default_factory for field in dataclasses.fields(kind)}
-    return kind(
-        **{
-            name: _dataclass(kinds[name], value)
-            if isinstance(value, dict)
-            else _tuples(value)
-            for name, value in values.items()
-        }
-    )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 _LOG = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from flax.traverse_util import flatten_dict
 
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
-from jaxdet.detectors.detector import Detector, describe
+from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.serialization import serialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import ConvFCHead, FCHead
 from jaxdet.ops import nms
@@ -363,7 +364,7 @@ def of_coco(name: str) -> Detector:
         found = found.replace(labels=labels, valid=valid)
         return jax.vmap(nms.without_padding)(jax.vmap(_taken)(found, order))
 
-    recipe = describe(partial(of_coco, name))
+    recipe = serialize(partial(of_coco, name))
     return Detector(detector.init, loss, predict, len(outputs), recipe)
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.fast_rcnn import PAPER, FastRCNNConfig, fast_rcnn
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.heads import FCHead
 from tests.detectors import laws, scenes
@@ -80,7 +80,7 @@ def test_the_papers_constants_and_the_recipe():
     assert (region.box_beta, region.nms_threshold) == (1.0, 0.3)
     assert (PAPER.pool, PAPER.pool_size) == ("max", 7)
     detector = small_fast_rcnn()
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 @pytest.mark.parametrize(

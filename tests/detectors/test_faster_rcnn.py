@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors import faster_rcnn as file
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.heads import FCHead
@@ -118,7 +118,7 @@ def test_variants_have_the_shapes_of_detections(name):
     assert total.shape == () and len(metrics) == 4
     found = jax.eval_shape(detector.predict, variables, batch)
     assert found.boxes.shape == (4, config.region.detections, 4)
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 def test_a_region_is_cut_from_the_features_below_it():

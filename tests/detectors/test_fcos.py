@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors import fcos as file
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.fcos import PAPER, TORCHVISION, FCOSConfig, fcos, loss, predict
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, box_coding, matching
 from jaxdet.ops import boxes as box_ops
@@ -321,7 +321,7 @@ def test_coverage_counts_the_points_that_learn_an_object(config):
 
 def test_the_recipe_makes_the_same_detector_again():
     detector = small_fcos(jnp.bfloat16, PLAIN)
-    again = rebuild(detector.recipe)
+    again = deserialize(detector.recipe)
     assert again.recipe == detector.recipe
     batch = scenes.batch()
     shapes = [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.detector import Detector, rebuild
+from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.image_pyramid import (
     AllScalesConfig,
     ImagePyramidConfig,
@@ -17,6 +17,7 @@ from jaxdet.detectors.image_pyramid import (
     image_pyramid,
 )
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.structs import Batch, Detections, GroundTruth, Regions
 from tests.detectors import scenes
@@ -324,7 +325,7 @@ def test_coverage_is_that_of_the_best_scale_that_learns_an_object():
 def test_the_recipe_makes_the_same_detector_again():
     fitted = AllScalesConfig(scales=(1.0, 2.0), object_sizes=(4.0, 90.0))
     detector = image_pyramid(at_all_scales(tiny_retinanet(), fitted), TWICE)
-    again = rebuild(detector.recipe)
+    again = deserialize(detector.recipe)
     assert again.recipe == detector.recipe and again.num_classes == 3
     assert again.predict.keywords["config"] == TWICE
     inner = again.predict.keywords["detector"]

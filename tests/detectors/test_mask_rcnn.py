@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors import mask_rcnn as file
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig, mask_rcnn
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
 from tests.detectors import laws, scenes
@@ -95,7 +95,7 @@ def test_the_references_configs_are_recipes(name):
         4,
     )
     detector = mask_rcnn(config, ResNet(18), FCHead())
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 @pytest.mark.parametrize(

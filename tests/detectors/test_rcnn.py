@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.rcnn import PAPER, RCNNConfig, rcnn
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
 from tests.detectors import laws, scenes
@@ -60,7 +60,7 @@ def test_the_papers_constants_and_the_recipe():
     assert (PAPER.size, PAPER.context, PAPER.pool_size) == (227, 16, 6)
     assert PAPER.region.nms_threshold == 0.3
     detector = small_rcnn()
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.retinanet import (
     DETECTRON2,
     TORCHVISION,
@@ -19,6 +18,7 @@ from jaxdet.detectors.retinanet import (
     predict,
     retinanet,
 )
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors
 from jaxdet.ops import boxes as box_ops
@@ -179,7 +179,7 @@ def test_the_pyramid_may_lack_its_top_down_path(top_down):
 
 def test_the_recipe_makes_the_same_detector_again():
     detector = small_retinanet(jnp.bfloat16)
-    again = rebuild(detector.recipe)
+    again = deserialize(detector.recipe)
     assert again.recipe == detector.recipe
     batch = scenes.batch()
     shapes = [

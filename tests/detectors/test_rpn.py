@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors import rpn as rpn_file
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.rpn import RPNConfig, loss, predict, propose, rpn
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, box_coding
 from jaxdet.ops import boxes as box_ops
@@ -197,7 +197,7 @@ def test_predict_tells_no_classes_apart():
 def test_the_references_configs_are_recipes(name):
     config = getattr(rpn_file, name)
     detector = rpn(config, ResNet(18))
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 def test_constants_of_the_references():

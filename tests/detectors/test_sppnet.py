@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.detector import rebuild
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.detectors.sppnet import PAPER, SPPNetConfig, sppnet
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
@@ -76,7 +76,7 @@ def test_the_papers_constants_and_the_recipe():
     assert PAPER.region.nms_threshold == 0.3
     assert PAPER.region.hard_negative_iou == 0.1
     detector = small_sppnet()
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 @pytest.mark.parametrize(

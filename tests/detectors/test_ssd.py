@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.detector import rebuild
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.detectors.ssd import (
     PAPER,
     TORCHVISION,
@@ -273,7 +273,7 @@ def test_a_level_that_the_backbone_lacks_is_named():
 
 def test_the_recipe_makes_the_same_detector_again():
     detector = small_ssd(jnp.bfloat16)
-    again = rebuild(detector.recipe)
+    again = deserialize(detector.recipe)
     assert again.recipe == detector.recipe
     batch = scenes.batch()
     shapes = [

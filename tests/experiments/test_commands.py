@@ -52,7 +52,7 @@ from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco, digits, tfds, voc
-from jaxdet.detectors.detector import Detector, rebuild
+from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
 from jaxdet.detectors.fcos import FCOSConfig
@@ -61,6 +61,7 @@ from jaxdet.detectors.rcnn import RCNNConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.detectors.sppnet import SPPNetConfig
 from jaxdet.detectors.ssd import SSDConfig
 from jaxdet.inference.load import Found, Trained, load_trained
@@ -961,7 +962,7 @@ def test_sizes_are_those_of_small_scenes():
 def test_ways_to_find_all_sizes_fit_their_data(way, few_digits):
     data_set = few_digits("train", digit_sides=scale_comparison.DIGIT_SIDES)
     detector = scale_comparison.detector(way)
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
     state = _trace(detector, data_set, scale_comparison.TRAINING)
     assert ("stage4_block0" in state.variables["params"]["backbone"]) == (
         way != "image_pyramid"

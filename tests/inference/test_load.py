@@ -246,14 +246,24 @@ def test_a_run_folder_is_all_that_is_needed(tmp_path):
         np.testing.assert_array_equal(again.boxes, expected.boxes)
 
 
+ATTACK = {"call": "os:system", "arguments": ["touch run"]}
+CONFIG = {"call": "jaxdet.detectors.retinanet:RetinaNetConfig"}
+RETINANET = {"call": "jaxdet.detectors.retinanet:retinanet"}
+
+
 @pytest.mark.parametrize(
     ("recipe", "problem"),
     [
-        ({"call": "elsewhere:detector"}, "allowed packages"),
-        ({"call": "jaxdet.detectors.retinanet:later"}, "no attribute"),
+        ({"call": "elsewhere:detector"}, "calls 'elsewhere:detector'"),
+        ({"call": "jaxdet.detectors.retinanet:later"}, "no detector, config or"),
         ({"call": "jaxdet.detectors.retinanet:retinanet"}, "missing"),
         ({"called": "by no name"}, "call"),
         ("no recipe", "no detector"),
+        (3, "no detector"),
+        (ATTACK, "a recipe that calls"),
+        (RETINANET | {"arguments": [CONFIG, 3]}, "cannot be followed"),
+        (RETINANET | {"arguments": [CONFIG, ATTACK]}, "a recipe that calls"),
+        (RETINANET | {"arguments": [3, CONFIG]}, "cannot be followed"),
     ],
 )
 def test_recipes_that_cannot_be_followed(tmp_path, recipe, problem):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.detector import rebuild
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.training import checkpoint
 from jaxdet.training.checkpoint import (
     CheckpointError,
@@ -287,7 +287,7 @@ def test_a_run_describes_itself(tmp_path):
     assert (run.class_names, run.category_ids) == (("thing",), (7,))
     assert (run.data_set, run.images) == ("toy", 12)
     assert run.versions["jax"] == jax.__version__
-    again = rebuild(run.recipe, packages=("jaxdet", "tests"))
+    again = deserialize(run.recipe, allowed={"tests.training.toy:toy"})
     batch = toy.batch_of(np.random.default_rng(0), 4)
     variables = jax.eval_shape(again.init, jax.random.key(0), batch)
     assert variables["params"]["stem"]["bias"].shape == (6,)
@@ -310,9 +310,25 @@ def test_a_run_with_checkpoints_accepts_only_itself(tmp_path, checkpoints, state
     assert load_run(tmp_path).training.log_every == 5
 
 
+def config_with(**values) -> str:
+    run = {"recipe": None, "training": {}, "class_names": ["a"], "category_ids": [1]}
+    return json.dumps(run | {"data_set": "", "images": 1, "versions": {}} | values)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "holds no run"), ("{", "is no JSON"), ("{}", "training")],
+    [
+        (None, "holds no run"),
+        ("{", "is no JSON"),
+        ("{}", "training"),
+        ("3", "must hold a JSON object"),
+        ("null", "must hold a JSON object"),
+        ("[" * 100_000, "nested too deep"),
+        (config_with(training=3), "TrainingConfig is 3; it must be an object"),
+        (config_with(class_names=7), "class_names is 7"),
+        (config_with(images=-1), "images is -1"),
+        (config_with(category_ids=["a"]), "category_ids is"),
+    ],
 )
 def test_a_broken_config_is_named(tmp_path, content, words):
     if content is not None:

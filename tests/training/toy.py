@@ -61,7 +61,7 @@ def toy(width: int = 4) -> Detector:
         loss=loss,
         predict=predict,
         num_classes=1,
-        made_by=partial(toy, width),
+        builder=partial(toy, width),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdet.data.dataset import CACHE_VARIABLE
 from jaxdet.data.formats import coco
-from jaxdet.detectors.detector import rebuild
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.evaluate import detect_all
 from jaxdet.weights import published, state_dict
@@ -97,7 +97,7 @@ def test_the_recipe_makes_the_same_detector(monkeypatch):
         state_dict, "ssd_mobilenet_v2_from_tensorflow", lambda graph, ids: {"ids": ids}
     )
     trained = published.trained_ssd_mobilenet_v2()
-    assert rebuild(trained.run.recipe).recipe == trained.detector.recipe
+    assert deserialize(trained.run.recipe).recipe == trained.detector.recipe
     assert trained.detector.num_classes == 80 == len(trained.variables["ids"])
     names = dict(zip(trained.run.category_ids, trained.run.class_names, strict=True))
     assert (names[1], names[17], names[90]) == ("person", "cat", "toothbrush")

@@ -22,7 +22,8 @@ from jaxdet.detectors import (
     rpn,
     ssd,
 )
-from jaxdet.detectors.detector import Detector, rebuild
+from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import paste_all, to_original
 from jaxdet.nn import conv
 from jaxdet.nn.heads import MaskHead
@@ -790,7 +791,7 @@ def test_a_checkpoint_is_ready_to_detect(monkeypatch):
     trained = torchvision.trained(names_of(name))
     assert trained.run.class_names[11] == "stop sign"
     assert trained.run.category_ids[11] == 13
-    assert rebuild(trained.run.recipe).num_classes == 80
+    assert deserialize(trained.run.recipe).num_classes == 80
     config = trained.run.training.input
     assert config.sides == (800, 1333)
     assert config.fractions

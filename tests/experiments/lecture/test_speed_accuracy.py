@@ -25,7 +25,7 @@ from experiments.lecture.speed_accuracy import (
 )
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.formats import digits
-from jaxdet.detectors.detector import rebuild
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.training.config import ConfigError
 from tests.data.in_memory import in_memory_data_set
 
@@ -66,7 +66,7 @@ def test_detectors_have_the_classes_of_their_data_and_the_backbone_asked(name):
     assert f"jaxdet.detectors.{name}" in recipe and detector.num_classes == 3
     assert '"depth": 18' in recipe and '"coarsest": 4' in recipe
     assert '"dtype": "bfloat16"' in recipe and "float32" not in recipe
-    assert rebuild(detector.recipe).recipe == detector.recipe
+    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 def test_the_backbone_reaches_as_far_as_the_levels():
