@@ -16,6 +16,7 @@ import jax
 import tyro
 
 from jaxdet import parallel
+from jaxdet.config import ConfigError
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco
 
@@ -67,15 +68,18 @@ def _mendable() -> tuple[type[Exception], ...]:
     """What a user can do something about; modules that are not there raise nothing."""
     named = {
         "jaxdet.training.checkpoint": ("CheckpointError", "RunError"),
-        "jaxdet.training.config": ("ConfigError",),
         "jaxdet.training.metrics": ("NonFiniteLossError",),
         "jaxdet.weights.state_dict": ("WeightsError",),
     }
-    return DataError, *(
-        getattr(sys.modules[module], name)
-        for module, names in named.items()
-        for name in names
-        if module in sys.modules
+    return (
+        ConfigError,
+        DataError,
+        *(
+            getattr(sys.modules[module], name)
+            for module, names in named.items()
+            for name in names
+            if module in sys.modules
+        ),
     )
 
 
@@ -114,7 +118,7 @@ def _take_shared_options(arguments: list[str]) -> list[str]:
         return rest
     _keep_programs(shared.compilation_cache, not shared.no_compilation_cache)
     try:
-        parallel.join(shared.coordinator, shared.processes, shared.process)
+        parallel.initialize(shared.coordinator, shared.processes, shared.process)
     except ValueError as error:
         _refuse(f"--{error}")
     return rest
@@ -139,8 +143,6 @@ def _keep_programs(folder: pathlib.Path | None, wanted: bool) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    from jaxdet.training.config import ConfigError
-
     raise ConfigError(message) from None
 
 

@@ -136,7 +136,7 @@ def _built(
     min_score: float,
 ) -> _Asked:
     # They import every network, and flax: nothing that an exported detector takes.
-    from jaxdet.evaluation.evaluate import names_of_labels
+    from jaxdet.evaluation.evaluate import label_names
     from jaxdet.inference import load
     from jaxdet.weights import published, torchvision
 
@@ -147,7 +147,7 @@ def _built(
     else:
         trained = published.trained_ssd_mobilenet_v2()
     detect = load.detect_with(trained, min_score=min_score)
-    names = names_of_labels(trained.detector, trained.run.class_names)
+    names = label_names(trained.detector, trained.run.class_names)
     return detect, names, trained.run.category_ids
 
 

@@ -28,7 +28,7 @@ from jaxdet.data import proposals
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco, digits, tfds, voc
 from jaxdet.evaluation.coco import box_and_mask_metrics, format_metrics
-from jaxdet.evaluation.evaluate import default_metrics, detect_all, names_of_labels
+from jaxdet.evaluation.evaluate import default_metrics, detect_all, label_names
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.voc import voc_metrics
 from jaxdet.inference.load import load_trained
@@ -178,7 +178,7 @@ def main(
         print(_beside_published(measured, published))
     if pictures:
         shown = [found for found in detections if found["score"] >= min_score]
-        names = names_of_labels(detector, data_set.class_names)
+        names = label_names(detector, data_set.class_names)
         _draw_first(pictures, data_set, shown, output, found_names=names)
 
 

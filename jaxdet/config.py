@@ -19,6 +19,10 @@ T = TypeVar("T")
 Kind = TypeVar("Kind", bound=type)
 
 
+class ConfigError(ValueError):
+    """A config that does not fit the detector, the data or the other hosts."""
+
+
 @dataclasses.dataclass(frozen=True)
 class InRange:
     """A bound on a number: `Annotated[float, InRange(0, 1)]`."""

@@ -1,36 +1,115 @@
-"""Several processes, each with devices of its own, as one run; the docs say "hosts"."""
+"""Devices and hosts: the one pmap, replication, sharding, and agreement of processes.
+
+A host is one process with devices of its own; several of them can share one run.
+"""
 
 import contextlib
 import importlib.util
 import os
 import pickle
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdet.config import ConfigError
+
+AXIS = "devices"  # name of the mapped axis, for `jax.lax.pmean`
+
+Tree = TypeVar("Tree")
 
 
-def join(
+def pmap(
+    function: Callable,
+    *,
+    in_axes: Sequence[int | None],
+    out_axes: Any,
+    donate_argnums: int | tuple[int, ...] = (),
+    local: bool = False,
+) -> Callable:
+    """Maps a function over devices; the one place of the project that calls `jax.pmap`.
+
+    A result with an out axis of None is silently that of the first device, so the
+    function must make it the same on all of them, for example with `jax.lax.pmean`.
+
+    Args:
+      function: compiled once for each shape of its arguments, however often it is
+        mapped.
+      in_axes: for each argument, 0 for what `shard` split and None for what
+        `replicate` copied.
+      out_axes: for the results, 0 or None likewise.
+      donate_argnums: arguments whose memory the results may take.
+      local: whether to use the devices of this host alone.
+    """
+    devices = jax.local_devices() if local else None
+    return jax.pmap(
+        function,
+        AXIS,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        donate_argnums=donate_argnums,
+        devices=devices,
+    )
+
+
+def replicate(arrays: Tree) -> Tree:
+    """Copies arrays to every device of this host, as `pmap` returns replicated ones.
+
+    Without it the second step would be compiled again, for a state placed differently.
+    """
+    return jax.device_put(arrays, _sharding())
+
+
+def shard(arrays: Tree) -> Tree:
+    """Splits arrays `[B, ...]` into `[devices, B / devices, ...]`, for this host."""
+    devices = jax.local_device_count()
+    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), arrays)
+
+
+def shard_to_devices(arrays: Tree) -> tuple[Tree, Tree]:
+    """Sends arrays to the devices of this host without waiting for the transfer.
+
+    The threads that make batches call it, so that each batch is on the devices before
+    its step begins.
+
+    Args:
+      arrays: NumPy arrays `[B, ...]`, which must not be changed any more; B is a
+        multiple of the devices.
+
+    Returns:
+      The arrays as they were, and `[devices, B / devices, ...]` with each part on its
+      device.
+    """
+    return arrays, jax.device_put(shard(arrays), _sharding(AXIS))
+
+
+def to_host(arrays: Tree) -> Tree:
+    """Copies `[devices, B / devices, ...]` on devices to NumPy arrays `[B, ...]`."""
+    return jax.tree.map(np.concatenate, jax.device_get(arrays))
+
+
+def initialize(
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Makes this process one of those of a run, before anything touches a device.
+    """Makes this process one of the hosts of a run, before anything touches a device.
 
-    Without arguments TPU pods are asked, and SLURM for a step of several tasks, where
-    JAX gives each task one GPU; where there is neither, the process stays alone. A step
-    has `$SLURM_STEP_NUM_TASKS` tasks; where that is not set, `$SLURM_NTASKS`, or one.
+    Without arguments it asks TPU pods, and SLURM for a step of several tasks, where JAX
+    gives each task one GPU; where there is neither, the process runs alone. A step has
+    `$SLURM_STEP_NUM_TASKS` tasks; where that is not set, `$SLURM_NTASKS`, or one.
 
     Args:
       coordinator: "host:port" of the first process, where all of them meet.
-      processes: how many there are; of 1 nobody is asked.
+      processes: how many there are; with 1 nothing is asked.
       process: which of them this is, from 0.
 
     Raises:
-      ValueError: if only some of the arguments are given, or `process` is none of
-        them.
+      ValueError: if only some of the arguments are given, or `process` is not one of
+        the processes.
     """
     if processes == 1:
         return
@@ -51,7 +130,7 @@ def join(
 
 
 def gather(value: Any) -> list[Any]:
-    """What each host has, in their order, on every host; all of them must call this.
+    """Returns the values of all hosts, in their order; all hosts must call this.
 
     Args:
       value: anything that can be pickled, to less than 2 GB.
@@ -66,10 +145,11 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """What the first host has, bit for bit, on every host; all of them must call this.
+    """Returns the first host's value, bit for bit; all hosts must call this.
 
     Args:
-      value: anything that can be pickled, to less than 2 GB; the others' is ignored.
+      value: anything that can be pickled, to less than 2 GB; that of other hosts is
+        ignored.
     """
     if jax.process_count() == 1:
         return value
@@ -79,18 +159,16 @@ def from_first(value: Any) -> Any:
 
 
 def require_same(values: Callable[[], dict[str, Any]]) -> None:
-    """Refuses hosts that would train different things; all of them must call this.
+    """Refuses hosts that would train different things; all hosts must call this.
 
     Args:
-      values: makes what must be the same, by name; not called where there is one host.
+      values: returns what must be the same, by name; not called with a single host.
 
     Raises:
       ConfigError: on every host, naming what differs, and the values.
     """
     if jax.process_count() == 1:
         return
-    from jaxdet.training.config import ConfigError
-
     first, *others = gather(values())
     different = [
         f"{name}: {first.get(name, 'absent')!r} on host 0, "
@@ -104,6 +182,11 @@ def require_same(values: Callable[[], dict[str, Any]]) -> None:
             "the hosts of a run must have the same config, data and parameters; "
             "different are:\n  " + "\n  ".join(different[:20])
         )
+
+
+def _sharding(*axes: str) -> NamedSharding:
+    mesh = Mesh(np.array(jax.local_devices()), AXIS)
+    return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def _slurm_tasks() -> str:

@@ -25,15 +25,16 @@ import numpy as np
 import PIL.Image
 
 from experiments import command_line, retinanet_folder
+from jaxdet.config import ConfigError
 from jaxdet.data import batching, transforms
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco
 from jaxdet.detectors.retinanet import retinanet
-from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.parallel import replicate, shard_to_devices
+from jaxdet.training.config import TrainingConfig
 from jaxdet.training.metrics import RecentMetrics
-from jaxdet.training.prefetch import on_devices
-from jaxdet.training.step import create_state, make_train_step, replicate
+from jaxdet.training.step import create_state, make_train_step
 
 PHOTOGRAPHS = 64  # made where none are given
 INPUT = InputConfig(canvases=((640, 640),), too_many_objects="drop")
@@ -182,7 +183,7 @@ def _share_waited(
         retinanet_folder.BACKBONE,
     )
     batches: Iterator = batching.training_batches(
-        data_set, one_canvas, batch_size=batch_size, seed=0, place=on_devices
+        data_set, one_canvas, batch_size=batch_size, seed=0, place=shard_to_devices
     )
     with contextlib.closing(batches):
         batch, pieces = next(batches)
@@ -194,7 +195,7 @@ def _share_waited(
             batch, pieces = recent.wait_for(batches)
             state, terms = update(state, pieces, key)
             recent.add(step + 1, batch.image_ids, terms)
-        return recent.read()["data_wait"]
+        return recent.read()["data_time"]
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ import numpy as np
 
 from experiments import command_line
 from experiments.benchmarks.timing import medians, random_boxes, with_gradient
+from jaxdet.config import ConfigError
 from jaxdet.detectors import rpn
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, matching, nms, roi_align, roi_pool, sampling
 from jaxdet.structs import Batch
-from jaxdet.training.config import ConfigError
 
 LEVELS = (2, 3, 4, 5)
 

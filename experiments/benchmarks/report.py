@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks.models import MODELS
-from jaxdet.training.config import ConfigError
+from jaxdet.config import ConfigError
 
 # What all rows of a file share, of the machine and of the settings.
 _FIXED = ("device", "platform", "cores", "jax", "torch", "torchvision", "torch_threads")

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 import torchvision
 
+from jaxdet.config import ConfigError
 from jaxdet.structs import Batch
-from jaxdet.training.config import ConfigError
 from jaxdet.weights import torchvision as translation
 
 SETTINGS = ("eager", "channels last", "compiled")

@@ -25,6 +25,7 @@ from matplotlib.ticker import LogLocator
 from experiments import command_line
 from experiments.benchmarks import models, report, speed
 from experiments.benchmarks.timing import medians
+from jaxdet.config import ConfigError
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
@@ -32,7 +33,6 @@ from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
 from jaxdet.ops import anchors
-from jaxdet.training.config import ConfigError
 
 Name = Literal["retinanet", "faster_rcnn"]
 Varied = Literal["pixels", "batch", "anchors", "objects", "proposals", "classes"]

@@ -60,10 +60,10 @@ from experiments.benchmarks.models import (
 )
 from experiments.benchmarks.report import Case, fields_of, machine, machine_line, row_of
 from experiments.benchmarks.timing import medians
+from jaxdet.config import ConfigError
 from jaxdet.detectors import mask_rcnn
 from jaxdet.detectors.detector import Detector
 from jaxdet.structs import Batch
-from jaxdet.training.config import ConfigError
 from jaxdet.training.step import create_state, train_step
 
 PRECISIONS = ("bfloat16", "float32")

@@ -42,7 +42,7 @@ from jaxdet.detectors.retinanet import RetinaNetConfig, RetinaNetNetwork
 from jaxdet.detectors.rpn import RPNConfig, RPNNetwork
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.detectors.ssd import SSDConfig, SSDNetwork
-from jaxdet.evaluation.evaluate import names_of_labels
+from jaxdet.evaluation.evaluate import label_names
 from jaxdet.inference import load, preprocess
 from jaxdet.inference.load import Trained
 from jaxdet.inference.preprocess import Found
@@ -136,7 +136,7 @@ def main(
     if trained is not None:
         config = trained.run.training.input
         found = load.detect_with(trained, min_score=min_score)(image)
-        names = names_of_labels(trained.detector, trained.run.class_names)
+        names = label_names(trained.detector, trained.run.class_names)
         drawn["detections"] = figures.detections(image, found, names)
         truth = truth or found
     scene = scene_of(image, config, truth)

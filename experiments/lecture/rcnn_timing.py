@@ -36,20 +36,22 @@ from matplotlib.figure import Figure
 
 from experiments import command_line
 from experiments.command_line import Precision
+from jaxdet.config import ConfigError
 from jaxdet.data import batching, proposals
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet, Proposals
 from jaxdet.data.formats import coco, digits
 from jaxdet.detectors import fast_rcnn, faster_rcnn, rcnn, sppnet
 from jaxdet.detectors.detector import Detector
-from jaxdet.evaluation.evaluate import to_original
+from jaxdet.evaluation.evaluate import rescale_to_original
 from jaxdet.nn.backbones import alexnet, vgg
 from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.heads import FCHead
+from jaxdet.parallel import replicate, shard
 from jaxdet.structs import Batch
-from jaxdet.training.config import ConfigError, TrainingConfig
-from jaxdet.training.step import create_state, make_train_step, replicate, shard
+from jaxdet.training.config import TrainingConfig
+from jaxdet.training.step import create_state, make_train_step
 
 Backbone = Literal["alexnet", "vgg16"]
 TITLES = {"alexnet": "AlexNet", "vgg16": "VGG-16"}
@@ -325,7 +327,7 @@ def _with_timed_proposals(
         start = time.perf_counter()
         boxes, scores = proposals.selective_search(image, max_proposals=most)
         seconds.append(time.perf_counter() - start)
-        (boxes,) = to_original(boxes[None], batch.scales)
+        (boxes,) = rescale_to_original(boxes[None], batch.scales)
         found.append(Proposals(boxes, scores))
     return dataclasses.replace(data_set, proposals=found), statistics.median(seconds)
 
@@ -372,7 +374,7 @@ def _measured(
 
     def learn(batch: Batch):
         nonlocal state
-        state, metrics = update(state, shard(batch, jax.local_device_count()), key)
+        state, metrics = update(state, shard(batch), key)
         return metrics
 
     learned = _seconds(learn, itertools.chain([first], batches))

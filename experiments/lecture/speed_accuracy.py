@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 import experiments.digits
 from experiments import command_line, quickstart
 from experiments.command_line import Precision
+from jaxdet.config import ConfigError
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
@@ -41,7 +42,7 @@ from jaxdet.detectors.fcos import FCOSConfig, fcos
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.detectors.ssd import SSDConfig, ssd
 from jaxdet.evaluation.evaluate import evaluate
-from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.training.config import TrainingConfig
 from jaxdet.training.train import train
 
 Name = Literal["retinanet", "fcos", "ssd", "faster_rcnn"]

@@ -295,7 +295,7 @@ def training_batches(
       process: which of the hosts this is; it gets its contiguous share of each batch.
       processes: how many hosts share a batch.
       place: what else the threads do with each batch, such as sending it to the devices
-        (`jaxdet.training.prefetch.on_devices`); its answer comes instead of the batch.
+        (`jaxdet.parallel.shard_to_devices`); its answer comes instead of the batch.
 
     Returns:
       Batches of NumPy arrays with truth, and with masks and regions where `config`

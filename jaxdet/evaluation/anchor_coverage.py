@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdet.config import ConfigError
 from jaxdet.data import transforms
 from jaxdet.data.batching import InputConfig, scaled
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors.detector import Detector
 from jaxdet.ops.coverage import Coverage
-from jaxdet.training.config import ConfigError
 
 SAMPLE = 2000  # objects that `check` looks at, about
 TOLERATED = 0.1  # share of the objects that may be out of reach without a warning

@@ -1,4 +1,4 @@
-"""Runs a detector over a data set, and scores what it finds."""
+"""Runs a detector over a data set and scores its detections."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,6 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.structs import Batch, Detections
-from jaxdet.training.step import replicate, shard
 
 Metrics = Callable[[dict, list[dict]], dict[str, float]]
 """From ground truth (COCO json) and results to numbers, the most important first."""
@@ -32,15 +31,15 @@ def evaluate(
     progress: bool = True,
     metrics: Metrics | None = None,
 ) -> dict[str, float]:
-    """How good a detector is on a data set.
+    """Measures how good a detector is on a data set.
 
-    Of several hosts each looks at its share of the images; every one of them must call
-    this, and gets the numbers of all.
+    Each of several hosts processes its share of the images; all of them must call this,
+    and get the metrics of the whole data set.
 
     Args:
       detector: its `predict` is compiled once for each canvas.
       variables: of the detector, without a device axis.
-      data_set: its `ground_truth()` is what the answers are held against.
+      data_set: its `ground_truth()` is what the detections are compared with.
       input_config: its canvases, workers and `unreadable_images`; nothing is flipped.
       batch_size: images at a time over all devices, rounded up to a multiple of them.
       progress: whether to draw a bar, on the first host.
@@ -66,12 +65,12 @@ def evaluate(
 
 
 def default_metrics(detector: Detector) -> Metrics:
-    """COCO's, or the recall of a detector that only tells objects from background."""
+    """Returns COCO's metrics, or proposal recall for a detector without classes."""
     return proposal_recall if detector.num_classes is None else box_and_mask_metrics
 
 
-def names_of_labels(detector: Detector, class_names: Sequence[str]) -> tuple[str, ...]:
-    """What a detector's labels are called: the classes, or ("object",) without any."""
+def label_names(detector: Detector, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns a detector's labels by name: the classes, or ("object",) without any."""
     return ("object",) if detector.num_classes is None else tuple(class_names)
 
 
@@ -84,15 +83,15 @@ def detect_all(
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[dict]:
-    """Everything a detector finds in a data set, on all devices.
+    """Runs a detector over all images of a data set, on all devices.
 
-    Of several hosts each looks at its share of the images; every one of them must call
-    this, and gets the results of all.
+    Each of several hosts processes its share of the images; all of them must call this,
+    and get the results of the whole data set.
 
     Args:
       detector: its `predict` is compiled once for each canvas.
       variables: of the detector, without a device axis.
-      data_set: every image is looked at once.
+      data_set: every image is processed once.
       input_config: its canvases, workers and `unreadable_images`; nothing is flipped.
       batch_size: images at a time over all devices, rounded up to a multiple of them.
       progress: whether to draw a bar, on the first host.
@@ -114,13 +113,14 @@ def detect_all(
         processes=hosts,
     )
     predict = predict_on_devices(detector, variables)
-    answers = ((batch, predict(batch)) for batch in batches)
+    pairs = ((batch, predict(batch)) for batch in batches)
     by_batch = []
     progress = progress and jax.process_index() == 0
     with tqdm.tqdm(total=len(data_set), unit="image", disable=not progress) as bar:
-        # In pairs, so that the devices have the next batch while these are fetched.
-        for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
-            by_batch.append(list(_coco_results(batch, fetch(answer), data_set)))
+        # In pairs, so that the devices have the next batch while these are copied.
+        for (batch, arrays), _ in itertools.pairwise(itertools.chain(pairs, [None])):
+            detections = parallel.to_host(arrays)
+            by_batch.append(list(_coco_results(batch, detections, data_set)))
             bar.update(hosts * np.count_nonzero(batch.image_ids >= 0))
     in_turn = itertools.zip_longest(*parallel.gather(by_batch), fillvalue=())
     return list(itertools.chain(*itertools.chain(*in_turn)))
@@ -129,31 +129,25 @@ def detect_all(
 def predict_on_devices(
     detector: Detector, variables: Any
 ) -> Callable[[Batch], Detections]:
-    """`predict` spread over all devices of this host.
+    """Spreads `predict` over all devices of this host.
 
     Args:
       detector: compiled once for each shape of batch, however often this is called.
-      variables: of the detector, without a device axis; placed on the devices once.
+      variables: of the detector, without a device axis; copied to the devices once.
 
     Returns:
-      From a batch, which the devices divide, to detections still on the devices with
-      arrays `[devices, B / devices, ...]`; `fetch` brings them here.
+      A function from a batch, which the devices divide, to detections on the devices
+      with arrays `[devices, B / devices, ...]`; `parallel.to_host` copies them.
     """
-    devices = jax.local_devices()
-    predict = jax.pmap(detector.predict, in_axes=(None, 0), devices=devices)
-    variables = replicate(variables)
-    return lambda batch: predict(variables, shard(batch, len(devices)))
+    predict = parallel.pmap(detector.predict, in_axes=(None, 0), out_axes=0, local=True)
+    variables = parallel.replicate(variables)
+    return lambda batch: predict(variables, parallel.shard(batch))
 
 
-def fetch(detections: Detections) -> Detections:
-    """From `[devices, B / devices, ...]` on devices to NumPy arrays `[B, ...]`."""
-    return jax.tree.map(np.concatenate, jax.device_get(detections))
-
-
-def paste_all(
+def paste_masks(
     cells: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Masks cut to their boxes to masks of the whole image.
+    """Pastes masks that are cut to their boxes into masks of the whole image.
 
     Args:
       cells: `[D, M, M]` in [0, 1].
@@ -169,8 +163,8 @@ def paste_all(
     return whole
 
 
-def to_original(boxes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Canvas pixels to pixels of the original images.
+def rescale_to_original(boxes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Converts boxes from canvas pixels to pixels of the original images.
 
     Args:
       boxes: `[B, D, 4]` (x1, y1, x2, y2).
@@ -182,22 +176,25 @@ def to_original(boxes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return boxes / scales[:, None, [1, 0, 1, 0]]
 
 
-def _coco_results(batch: Batch, found: Detections, data_set: DataSet) -> Iterator[dict]:
-    boxes = to_original(found.boxes, batch.scales)
+def _coco_results(
+    batch: Batch, detections: Detections, data_set: DataSet
+) -> Iterator[dict]:
+    boxes = rescale_to_original(detections.boxes, batch.scales)
     for slot, position in enumerate(batch.image_ids):
         if position < 0:
             continue
         height, width = data_set.sizes[position].tolist()
-        for index in np.flatnonzero(found.valid[slot]):
+        for index in np.flatnonzero(detections.valid[slot]):
             corners = np.clip(boxes[slot, index], 0, [width, height, width, height])
             x1, y1, x2, y2 = corners.tolist()
             result = {
                 "image_id": data_set.image_ids[position],
-                "category_id": data_set.category_ids[found.labels[slot, index]],
+                "category_id": data_set.category_ids[detections.labels[slot, index]],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": float(found.scores[slot, index]),
+                "score": float(detections.scores[slot, index]),
             }
-            if found.masks is not None:
-                mask = masks.paste(found.masks[slot, index], corners, (height, width))
+            if detections.masks is not None:
+                cells = detections.masks[slot, index]
+                mask = masks.paste(cells, corners, (height, width))
                 result["segmentation"] = masks.encode(mask)
             yield result

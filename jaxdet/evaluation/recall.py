@@ -31,8 +31,8 @@ def proposal_recall(
 
     Returns:
       `AR<count>` for each count, the mean recall over `IOUS` (AR@100 in papers); then
-      `recall50@<count>` and `recall70@<count>`, the recall at an IoU of 0.5 and of 0.7,
-      for the largest count. Fractions in [0, 1]; NaN if there are no objects.
+      `recall@0.5/<count>` and `recall@0.7/<count>`, the recall at an IoU of 0.5 and of
+      0.7, for the largest count. Fractions in [0, 1]; NaN if there are no objects.
 
     Raises:
       DataError: for a result of an image or category that is not in `ground_truth`.
@@ -57,8 +57,8 @@ def proposal_recall(
 
     most = max(counts)
     return {f"AR{count}": recall(count) for count in counts} | {
-        f"recall50@{most}": recall(most, 0),
-        f"recall70@{most}": recall(most, 4),
+        f"recall@0.5/{most}": recall(most, 0),
+        f"recall@0.7/{most}": recall(most, 4),
     }
 
 

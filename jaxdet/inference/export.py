@@ -81,7 +81,7 @@ def save(
     """
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    from jaxdet.evaluation.evaluate import names_of_labels
+    from jaxdet.evaluation.evaluate import label_names
     from jaxdet.structs import Batch, Regions
 
     config = run.training.input
@@ -107,7 +107,7 @@ def save(
         "format": _FORMAT,
         "version": VERSION,
         "detector": (detector.recipe or {}).get("call", "").rpartition(":")[-1],
-        "class_names": names_of_labels(detector, run.class_names),
+        "class_names": label_names(detector, run.class_names),
         "category_ids": run.category_ids,
         "placing": placing._asdict(),
         "batch_size": batch_size,

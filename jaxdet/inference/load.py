@@ -19,7 +19,7 @@ from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.proposals import selective_search
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
-from jaxdet.evaluation.evaluate import names_of_labels
+from jaxdet.evaluation.evaluate import label_names
 from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, place
 from jaxdet.structs import Batch, Regions
 from jaxdet.training.checkpoint import (
@@ -87,7 +87,7 @@ def detect_with(
     return make_detect(
         trained.detector,
         trained.variables,
-        names_of_labels(trained.detector, trained.run.class_names),
+        label_names(trained.detector, trained.run.class_names),
         canvases=config.canvases,
         stretch=config.stretch,
         sides=config.sides,

@@ -6,10 +6,6 @@ from typing import Literal
 from jaxdet.data.batching import InputConfig, require_numbers
 
 
-class ConfigError(ValueError):
-    """A config that fits neither the detector nor the data: which field, and why."""
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """How a detector is trained. Defaults: the schedule of the RetinaNet paper (4.1).

@@ -58,7 +58,7 @@ class RecentMetrics:
             jax.block_until_ready(self._entries[-1 - STEPS_AHEAD].metrics)
 
     def read(self) -> dict[str, float]:
-        """Their means; with them "learning_rate", "images_per_second" and "data_wait".
+        """Their means; with them "learning_rate", "images_per_second" and "data_time".
 
         The wait for data is a fraction of the time since this was made.
 
@@ -76,7 +76,7 @@ class RecentMetrics:
         return means | {
             "learning_rate": float(self._schedule(self._entries[-1].step - 1)),
             "images_per_second": len(metrics) * self._batch_size / seconds,
-            "data_wait": self._waited / seconds,
+            "data_time": self._waited / seconds,
         }
 
     def _require_finite(self, entry: _Entry, values: dict[str, np.ndarray]) -> None:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.config import ConfigError
+from jaxdet.training.config import TrainingConfig
 
 WARMUP_START = 1e-3  # of the rate, as in Detectron2 and torchvision
 

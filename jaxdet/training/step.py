@@ -1,4 +1,4 @@
-"""One update of a detector: on one device, or on all of them by `jax.pmap`."""
+"""One update of a detector: on one device, or on all of them."""
 
 import math
 from collections.abc import Callable
@@ -8,16 +8,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdet import parallel
 from jaxdet.detectors.detector import Detector
 from jaxdet.structs import Batch
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.optimizer import combine, make_optimizer, partition
-
-AXIS = "devices"
 
 
 @flax.struct.dataclass
@@ -177,28 +174,14 @@ def gradient_flops(
 
 
 def make_train_step(detector: Detector, config: TrainingConfig) -> Callable:
-    """`train_step` for all devices at once: `(state, batch, key) -> (state, metrics)`.
+    """Makes `train_step` for all devices: `(state, batch, key) -> (state, metrics)`.
 
-    The state comes from `replicate`, the batch from `shard`. The state given is
-    donated: its arrays are deleted, and the answer takes their memory.
+    The state comes from `parallel.replicate`, the batch from `parallel.shard`. The
+    given state is donated: its arrays are deleted, and the new one takes their memory.
     """
-    step = partial(train_step, detector=detector, config=config, axis_name=AXIS)
-    # An answer with out_axes=None is silently that of the first device, so whatever
-    # leaves `train_step` must be the same on all: hence its pmean of every metric.
-    return jax.pmap(
-        step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0
+    step = partial(
+        train_step, detector=detector, config=config, axis_name=parallel.AXIS
     )
-
-
-def replicate(arrays: Any) -> Any:
-    """A state, or a key, on every device of this host, as `make_train_step` answers it.
-
-    Without it the second step would be compiled anew, for its differently placed state.
-    """
-    mesh = Mesh(np.array(jax.local_devices()), AXIS)
-    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
-
-
-def shard(batch: Batch, devices: int) -> Batch:
-    """From `[B, ...]` to `[devices, B / devices, ...]` in every array."""
-    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+    return parallel.pmap(
+        step, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdet import parallel
+from jaxdet.config import ConfigError
 from jaxdet.data import batching, transforms
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, DataSet, Objects
@@ -23,24 +24,22 @@ from jaxdet.evaluation import anchor_coverage
 from jaxdet.evaluation.evaluate import (
     Metrics,
     evaluate,
-    fetch,
-    names_of_labels,
-    paste_all,
+    label_names,
+    paste_masks,
     predict_on_devices,
 )
+from jaxdet.parallel import replicate, shard_to_devices, to_host
 from jaxdet.structs import Batch, Detections
 from jaxdet.training.checkpoint import Checkpoints, digest, identity, save_run
-from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.training.config import TrainingConfig
 from jaxdet.training.log import Log, Trace
 from jaxdet.training.metrics import RecentMetrics
 from jaxdet.training.optimizer import partition, scaled_learning_rate
-from jaxdet.training.prefetch import on_devices
 from jaxdet.training.step import (
     TrainState,
     create_state,
     gradient_flops,
     make_train_step,
-    replicate,
 )
 from jaxdet.visualize import (
     contact_sheet,
@@ -142,7 +141,7 @@ def train(
         trace = Trace(workdir, start=start, config=config, log=log)
         stack.callback(trace.close)
         batches = _batches(
-            data_set, config, start=start, stop=config.steps, place=on_devices
+            data_set, config, start=start, stop=config.steps, place=shard_to_devices
         )
         stack.callback(batches.close)
         signals = stack.enter_context(_HeldSignals())
@@ -404,9 +403,9 @@ def _evaluate(
         )
         with contextlib.closing(batches):
             batch = next(batches)  # of the shape that was just compiled
-        found = fetch(predict_on_devices(detector, state.variables)(batch))
+        found = to_host(predict_on_devices(detector, state.variables)(batch))
         names = validation.class_names
-        found_names = names_of_labels(detector, names)
+        found_names = label_names(detector, names)
         for row in np.flatnonzero(batch.image_ids >= 0)[: config.pictures]:
             name = str(validation.image_ids[batch.image_ids[row]])
             picture = _picture(batch, found, row, names, found_names)
@@ -432,7 +431,7 @@ def _as_the_network_sees(
     picture, factor = enlarged(image)
     boxes, masks = truth.boxes[row, there], None
     if truth.masks is not None:
-        masks = paste_all(truth.masks[row, there], boxes, image.shape[:2])
+        masks = paste_masks(truth.masks[row, there], boxes, image.shape[:2])
         masks = enlarged_masks(masks, factor)
     return draw(
         picture,
@@ -462,7 +461,7 @@ def _picture(
     shown = found.valid[row] & (found.scores[row] >= SHOWN_SCORE)
     boxes, masks = found.boxes[row, shown], None
     if found.masks is not None:
-        masks = paste_all(found.masks[row, shown], boxes, (int(height), int(width)))
+        masks = paste_masks(found.masks[row, shown], boxes, (int(height), int(width)))
     return truth_beside_detections(
         _pixels(batch, row)[:height, :width],
         (truth.boxes[row, there], truth.labels[row, there], truth.crowd[row, there]),

@@ -6,10 +6,10 @@ import logging
 import numpy as np
 import pytest
 
+from jaxdet.config import ConfigError
 from jaxdet.data.batching import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.evaluation import anchor_coverage
-from jaxdet.training.config import ConfigError
 from tests.data.in_memory import in_memory_data_set
 
 # One square of 16 pixels in each cell of 16.

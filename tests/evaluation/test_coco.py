@@ -262,11 +262,11 @@ def test_the_table():
 
 
 def test_the_table_of_other_metrics():
-    numbers = {"AR100": 0.5, "AR1000": 0.75, "recall50@1000": 1.0, "mask/AP": 0.25}
+    numbers = {"AR100": 0.5, "AR1000": 0.75, "recall@0.5/1000": 1.0, "mask/AP": 0.25}
     assert coco.format_metrics(numbers | {"mask/AP/cat": 0.125}) == "\n".join(
         [
-            " AR100 AR1000 recall50@1000 mask/AP",
-            "  50.0   75.0         100.0    25.0",
+            " AR100 AR1000 recall@0.5/1000 mask/AP",
+            "  50.0   75.0           100.0    25.0",
             "mask/AP/cat   12.5",
         ]
     )

@@ -183,11 +183,11 @@ def test_masks_become_run_lengths_of_the_original_image(data_set):
 
 def test_paste_all_pastes_each_mask_in_its_box():
     boxes = np.array([[2.0, 1, 22, 11], [30, 5, 40, 35]])
-    whole = evaluate.paste_all(np.ones((2, 14, 14), np.float32), boxes, (40, 50))
+    whole = evaluate.paste_masks(np.ones((2, 14, 14), np.float32), boxes, (40, 50))
     assert whole.shape == (2, 40, 50) and whole.dtype == bool
     for mask, (x1, y1, x2, y2) in zip(whole, boxes.astype(int), strict=True):
         check_filled(mask, x1, y1, x2, y2)
-    assert evaluate.paste_all(np.ones((0, 14, 14)), boxes[:0], (4, 5)).shape == (
+    assert evaluate.paste_masks(np.ones((0, 14, 14)), boxes[:0], (4, 5)).shape == (
         0,
         4,
         5,
@@ -213,8 +213,8 @@ def test_what_is_measured_by_default(data_set):
 def test_what_labels_are_called(data_set):
     classless = detector(the_truth)._replace(num_classes=None)
     names = data_set.class_names
-    assert evaluate.names_of_labels(classless, names) == ("object",)
-    assert evaluate.names_of_labels(detector(the_truth), names) == names
+    assert evaluate.label_names(classless, names) == ("object",)
+    assert evaluate.label_names(detector(the_truth), names) == names
 
 
 def test_unreadable_images():
@@ -229,12 +229,12 @@ def test_to_original_by_hand():
     boxes = np.array([[[2.0, 4.0, 6.0, 8.0]], [[2.0, 4.0, 6.0, 8.0]]])
     scales = np.array([[2.0, 0.5], [1.0, 1.0]])  # (height, width)
     expected = [[[4.0, 2.0, 12.0, 4.0]], [[2.0, 4.0, 6.0, 8.0]]]
-    np.testing.assert_array_equal(evaluate.to_original(boxes, scales), expected)
+    np.testing.assert_array_equal(evaluate.rescale_to_original(boxes, scales), expected)
 
 
 def test_to_original_undoes_batching(data_set):
     for batch in batching.evaluation_batches(data_set, CONFIG, batch_size=3):
-        boxes = evaluate.to_original(batch.truth.boxes, batch.scales)
+        boxes = evaluate.rescale_to_original(batch.truth.boxes, batch.scales)
         for row, position in enumerate(batch.image_ids):
             if position >= 0:
                 found = boxes[row][batch.truth.valid[row]]

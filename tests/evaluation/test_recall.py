@@ -39,8 +39,8 @@ def check(ground_truth, results, counts):
     metrics = recall.proposal_recall(ground_truth, results, counts=counts)
     means, by_iou = with_cocoeval(ground_truth, results, counts)
     expected = {f"AR{count}": mean for count, mean in zip(counts, means, strict=True)}
-    expected |= {f"recall50@{counts[-1]}": by_iou[0]}
-    expected |= {f"recall70@{counts[-1]}": by_iou[4]}
+    expected |= {f"recall@0.5/{counts[-1]}": by_iou[0]}
+    expected |= {f"recall@0.7/{counts[-1]}": by_iou[4]}
     assert list(metrics) == list(expected)  # the first is what runs are judged by
     assert metrics == pytest.approx(expected, abs=1e-12)
 
@@ -86,7 +86,7 @@ def test_of_objects_equally_near_the_last_is_taken():
     results = [found(0, 0, 0.9, 10, 0, 100, 100), found(0, 0, 0.8, 20, 0, 100, 100)]
     check(objects, results, (1, 2))
     metrics = recall.proposal_recall(objects, results, counts=(1, 2))
-    assert (metrics["recall50@2"], metrics["recall70@2"]) == (1.0, 0.5)
+    assert (metrics["recall@0.5/2"], metrics["recall@0.7/2"]) == (1.0, 0.5)
 
 
 def test_recall_by_hand():
@@ -102,8 +102,8 @@ def test_recall_by_hand():
             "AR1": 0.15,
             "AR2": 0.15,
             "AR3": 0.65,
-            "recall50@3": 1.0,
-            "recall70@3": 0.5,
+            "recall@0.5/3": 1.0,
+            "recall@0.7/3": 0.5,
         }
     )
 

@@ -48,6 +48,7 @@ from experiments import (
 )
 from experiments.lecture import scale_comparison
 from jaxdet import parallel
+from jaxdet.config import ConfigError
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
@@ -69,7 +70,7 @@ from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import optimizer
 from jaxdet.training.checkpoint import RunError, load_run, save_run
-from jaxdet.training.config import ConfigError, TrainingConfig
+from jaxdet.training.config import TrainingConfig
 from jaxdet.training.metrics import NonFiniteLossError
 from jaxdet.training.step import create_state
 from jaxdet.weights import published, state_dict

@@ -36,7 +36,7 @@ def test_speed_and_wait_by_the_clock(monkeypatch):
     monkeypatch.setattr(jax, "device_get", lambda values: values)
     values = metrics.read()
     assert values["images_per_second"] == 2 * 4 / 5.0
-    assert values["data_wait"] == 1.5 / 5.0
+    assert values["data_time"] == 1.5 / 5.0
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors.detector import Detector
+from jaxdet.parallel import replicate, shard
 from jaxdet.training.step import (
     TrainState,
     create_state,
     gradient_flops,
     make_train_step,
-    replicate,
-    shard,
     train_step,
 )
 from tests.training import toy
@@ -70,7 +69,7 @@ def test_four_devices_make_the_update_of_one(detector, batches, changes, request
     for batch, (expected_state, expected_metrics) in zip(
         batches, expected[1:], strict=True
     ):
-        state, metrics = step(state, shard(batch, 4), KEY)
+        state, metrics = step(state, shard(batch), KEY)
         chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
         chex.assert_trees_all_close(state, expected_state, rtol=1e-5, atol=1e-7)
 
@@ -204,7 +203,7 @@ def test_the_given_state_is_donated_and_the_answer_has_no_device_axis(
 ):
     step = make_train_step(detector, CONFIG)
     before = replicate(create_state(detector, CONFIG, batches[0]))
-    after, _ = step(before, shard(batches[0], 4), KEY)
+    after, _ = step(before, shard(batches[0]), KEY)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     shapes = jax.eval_shape(partial(create_state, detector, CONFIG), batches[0])
     chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
@@ -216,10 +215,3 @@ def test_pretrained_variables_replace_the_fresh_ones(detector, batches):
 
     state = create_state(detector, CONFIG, batches[0], pretrained=ones)
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(state.variables["params"]))
-
-
-def test_shard_keeps_the_order_of_the_images():
-    batch = toy.batch_of(np.random.default_rng(0), 8)
-    pieces = shard(batch, 4)
-    np.testing.assert_array_equal(pieces.image_ids, [[0, 1], [2, 3], [4, 5], [6, 7]])
-    assert pieces.truth.boxes.shape == (4, 2, 3, 4)

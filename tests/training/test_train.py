@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from jaxdet import parallel
+from jaxdet.config import ConfigError
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
 from jaxdet.ops.coverage import Coverage
 from jaxdet.training import train as train_module
 from jaxdet.training.checkpoint import load_variables
-from jaxdet.training.config import ConfigError
 from jaxdet.training.metrics import NonFiniteLossError
 from jaxdet.training.train import train
 from tests.training import toy
@@ -70,7 +70,7 @@ def starts(workdir):
 def test_a_killed_run_ends_as_the_unbroken_one(unbroken, tmp_path):
     code = (
         "import tests.conftest, signal, sys\n"
-        "from tests.training.test_loop import *\n"
+        "from tests.training.test_train import *\n"
         "data = interrupted(toy.data_set(), signal.SIGKILL, reads=4 * 6)\n"
         "train(toy.toy(), data, CONFIG, workdir=sys.argv[1])\n"
     )
@@ -116,7 +116,7 @@ def test_a_run_leaves_a_diary(unbroken):
         "learning rate 0.05 after 2 steps of warm-up",
         "step 8/8",
         "images_per_second",
-        "data_wait",
+        "data_time",
         "gradient_norm",
         "canvases 16x16, each compiled once",
         "canvas 16x16 compiled in ",

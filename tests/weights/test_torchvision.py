@@ -24,7 +24,7 @@ from jaxdet.detectors import (
 )
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
-from jaxdet.evaluation.evaluate import paste_all, to_original
+from jaxdet.evaluation.evaluate import paste_masks, rescale_to_original
 from jaxdet.nn import conv
 from jaxdet.nn.heads import MaskHead
 from jaxdet.ops import anchors, images, masks, matching, roi_align, sampling
@@ -342,7 +342,7 @@ def paired(boxes, scores, other_boxes, other_scores, labels=None, other_labels=N
 
 def test_8_detections(parity):
     found, golden = parity.stages["found"], parity.golden
-    boxes = to_original(found.boxes, parity.batch.scales)
+    boxes = rescale_to_original(found.boxes, parity.batch.scales)
     for i in range(2):
         for ours, where in ((found.boxes, "det_resized"), (boxes, "det")):
             there = found.valid[i]
@@ -364,10 +364,10 @@ def test_9_masks(two_stages):
     if not two_stages.masks:
         pytest.skip("it finds no masks")
     found, golden = two_stages.stages["found"], two_stages.golden
-    boxes = to_original(found.boxes, two_stages.batch.scales)
+    boxes = rescale_to_original(found.boxes, two_stages.batch.scales)
     for i in range(2):
         there, size = found.valid[i], golden[f"in/image{i}"].shape[:2]
-        ours = paste_all(found.masks[i][there], boxes[i][there], size)
+        ours = paste_masks(found.masks[i][there], boxes[i][there], size)
         theirs = np.unpackbits(golden[f"eval/det/{i}/masks>0.5, packbits"])
         theirs = theirs[: ours.size].reshape(ours.shape)
         keys = "boxes", "scores", "labels"

@@ -8,12 +8,12 @@ import pytest
 
 from experiments import retinanet_folder
 from experiments.benchmarks import input_pipeline
+from jaxdet.config import ConfigError
 from jaxdet.data import batching
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco
 from jaxdet.nn.backbones.resnet import ResNet
-from jaxdet.training.config import ConfigError
 
 TINY = InputConfig(canvases=((48, 96), (96, 64)), workers=2)
 

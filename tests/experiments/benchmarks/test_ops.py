@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import ops, timing
-from jaxdet.training.config import ConfigError
+from jaxdet.config import ConfigError
 
 TINY = ops.Sizes(
     height=64,

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.benchmarks import report
 from experiments.benchmarks.report import Case, add, markdown, save, start
-from jaxdet.training.config import ConfigError
+from jaxdet.config import ConfigError
 
 CASE = Case("fcos", "float32", (64, 96), "train", 2)
 FIELDS = report.fields_of(CASE)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import models
-from jaxdet.training.config import ConfigError
+from jaxdet.config import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.benchmarks import scaling
 from experiments.benchmarks.scaling import Point, Setting, figure, growth, main, table
-from jaxdet.training.config import ConfigError
+from jaxdet.config import ConfigError
 
 # Time as pixels to the power of 1.5 from the second point on, memory linear.
 CURVE = [

@@ -15,7 +15,7 @@ import pytest
 from experiments.benchmarks import parts, speed, timing
 from experiments.benchmarks.report import fields_of
 from experiments.benchmarks.speed import MODELS, Limits, main
-from jaxdet.training.config import ConfigError
+from jaxdet.config import ConfigError
 from tests.experiments.benchmarks.test_models import TINY
 from tests.test_conventions import OPTIONAL, ROOT
 

@@ -17,13 +17,13 @@ from experiments.lecture.rcnn_timing import (
     main,
     table,
 )
+from jaxdet.config import ConfigError
 from jaxdet.data.dataset import Proposals
 from jaxdet.data.formats import digits
 from jaxdet.detectors import sppnet
 from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.heads import FCHead
 from jaxdet.structs import Batch, Regions
-from jaxdet.training.config import ConfigError
 from tests.data.in_memory import in_memory_data_set
 
 WHAT = "Training", "Test"

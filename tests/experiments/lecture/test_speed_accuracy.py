@@ -23,10 +23,10 @@ from experiments.lecture.speed_accuracy import (
     sizes,
     table,
 )
+from jaxdet.config import ConfigError
 from jaxdet.data.batching import InputConfig
 from jaxdet.data.formats import digits
 from jaxdet.detectors.serialization import deserialize
-from jaxdet.training.config import ConfigError
 from tests.data.in_memory import in_memory_data_set
 
 POINTS = [
