@@ -1,0 +1,31 @@
+"""Fast R-CNN on digits, with regions of selective search.
+
+    python -m experiments.train fast_rcnn_digits
+
+Selective search makes and keeps its regions once, in a few minutes; it finds 97.0 % of
+the digits. Target: 0.9 of that, AP50 87. Measured: AP 70.2, AP50 91.4, in ten minutes
+on two CPU cores.
+"""
+
+import dataclasses
+
+from experiments.recipe import Recipe
+from experiments.recipes import faster_rcnn_digits, rpn_digits
+from jaxdet.detectors.fast_rcnn import FastRCNNConfig
+
+RECIPE = Recipe(
+    detector=FastRCNNConfig(
+        num_classes=10,
+        region=faster_rcnn_digits.RECIPE.detector.region,
+        level=3,
+        pool="align",  # max pooling rounds to cells of 8 pixels, a third of a digit
+        pool_size=6,
+    ),
+    backbone=rpn_digits.RECIPE.backbone.clone(coarsest=3),
+    heads=faster_rcnn_digits.RECIPE.heads,
+    training=dataclasses.replace(
+        rpn_digits.TRAINING,
+        input=dataclasses.replace(rpn_digits.TRAINING.input, max_regions=300),
+    ),
+    data=("digits:2000",),
+)

@@ -1,0 +1,25 @@
+"""FCOS on digits: no anchors, but points that predict the distances to four sides.
+
+    python -m experiments.train fcos_digits
+
+Target: AP50 90. Measured: AP 75.8, AP50 94.5, in ten minutes on two CPU cores that up
+to five jobs shared.
+"""
+
+from experiments.recipe import Recipe
+from experiments.recipes import rpn_digits
+from jaxdet.detectors.fcos import FCOSConfig
+
+RECIPE = Recipe(
+    detector=FCOSConfig(
+        num_classes=10,
+        levels=(3, 4),
+        limits=(24.0,),  # half of the digits to each level
+        channels=64,
+        head_depth=2,
+        detections=50,
+    ),
+    backbone=rpn_digits.RECIPE.backbone,
+    training=rpn_digits.TRAINING,
+    data=("digits",),
+)

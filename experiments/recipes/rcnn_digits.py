@@ -1,0 +1,27 @@
+"""R-CNN on digits: each region of selective search is warped to 32x32 pixels.
+
+    python -m experiments.train rcnn_digits
+
+Target: 0.9 of the recall of the regions, AP50 87. Measured: AP 73.6, AP50 92.3, in 15
+minutes on two CPU cores.
+"""
+
+import dataclasses
+
+from experiments.recipes import fast_rcnn_digits
+from jaxdet.detectors.rcnn import RCNNConfig
+
+_BASE = fast_rcnn_digits.RECIPE
+RECIPE = dataclasses.replace(
+    _BASE,
+    detector=RCNNConfig(
+        num_classes=10,
+        region=dataclasses.replace(_BASE.detector.region, per_image=16),
+        size=32,
+        context=2,
+        level=4,
+        pool_size=2,
+        chunk=512,
+    ),
+    backbone=_BASE.backbone.clone(coarsest=4),
+)
