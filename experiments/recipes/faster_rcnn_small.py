@@ -13,7 +13,7 @@ import dataclasses
 from experiments.recipe import Recipe
 from experiments.recipes import retinanet_small
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
-from jaxdet.detectors.regions import RegionConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.heads import FCHead
 
@@ -31,7 +31,7 @@ RECIPE = Recipe(
             candidates=300,
             proposals=200,
         ),
-        region=RegionConfig(per_image=64),
+        region=RoIHeadsConfig(per_image=64),
         pool_levels=(3, 4, 5),
         canonical_size=112.0,
     ),
