@@ -82,7 +82,7 @@ def alexnet(file: pathlib.Path | None, precision: Precision) -> Halves:
     """For crops; from torchvision's AlexNet, else with group norm, from scratch."""
     dtype, norm = _dtype(precision), _norm(file, "none")
     return Halves(
-        AlexNet(norm=norm, centred=False, dtype=dtype),
+        AlexNet(norm=norm, centered=False, dtype=dtype),
         FCHead(4096, dropout=0.5, dtype=dtype),
         _pretrained(
             file,

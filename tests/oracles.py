@@ -43,7 +43,7 @@ def greedy_nms(boxes, scores, threshold, *, labels=None, valid=None):
     return stay
 
 
-def vote(boxes, scores, labels, keep, threshold, *, valid):
+def box_voting(boxes, scores, labels, keep, threshold, *, valid):
     """The boxes that stay, each the mean of those of its class that overlap it."""
     voted = []
     for i in keep:
@@ -60,7 +60,9 @@ def vote(boxes, scores, labels, keep, threshold, *, valid):
     return np.array(voted)
 
 
-def match(anchors, boxes, valid, *, low, high, force_best=True):
+def match(
+    anchors, boxes, valid, *, negative_iou, positive_iou, allow_low_quality_matches=True
+):
     """For each anchor the object it answers for, -1 if none, -2 if it is ignored."""
     objects = np.flatnonzero(valid)
     answers = np.full(len(anchors), -1)
@@ -68,20 +70,25 @@ def match(anchors, boxes, valid, *, low, high, force_best=True):
         return answers
     table = pairwise(iou, anchors, boxes[objects])
     for i, row in enumerate(table):
-        forced = force_best and any(
+        forced = allow_low_quality_matches and any(
             row[j] > 0 and row[j] == table[:, j].max() for j in range(len(objects))
         )
-        if row.max() >= high or forced:
+        if row.max() >= positive_iou or forced:
             answers[i] = objects[row.argmax()]
-        elif row.max() >= low:
+        elif row.max() >= negative_iou:
             answers[i] = -2
     return answers
 
 
-def match_default_boxes(anchors, boxes, valid, *, threshold):
+def match_default_boxes(anchors, boxes, valid, *, positive_iou):
     """For each anchor: the index of its object, or -1 for background."""
     answers = match(
-        anchors, boxes, valid, low=threshold, high=threshold, force_best=False
+        anchors,
+        boxes,
+        valid,
+        negative_iou=positive_iou,
+        positive_iou=positive_iou,
+        allow_low_quality_matches=False,
     )
     claims = {}
     for i, box in enumerate(boxes):
@@ -103,19 +110,22 @@ def focal_loss(logits, targets, *, alpha, gamma):
     return weight * wrong**gamma * -np.log(right)
 
 
-def match_points(points, boxes, valid, *, low, high, inclusive, reach=None):
+def match_points(
+    points, boxes, valid, *, regression_ranges, inclusive, center_radius=None
+):
     """For each point the smallest object it lies in and is in charge of, or -1."""
     answers = []
     for i, (x, y) in enumerate(points):
+        low, high = regression_ranges[i]
         smallest, answer = np.inf, -1
         for j in np.flatnonzero(valid):
             x1, y1, x2, y2 = boxes[j]
             farthest = max(x - x1, y - y1, x2 - x, y2 - y)
-            in_charge = low[i] < farthest < high[i]
+            in_charge = low < farthest < high
             if inclusive:
-                in_charge = low[i] <= farthest <= high[i]
-            central = reach is None or (
-                abs(x - (x1 + x2) / 2) < reach[i] and abs(y - (y1 + y2) / 2) < reach[i]
+                in_charge = low <= farthest <= high
+            central = center_radius is None or (
+                max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < center_radius[i]
             )
             inside = x1 < x < x2 and y1 < y < y2
             if inside and central and in_charge and area(boxes[j]) < smallest:

@@ -63,8 +63,13 @@ def test_a_step_asks_nothing_of_the_host():
 @pytest.mark.parametrize(
     ("match", "matrices"),
     [
-        (lambda *boxes: matching.match_by_iou(*boxes, low=0.3, high=0.7), 2),
-        (lambda *boxes: matching.match_default_boxes(*boxes, threshold=0.5), 1),
+        (
+            lambda *boxes: matching.match_by_iou(
+                *boxes, negative_iou=0.3, positive_iou=0.7
+            ),
+            2,
+        ),
+        (lambda *boxes: matching.match_default_boxes(*boxes, positive_iou=0.5), 1),
     ],
     ids=["by IoU", "default boxes"],
 )

@@ -123,7 +123,7 @@ def _array_cases(sizes: Sizes) -> list[Case]:
         levels=LEVELS,
     )
     align = functools.partial(roi_align.roi_align, stride=4)
-    adaptive = functools.partial(roi_align.roi_align, stride=16, samples=0)
+    adaptive = functools.partial(roi_align.roi_align, stride=16, sampling_ratio=0)
     pool = functools.partial(roi_pool.roi_max_pool, stride=16)
     pyramid_pool = functools.partial(roi_pool.spatial_pyramid_pool, stride=16)
 
@@ -150,13 +150,17 @@ def _array_cases(sizes: Sizes) -> list[Case]:
         Case(
             "NMS",
             f"{sizes.candidates} boxes, threshold 0.7",
-            functools.partial(nms.nms, threshold=0.7, size=sizes.candidates),
+            functools.partial(
+                nms.nms, iou_threshold=0.7, max_output_size=sizes.candidates
+            ),
             (candidates, scores),
         ),
         Case(
             "matching",
             f"{len(grid)} anchors, {sizes.objects} objects",
-            functools.partial(matching.match_by_iou, low=0.3, high=0.7),
+            functools.partial(
+                matching.match_by_iou, negative_iou=0.3, positive_iou=0.7
+            ),
             (grid, objects, jnp.ones(sizes.objects, bool)),
         ),
     ]
@@ -182,7 +186,11 @@ def _rpn_cases(sizes: Sizes) -> list[Case]:
         size=config.per_image,
         positive_fraction=config.positive_fraction,
     )
-    labelled = (sampling.identify(grid), jnp.asarray(positive), jnp.asarray(~positive))
+    labelled = (
+        sampling.hash_boxes(grid),
+        jnp.asarray(positive),
+        jnp.asarray(~positive),
+    )
     return [
         *(
             Case(

@@ -214,8 +214,8 @@ def _one_stage(bench: Workbench, config: Any) -> None:
 
 def _backbone(bench: Workbench, config: Any, sizes: jax.Array | None) -> Any:
     batch = bench.batch
-    normalise = partial(images.normalise, mean=config.mean, std=config.std)
-    pixels = bench.add("pixels", normalise, batch.images, batch.sizes, learns=False)
+    normalize = partial(images.normalize, mean=config.mean, std=config.std)
+    pixels = bench.add("pixels", normalize, batch.images, batch.sizes, learns=False)
 
     def look(network, _, pixels, sizes):
         return network.backbone(pixels, sizes)
@@ -304,8 +304,8 @@ def _proposals(bench: Workbench, config: FasterRCNNConfig, said) -> Any:
     given = bench.add("best scores, decoding", decode, *said, batch, **within)
 
     def thin(boxes, scores, levels, valid):
-        limits = {"threshold": mode.nms_threshold, "size": count}
-        return nms.class_wise_nms(boxes, scores, levels, valid=valid, **limits)
+        limits = {"iou_threshold": mode.nms_threshold, "max_output_size": count}
+        return nms.batched_nms(boxes, scores, levels, valid=valid, **limits)
 
     bench.add("NMS", jax.vmap(thin), *given, **within)
     return proposals
@@ -320,7 +320,9 @@ def _samples(bench: Workbench, config: FasterRCNNConfig, said, proposals) -> Any
 
     bench.add("RPN matching and losses", learn, said, keys, batch)
     boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **mode.anchors)
-    match = partial(matching.match_by_iou, low=mode.low_iou, high=mode.high_iou)
+    match = partial(
+        matching.match_by_iou, negative_iou=mode.low_iou, positive_iou=mode.high_iou
+    )
     bench.add(
         "matching",
         jax.vmap(match, (None, 0, 0)),
@@ -373,7 +375,9 @@ def _masks(bench: Workbench, config: MaskRCNNConfig, pyramid, found, sizes) -> N
     )
     if bench.training:
         truth = bench.batch.truth
-        target = jax.vmap(partial(masks.masks_in_regions, size=painted.shape[-2]))
+        target = jax.vmap(
+            partial(masks.crop_and_resize_masks, output_size=painted.shape[-2])
+        )
         arguments = truth.masks, truth.boxes, found.boxes, found.objects
         bench.add("mask targets", target, *arguments, learns=False)
 

@@ -280,7 +280,7 @@ def _value(varied: Varied, setting: Setting) -> int:
     if varied == "anchors":
         levels = range(3, 8) if setting.detector == "retinanet" else range(2, 7)
         canvas = (setting.side, setting.side)
-        return anchors.count(canvas, levels=levels, per_cell=3 * setting.shapes)
+        return anchors.num_anchors(canvas, levels=levels, per_cell=3 * setting.shapes)
     return getattr(setting, VARIED[varied][0])
 
 

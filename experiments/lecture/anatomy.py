@@ -238,7 +238,7 @@ def look(network: nn.Module, variables: Any, batch: Batch) -> Any:
     sizes = batch.sizes if getattr(trunk, "mask_padding", True) else None
 
     def answer(network):
-        pixels = images.normalise(
+        pixels = images.normalize(
             batch.images, batch.sizes, mean=trunk.mean, std=trunk.std
         )
         if isinstance(trunk, RPNConfig):
@@ -283,7 +283,7 @@ def _of_one_stage(
     }
     softmax = isinstance(config, SSDConfig) and config.scores == "softmax"
     if scene.labels is not None and not softmax:
-        labels = np.where(matches.positive, scene.labels[matches.index], -1)
+        labels = np.where(matches.positive, scene.labels[matches.gt_index], -1)
         targets = np.asarray(jax.nn.one_hot(labels, logits.shape[-1]))  # -1: none
         judged = np.asarray(matches.positive | matches.negative)
         drawn["loss_shares"] = figures.loss_shares(logits[judged], targets[judged])
@@ -305,8 +305,12 @@ def _of_proposals(
     best, index = jax.lax.top_k(_flat(scores), min(BEST, len(level)))
     boxes = box_coding.decode(deltas[index], all_anchors[index])
     boxes = box_ops.clip(boxes, scene.batch.sizes[0])
-    kept, valid = nms.class_wise_nms(
-        boxes, best, level[index], threshold=trunk.nms_threshold, size=len(boxes)
+    kept, valid = nms.batched_nms(
+        boxes,
+        best,
+        level[index],
+        iou_threshold=trunk.nms_threshold,
+        max_output_size=len(boxes),
     )
     boxes, best, kept = map(np.asarray, (boxes, best, kept[valid]))
     trained_anchors = all_anchors
@@ -331,7 +335,7 @@ def _of_fcos(scene: Scene, config: FCOSConfig, said: tuple) -> dict[str, Figure]
     logits, sides, central = (np.asarray(values[0]) for values in said)
     grid = {"offset": config.point_offset, "rounded": config.point_rounded}
     canvas = scene.batch.images.shape[1:3]
-    points = anchors.cell_centres(canvas, levels=config.levels, **grid)
+    points = anchors.cell_centers(canvas, levels=config.levels, **grid)
     points = _flat(_by_level(scene, config, np.asarray(points)))
     distances = {
         level: np.exp(x) if config.distances == "exp" else np.maximum(x, 0) * 2**level
@@ -349,8 +353,8 @@ def _of_fcos(scene: Scene, config: FCOSConfig, said: tuple) -> dict[str, Figure]
     kept, valid = nms.nms(
         box_coding.decode_ltrb(distances, points),
         scores,
-        threshold=config.nms_threshold,
-        size=len(figures.COLOURS),
+        iou_threshold=config.nms_threshold,
+        max_output_size=len(figures.COLOURS),
         valid=class_scores > config.score_threshold,
     )
     best = np.asarray(kept[valid])
@@ -389,10 +393,14 @@ def _matches(
     there = np.ones(len(scene.objects), bool)
     if isinstance(config, SSDConfig):
         return matching.match_default_boxes(
-            boxes, scene.objects, there, threshold=config.positive_iou
+            boxes, scene.objects, there, positive_iou=config.positive_iou
         )
     return matching.match_by_iou(
-        boxes, scene.objects, there, low=config.low_iou, high=config.high_iou
+        boxes,
+        scene.objects,
+        there,
+        negative_iou=config.low_iou,
+        positive_iou=config.high_iou,
     )
 
 
@@ -409,7 +417,7 @@ def _default_boxes(
         config.levels, config.steps, config.shapes, strict=True
     ):
         cells = logits[level].shape[1:3]
-        boxes = anchors.default_boxes([cells], steps=[step], shapes=[shapes])
+        boxes = anchors.default_boxes([cells], strides=[step], sizes=[shapes])
         maps[level] = np.asarray(boxes).reshape(*cells, len(shapes), 4)
     return _flat(_on_image(maps, scene.batch.sizes[0]))
 

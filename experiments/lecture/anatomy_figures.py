@@ -36,15 +36,15 @@ def receptive_fields(
 
     Args:
       picture: `[H, W, 3]` uint8.
-      layers: as of `receptive_field.after_each`.
+      layers: as of `receptive_field.receptive_fields`.
       name: of the network.
     """
     figure, axes = _canvas(picture)
-    stages = {field.stride: field for field in receptive_field.after_each(layers)}
+    stages = {field.stride: field for field in receptive_field.receptive_fields(layers)}
     middle = np.array(picture.shape[:2]) / 2
     for colour, (stride, field) in zip(COLOURS, stages.items(), strict=False):
         cell = np.round((middle - field.centre) / stride)
-        seen = np.asarray(receptive_field.seen_by(cell, field))
+        seen = np.asarray(receptive_field.receptive_boxes(cell, field))
         label = f"stride {stride}: {field.size} x {field.size} pixels"
         _outline(axes, seen[None], color=colour, label=label)
     reach = max(field.size / 2 + field.stride, *middle)
@@ -152,7 +152,7 @@ def pool_bins(
     first, (rows, columns) = _cells_around(box, canvas, stride)
     channels = np.eye(rows * columns, dtype=np.float32).reshape(rows, columns, -1)
     local = (box - stride * np.tile(first, 2))[None]
-    pool = partial(roi_pool.roi_max_pool, stride=stride, size=size)
+    pool = partial(roi_pool.roi_max_pool, stride=stride, output_size=size)
     pooled = jax.jit(pool)(channels, local)
     read = np.asarray(pooled[0]).reshape(size, size, rows, columns) > 0
     bins = np.full((size, size, 4), np.nan)
@@ -181,7 +181,9 @@ def align_points(
     centres = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
     centres = np.stack(centres, axis=-1).astype(np.float32)
     local = (box - stride * np.tile(first, 2))[None]
-    align = partial(roi_align.roi_align, stride=stride, size=size * samples, samples=1)
+    align = partial(
+        roi_align.roi_align, stride=stride, output_size=size * samples, sampling_ratio=1
+    )
     points = jax.jit(align)(centres, local)
     return stride * (np.asarray(points[0]) + first)
 
@@ -276,12 +278,12 @@ def region_levels(
     Args:
       picture: `[H, W, 3]` uint8.
       boxes: `[R, 4]`, the regions.
-      levels: see `roi_align.level_of`.
-      canonical_size: see `roi_align.level_of`.
-      canonical_level: see `roi_align.level_of`.
+      levels: see `roi_align.assign_levels`.
+      canonical_size: see `roi_align.assign_levels`.
+      canonical_level: see `roi_align.assign_levels`.
     """
     rule = {"canonical_size": canonical_size, "canonical_level": canonical_level}
-    chosen = np.asarray(roi_align.level_of(boxes, levels, **rule))
+    chosen = np.asarray(roi_align.assign_levels(boxes, levels, **rule))
     sides = np.sqrt(box_ops.area(boxes))
     figure, (chart, axes) = _canvas(picture, 2)
     chart.clear()
@@ -291,7 +293,7 @@ def region_levels(
     low, high = np.clip(min(sides), 1, finest), max(coarsest, *sides)
     line = np.geomspace(low, high, 500)
     corners = np.stack([0 * line, 0 * line, line, line], axis=-1)
-    steps = roi_align.level_of(corners, levels, **rule)
+    steps = roi_align.assign_levels(corners, levels, **rule)
     chart.plot(line, steps, color="grey", label="rule")
     for level, colour in zip(levels, COLOURS, strict=False):
         here = chosen == level
@@ -319,7 +321,9 @@ def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
     right = np.linspace(0.01, 0.999, 300)
     logits = np.log(right / (1 - right))
     for gamma, colour in zip(gammas, COLOURS, strict=False):
-        loss = losses.focal_loss(logits, np.ones_like(logits), alpha=None, gamma=gamma)
+        loss = losses.sigmoid_focal_loss(
+            logits, np.ones_like(logits), alpha=None, gamma=gamma
+        )
         name = "0, cross-entropy" if gamma == 0 else f"{gamma:g}"
         axes.plot(right, loss, color=colour, label=rf"$\gamma$ = {name}")
     axes.axvspan(1 - EASY, 1, color="grey", alpha=0.2, label="easy")
@@ -343,7 +347,7 @@ def shares_of_loss(
       The shares of "easy negatives", whose score is below `EASY`, of "hard negatives"
       and of "positives"; they sum to 1.
     """
-    loss = losses.focal_loss(logits, targets, alpha=None, gamma=gamma)
+    loss = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=gamma)
     loss = np.asarray(loss, np.float64)
     easy = np.asarray(jax.nn.sigmoid(logits)) < EASY
     kinds = {

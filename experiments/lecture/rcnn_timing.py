@@ -170,7 +170,7 @@ def detectors(
     convolutions = _convolutions(backbone, dtype)
     crops = convolutions
     if backbone == "alexnet":  # the published paddings, for images of one size
-        crops = convolutions.clone(centred=False)
+        crops = convolutions.clone(centered=False)
 
     def config(paper: Any, **changes):
         region = dataclasses.replace(paper.region, per_image=REGIONS_AN_IMAGE)

@@ -34,7 +34,9 @@ def match_anchors(
     Returns:
       `Matches` `[B, A]`.
     """
-    match = partial(matching.match_by_iou, low=negative_iou, high=positive_iou)
+    match = partial(
+        matching.match_by_iou, negative_iou=negative_iou, positive_iou=positive_iou
+    )
     valid = truth.valid & ~truth.crowd
     matches = jax.vmap(match)(zero_outside(anchors, inside), truth.boxes, valid)
     return ignore_outside(matches, inside)
@@ -118,12 +120,12 @@ def postprocess(
     valid = (scores > 0) & jnp.all(jnp.isfinite(boxes), axis=-1)
 
     def select(boxes, scores, labels, valid):
-        return nms.best_detections(
+        return nms.select_detections(
             boxes,
             scores,
             labels,
-            threshold=config.nms_threshold,
-            size=config.max_detections,
+            iou_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
             valid=valid,
         )
 

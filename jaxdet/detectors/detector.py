@@ -102,7 +102,7 @@ def preprocess(
       `[B, H, W, 3]` float32, 0 outside the images; `[B, 2]` (height, width), or None
       without `mask_padding`: all of the canvas is image.
     """
-    pixels = images.normalise(
+    pixels = images.normalize(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     return pixels, batch.sizes if mask_padding else None

@@ -170,7 +170,7 @@ def fast_rcnn(
 
 def _look(network, batch: Batch, config: FastRCNNConfig, boxes, keys):
     """Class logits `[B, R, K + 1]` and deltas of what lies in each box."""
-    pixels = images.normalise(
+    pixels = images.normalize(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     sizes = batch.sizes if config.mask_padding else None

@@ -19,7 +19,7 @@ import numpy as np
 from jaxdet.detectors.detector import Detector, from_network, require, require_colours
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import FCOSHead
-from jaxdet.nn.norm import Kind
+from jaxdet.nn.layers import NormType
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.coverage import Coverage, points_in_charge
@@ -65,9 +65,9 @@ class FCOSConfig:
     """What P6 is made from (3.2)."""
     head_depth: int = 4
     """3x3 convolutions in each tower of the head (Figure 2)."""
-    head_norm: Kind = "group"
+    head_norm: NormType = "group"
     """Of the head's convolutions."""
-    fpn_norm: Kind = "none"
+    fpn_norm: NormType = "none"
     """Of the pyramid's convolutions."""
     level_scales: bool = True
     """Whether sides are multiplied by a learned number for each level (3.2)."""
@@ -237,17 +237,19 @@ def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
     targets = box_coding.encode_ltrb(matched(truth.boxes, index), points[None])
     central = losses.centerness(targets)
     # 3. How far off was it?
-    focal = losses.focal_loss(
+    focal = losses.sigmoid_focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
     misses = _box_misses(sides, targets, points, strides, config)
-    cross_entropy = losses.focal_loss(centerness, central, alpha=None, gamma=0.0)
+    cross_entropy = losses.sigmoid_focal_loss(
+        centerness, central, alpha=None, gamma=0.0
+    )
     # 4. On average over the points in objects, on all devices.
     count = losses.device_mean_count(positive, axis_name=axis_name)
     weights, least = positive.astype(jnp.float32), 1.0
     if config.box_weighting == "centerness":
         weights, least = weights * central, _LEAST_CENTERNESS
-    share = losses.device_mean_sum(weights, axis_name=axis_name, least=least)
+    share = losses.device_mean_sum(weights, axis_name=axis_name, minimum=least)
     class_loss = jnp.sum(focal, where=used[..., None]) / count
     box_loss = jnp.sum(misses * weights, where=positive) / share
     centerness_loss = jnp.sum(cross_entropy, where=positive) / count
@@ -323,7 +325,7 @@ def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
 
 
 def _look(network, batch: Batch, config: FCOSConfig):
-    pixels = images.normalise(
+    pixels = images.normalize(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     return network(pixels, batch.sizes if config.mask_padding else None)
@@ -331,7 +333,7 @@ def _look(network, batch: Batch, config: FCOSConfig):
 
 def _points(canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
     """`[A, 2]`."""
-    return anchors.cell_centres(
+    return anchors.cell_centers(
         canvas,
         levels=config.levels,
         offset=config.point_offset,
@@ -341,7 +343,7 @@ def _points(canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
 
 def _points_on_images(batch: Batch, config: FCOSConfig) -> jax.Array:
     """`[B, A]`: points of cells that an image's own canvas would have."""
-    return anchors.on_images(
+    return anchors.inside_mask(
         batch.images.shape,
         batch.sizes if config.mask_padding else None,
         levels=config.levels,
@@ -352,14 +354,14 @@ def _points_on_images(batch: Batch, config: FCOSConfig) -> jax.Array:
 def _charges(canvas: tuple[int, int], config: FCOSConfig) -> dict:
     """Which objects each point may take, as `match_points` wants it."""
     each = partial(_of_levels, canvas=canvas, config=config)
-    reach = None
+    radius = None
     if config.centre_radius is not None:
-        reach = each([config.centre_radius * 2**level for level in config.levels])
+        radius = each([config.centre_radius * 2**level for level in config.levels])
+    low, high = each([0.0, *config.limits]), each([*config.limits, math.inf])
     return {
-        "low": each([0.0, *config.limits]),
-        "high": each([*config.limits, math.inf]),
+        "regression_ranges": jnp.stack([low, high], axis=-1),
         "inclusive": config.at_limits == "both",
-        "reach": reach,
+        "center_radius": radius,
     }
 
 
@@ -372,7 +374,8 @@ def _strides(canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
 def _of_levels(values, *, canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
     """A value of each level for each of its points, `[A]`."""
     counts = [
-        anchors.count(canvas, levels=[level], per_cell=1) for level in config.levels
+        anchors.num_anchors(canvas, levels=[level], per_cell=1)
+        for level in config.levels
     ]
     return jnp.asarray(np.repeat(np.array(values, np.float32), counts))
 
@@ -403,15 +406,15 @@ def _detect(logits, centerness, boxes, used, size, *, canvas, config):
     judged = class_scores if config.threshold_on == "class" else scores
     scores = jnp.where(used[:, None] & (judged > config.score_threshold), scores, -1.0)
     layout = {"levels": config.levels, "per_cell": 1}
-    scores, index, labels = anchors.best_of_levels(
-        scores, canvas, **layout, limit=config.candidates
+    scores, index, labels = anchors.topk_per_level(
+        scores, canvas, **layout, k=config.candidates
     )
     found = box_ops.clip(boxes[index], size)
-    return nms.best_detections(
+    return nms.select_detections(
         found,
         scores,
         labels,
-        threshold=config.nms_threshold,
-        size=config.detections,
+        iou_threshold=config.nms_threshold,
+        max_detections=config.detections,
         valid=(scores > 0) & jnp.all(jnp.isfinite(found), axis=-1),
     )

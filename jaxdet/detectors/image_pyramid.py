@@ -205,14 +205,19 @@ def _merge(
     """One image: `[D]` answers of all views, in canvas pixels -> `[detections]`."""
     boxes = box_ops.clip(found.boxes, size)
     candidates = {"scores": found.scores, "labels": found.labels, "valid": found.valid}
-    keep, valid = nms.class_wise_nms(
-        boxes, **candidates, threshold=config.nms_threshold, size=config.detections
+    keep, valid = nms.batched_nms(
+        boxes,
+        **candidates,
+        iou_threshold=config.nms_threshold,
+        max_output_size=config.detections,
     )
     kept = jax.tree.map(lambda values: values[keep], found.replace(boxes=boxes))
     if config.vote_iou is not None:
-        voted = nms.vote(boxes, keep=keep, **candidates, threshold=config.vote_iou)
+        voted = nms.box_voting(
+            boxes, keep=keep, **candidates, iou_threshold=config.vote_iou
+        )
         kept = kept.replace(boxes=voted)
-    return nms.without_padding(kept.replace(valid=valid))
+    return nms.clear_padding(kept.replace(valid=valid))
 
 
 def _rescaled(batch: Batch, scale: float) -> Batch:

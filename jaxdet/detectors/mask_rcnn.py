@@ -15,7 +15,7 @@ from jaxdet.detectors import faster_rcnn, rpn
 from jaxdet.detectors.detector import Detector, from_network, require
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.nn.heads import MaskHead
-from jaxdet.nn.norm import Kind
+from jaxdet.nn.layers import NormType
 from jaxdet.ops import losses, masks
 from jaxdet.structs import Batch, Detections
 
@@ -36,7 +36,7 @@ class MaskRCNNConfig:
     """Of the mask head (Figure 4)."""
     mask_depth: int = 4
     """3x3 convolutions of the mask head (Figure 4)."""
-    mask_norm: Kind = "none"
+    mask_norm: NormType = "none"
     """Of those convolutions; "group" learns from scratch."""
     soft_targets: bool = False
     """Cells on the border of an object are to be painted as much as it covers them, as
@@ -90,12 +90,12 @@ def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
     most = max(1, int(boxes.region.per_image * boxes.region.positive_fraction))
     samples = jax.tree.map(lambda values: values[:, :most], samples)
     logits = _paint(network, pyramid, batch, samples.boxes, samples.labels, config)
-    targets = jax.vmap(partial(masks.masks_in_regions, size=logits.shape[-1]))(
-        batch.truth.masks, batch.truth.boxes, samples.boxes, samples.objects
-    )
+    targets = jax.vmap(
+        partial(masks.crop_and_resize_masks, output_size=logits.shape[-1])
+    )(batch.truth.masks, batch.truth.boxes, samples.boxes, samples.objects)
     if not config.soft_targets:
         targets = (targets >= 0.5).astype(jnp.float32)
-    entropies = losses.focal_loss(logits, targets, alpha=None, gamma=0.0)
+    entropies = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=0.0)
     misses = jnp.mean(entropies, axis=(2, 3))  # [B, R]
     count = losses.device_mean_count(samples.positive, axis_name=axis_name)
     mask_loss = jnp.sum(misses, where=samples.positive) / count

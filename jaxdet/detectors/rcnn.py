@@ -98,7 +98,7 @@ class RCNNNetwork(nn.Module):
           keys: `[R]`, for dropout; None: there is none.
         """
         features = of_level(self.backbone(crops), self.config.level)
-        cells = roi_pool.grid_max_pool(features, self.config.pool_size)
+        cells = roi_pool.adaptive_max_pool(features, self.config.pool_size)
         return self.box_predictor(self.box_head(cells, keys))
 
 
@@ -175,10 +175,12 @@ def _look(network, batch: Batch, config: RCNNConfig, boxes, keys):
     they are few, as in training: on CPU a gradient within a loop takes far longer.
     """
     batch_size, count, _ = boxes.shape
-    pixels = images.normalise(
+    pixels = images.normalize(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
-    warp = partial(images.crop_and_warp, size=config.size, context=config.context)
+    warp = partial(
+        images.crop_and_warp, output_size=config.size, context=config.context
+    )
     if batch_size * count <= config.chunk:
         crops = jax.vmap(warp)(pixels, boxes)
         if keys is not None:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxdet.detectors.detector import Detector, from_network, require, require_colours
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import DenseHead
-from jaxdet.nn.norm import Kind
+from jaxdet.nn.layers import NormType
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.coverage import Coverage, of_pyramid
@@ -62,9 +62,9 @@ class RetinaNetConfig:
     """What P6 is made from (4, footnote 2)."""
     head_depth: int = 4
     """3x3 convolutions in each head before its last one (4)."""
-    head_norm: Kind = "none"
+    head_norm: NormType = "none"
     """Of the heads' convolutions; "group" learns from scratch."""
-    fpn_norm: Kind = "none"
+    fpn_norm: NormType = "none"
     """Of the pyramid's convolutions."""
     mask_padding: bool = True
     """Treat an image as if the canvas ended where it ends; the references do not."""
@@ -232,19 +232,21 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
     logits, deltas = _look(network, batch, config)  # [B, A, K], [B, A, 4]
     # 1. Which object, if any, does each anchor answer for?
     boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
-    match = partial(matching.match_by_iou, low=config.low_iou, high=config.high_iou)
+    match = partial(
+        matching.match_by_iou, negative_iou=config.low_iou, positive_iou=config.high_iou
+    )
     used = _anchors_on_images(batch, config)
     on_image = jnp.where(used[..., None], boxes[None], 0.0)  # no best one in padding
     matches = jax.vmap(match)(on_image, truth.boxes, truth.valid & ~truth.crowd)
     positive = matches.positive & used
     # 2. What should it have said?
     matched = jax.vmap(lambda values, index: values[index])
-    labels = matched(truth.labels, matches.index)
+    labels = matched(truth.labels, matches.gt_index)
     labels = jnp.where(positive, labels, config.num_classes)  # K: background
     class_targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
-    target_boxes = matched(truth.boxes, matches.index)
+    target_boxes = matched(truth.boxes, matches.gt_index)
     # 3. How far off was it?
-    focal = losses.focal_loss(
+    focal = losses.sigmoid_focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
     judged = positive | (matches.negative & used)
@@ -317,14 +319,14 @@ def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
 
 
 def _look(network, batch: Batch, config: RetinaNetConfig):
-    normalise = partial(images.normalise, mean=config.mean, std=config.std)
-    pixels = jax.vmap(normalise)(batch.images, batch.sizes)
+    normalize = partial(images.normalize, mean=config.mean, std=config.std)
+    pixels = jax.vmap(normalize)(batch.images, batch.sizes)
     return network(pixels, batch.sizes if config.mask_padding else None)
 
 
 def _anchors_on_images(batch: Batch, config: RetinaNetConfig) -> jax.Array:
     """`[B, A]`: anchors of cells that an image's own canvas would have."""
-    return anchors.on_images(
+    return anchors.inside_mask(
         batch.images.shape,
         batch.sizes if config.mask_padding else None,
         levels=config.levels,
@@ -338,26 +340,28 @@ def _box_misses(deltas, target_boxes, boxes, config: RetinaNetConfig) -> jax.Arr
         decoded = box_coding.decode(deltas, boxes[None])
         return losses.giou_loss(decoded, target_boxes)
     targets = box_coding.encode(target_boxes, boxes[None])
-    return jnp.sum(losses.smooth_l1(deltas, targets, beta=config.box_beta), axis=-1)
+    return jnp.sum(
+        losses.smooth_l1_loss(deltas, targets, beta=config.box_beta), axis=-1
+    )
 
 
 def _detect(logits, deltas, used, size, *, anchor_boxes, canvas, config):
     """One image: `[A, K]`, `[A, 4]`, `[A]`, `[2]` -> `Detections` of it alone."""
     scores = jax.nn.sigmoid(logits)
     scores = jnp.where(used[:, None] & (scores > config.score_threshold), scores, -1.0)
-    scores, index, labels = anchors.best_of_levels(
+    scores, index, labels = anchors.topk_per_level(
         scores,
         canvas,
         levels=config.levels,
         per_cell=config.anchors_per_cell,
-        limit=config.candidates,
+        k=config.candidates,
     )
     found = box_ops.clip(box_coding.decode(deltas[index], anchor_boxes[index]), size)
-    return nms.best_detections(
+    return nms.select_detections(
         found,
         scores,
         labels,
-        threshold=config.nms_threshold,
-        size=config.detections,
+        iou_threshold=config.nms_threshold,
+        max_detections=config.detections,
         valid=(scores > 0) & jnp.all(jnp.isfinite(found), axis=-1),
     )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.detectors.detector import require
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import zero_outside
 from jaxdet.ops import box_coding, losses, matching, nms, roi_align, roi_pool, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.structs import Batch, Detections, GroundTruth, Regions
@@ -218,15 +218,15 @@ def cut(
     if pool == "max":
         ((level, features),) = pyramid.items()
         features = zero_outside(features, sizes, 2**level)
-        pool_image = partial(roi_pool.roi_max_pool, stride=2**level, size=size)
+        pool_image = partial(roi_pool.roi_max_pool, stride=2**level, output_size=size)
         return jax.vmap(pool_image)(features, boxes)
 
     def align(levels, boxes, image_size):
         return roi_align.pyramid_roi_align(
             levels,
             boxes,
-            size=size,
-            samples=samples,
+            output_size=size,
+            sampling_ratio=samples,
             aligned=aligned,
             canonical_size=canonical_size,
             canonical_level=canonical_level,
@@ -263,14 +263,14 @@ def sample(
         boxes = jnp.concatenate([regions.boxes, truth.boxes])
         valid = jnp.concatenate([regions.valid, objects])
         ranks = jnp.arange(len(regions.valid), dtype=jnp.uint32)
-        identity = jnp.concatenate([ranks, sampling.identify(truth.boxes)])
+        identity = jnp.concatenate([ranks, sampling.hash_boxes(truth.boxes)])
         matches = matching.match_by_iou(
             boxes,
             truth.boxes,
             objects,
-            low=config.negative_iou,
-            high=config.positive_iou,
-            force_best=False,
+            negative_iou=config.negative_iou,
+            positive_iou=config.positive_iou,
+            allow_low_quality_matches=False,
         )
         negative = valid & matches.negative
         hard = negative & (matches.iou >= config.hard_negative_iou)
@@ -282,7 +282,7 @@ def sample(
             size=config.per_image,
             positive_fraction=config.positive_fraction,
         )
-        slots = jnp.where(chosen.positive, matches.index[chosen.index], 0)
+        slots = jnp.where(chosen.positive, matches.gt_index[chosen.index], 0)
         if len(truth.labels) == 0:  # There is nothing to look up in.
             labels, targets = jnp.zeros_like(slots), jnp.zeros((len(slots), 4))
         else:
@@ -350,7 +350,7 @@ def region_losses(
     targets = box_coding.encode(
         samples.targets, samples.boxes, weights=config.box_weights
     )
-    misses = losses.smooth_l1(deltas, targets, beta=config.box_beta)
+    misses = losses.smooth_l1_loss(deltas, targets, beta=config.box_beta)
     box_loss = jnp.sum(misses, where=samples.positive[..., None]) / count
     return {"class_loss": class_loss, "box_loss": config.box_weight * box_loss}
 
@@ -387,13 +387,13 @@ def detections(
             deltas[region, own], regions.boxes[region], weights=config.box_weights
         )
         found = box_ops.clip(found, size)
-        return nms.best_detections(
+        return nms.select_detections(
             found,
             scores,
             label,
-            threshold=config.nms_threshold,
-            size=config.detections,
-            valid=(scores > 0) & box_ops.has_sides(found, config.min_side),
+            iou_threshold=config.nms_threshold,
+            max_detections=config.detections,
+            valid=(scores > 0) & box_ops.nonempty(found, config.min_side),
         )
 
     return jax.vmap(of_image)(logits, deltas, regions, sizes)

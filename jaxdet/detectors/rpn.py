@@ -22,7 +22,7 @@ from jaxdet.detectors.detector import (
 )
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import RPNHead
-from jaxdet.nn.norm import Kind
+from jaxdet.nn.layers import NormType
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.coverage import Coverage, of_pyramid
@@ -59,7 +59,7 @@ class RPNConfig:
     """Train only anchors that lie within their image (3.3)."""
     channels: int | None = 256
     """Of the feature pyramid (FPN 3); None: the one level is the backbone's own."""
-    fpn_norm: Kind = "none"
+    fpn_norm: NormType = "none"
     """Of the pyramid's convolutions."""
     head_channels: int | None = None
     """Of the 3x3 convolutions; None: as many as the features have."""
@@ -329,7 +329,7 @@ def pixels_and_sizes(
       `[B, H, W, 3]` float32, 0 outside the images; `[B, 2]` (height, width), or None
       without `config.mask_padding`: all of the canvas is image.
     """
-    pixels = images.normalise(
+    pixels = images.normalize(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     return pixels, batch.sizes if config.mask_padding else None
@@ -361,7 +361,7 @@ def proposal_losses(
     """
     boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
     # The barrier keeps XLA from computing this while it compiles, which takes seconds.
-    identity = sampling.identify(jax.lax.optimization_barrier(boxes))
+    identity = sampling.hash_boxes(jax.lax.optimization_barrier(boxes))
 
     def of_image(key, logits, deltas, truth: GroundTruth, size, used):
         # 1. Which anchors are objects, which are background?
@@ -371,8 +371,8 @@ def proposal_losses(
             jnp.where(used[:, None], boxes, 0.0),  # no object's best is out of use
             truth.boxes,
             truth.valid & ~truth.crowd,
-            low=config.low_iou,
-            high=config.high_iou,
+            negative_iou=config.low_iou,
+            positive_iou=config.high_iou,
         )
         # 2. Which of them teach, this time?
         chosen = sampling.balanced_subset(
@@ -389,9 +389,11 @@ def proposal_losses(
         if len(truth.labels) == 0:
             targets = jnp.zeros((len(chosen.index), 4))
         else:
-            targets = truth.boxes[matches.index[chosen.index]]
+            targets = truth.boxes[matches.gt_index[chosen.index]]
         targets = box_coding.encode(targets, boxes[chosen.index])
-        misses = losses.smooth_l1(deltas[chosen.index], targets, beta=config.box_beta)
+        misses = losses.smooth_l1_loss(
+            deltas[chosen.index], targets, beta=config.box_beta
+        )
         return jax.nn.softplus(wrong), jnp.sum(misses, axis=-1), chosen
 
     used = _anchors_on_images(batch, config)
@@ -430,7 +432,11 @@ def propose(
     Returns:
       Regions `[B, proposals]`, best first.
     """
-    thin = partial(nms.best_detections, threshold=config.nms_threshold, size=proposals)
+    thin = partial(
+        nms.select_detections,
+        iou_threshold=config.nms_threshold,
+        max_detections=proposals,
+    )
     *found, valid = best_anchors(logits, deltas, batch, config=config, limit=candidates)
     kept = jax.vmap(lambda found, valid: thin(*found, valid=valid))(found, valid)
     return jax.lax.stop_gradient(Regions(kept.boxes, kept.scores, kept.valid))
@@ -455,21 +461,21 @@ def best_anchors(
     canvas = batch.images.shape[1:3]
     boxes = anchors.pyramid_anchors(canvas, **config.anchors)
     counts = [
-        anchors.count(canvas, levels=(level,), per_cell=config.anchors_per_cell)
+        anchors.num_anchors(canvas, levels=(level,), per_cell=config.anchors_per_cell)
         for level in config.levels
     ]
     level = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, limit))
 
     def of_image(scores, deltas, used, size, scale):
-        scores, index, _ = anchors.best_of_levels(
+        scores, index, _ = anchors.topk_per_level(
             jnp.where(used, scores, -1.0)[:, None],
             canvas,
             levels=config.levels,
             per_cell=config.anchors_per_cell,
-            limit=limit,
+            k=limit,
         )
         found = box_ops.clip(box_coding.decode(deltas[index], boxes[index]), size)
-        large = box_ops.has_sides(found, config.min_side * jnp.mean(scale))
+        large = box_ops.nonempty(found, config.min_side * jnp.mean(scale))
         return found, scores, level, (scores >= 0) & large
 
     scores = jax.nn.sigmoid(_logit(logits))
@@ -487,7 +493,7 @@ def _logit(logits: jax.Array) -> jax.Array:
 
 def _anchors_on_images(batch: Batch, config: RPNConfig) -> jax.Array:
     """`[B, A]`: anchors of cells that an image's own canvas would have."""
-    return anchors.on_images(
+    return anchors.inside_mask(
         batch.images.shape,
         batch.sizes if config.mask_padding else None,
         levels=config.levels,

@@ -22,7 +22,7 @@ from jaxdet.detectors.detector import (
 )
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.nn.heads import BoxPredictor
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import zero_outside
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, roi_pool
 from jaxdet.structs import Batch, Detections
@@ -182,7 +182,7 @@ def _look(network, batch: Batch, config: SPPNetConfig, boxes, keys):
 
 def _pool(network, batch: Batch, boxes, config: SPPNetConfig) -> jax.Array:
     """The features of every region, `[B, R, 4]` -> `[B, R, cells, C]`."""
-    pixels = images.normalise(
+    pixels = images.normalize(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     squares = jnp.array(config.scales) ** 2

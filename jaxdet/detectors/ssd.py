@@ -26,10 +26,8 @@ from jaxdet.detectors.detector import (
     require_colours,
 )
 from jaxdet.nn.backbones.vgg import VGG16SSD
-from jaxdet.nn.conv import Conv
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.nn.norm import Kind
-from jaxdet.nn.padding import inside, zero_outside
+from jaxdet.nn.layers import Conv, NormType, inside, zero_outside
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.coverage import Coverage, best_iou
@@ -178,7 +176,7 @@ TORCHVISION = SSDConfig(
 )
 
 
-def vgg16_300(norm: Kind = "none", dtype: jnp.dtype = jnp.float32) -> ExtraStages:
+def vgg16_300(norm: NormType = "none", dtype: jnp.dtype = jnp.float32) -> ExtraStages:
     """The paper's backbone for 300x300 pixels: 38, 19, 10, 5, 3 and 1 cells a side.
 
     Images should fill their canvas (`InputConfig.stretch`).
@@ -253,25 +251,27 @@ def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
     truth = batch.truth
     logits, deltas, boxes, used = _look(network, batch, config)
     # 1. Which object, if any, does each default box answer for?
-    match = partial(matching.match_default_boxes, threshold=config.positive_iou)
+    match = partial(matching.match_default_boxes, positive_iou=config.positive_iou)
     on_image = jnp.where(used[..., None], boxes[None], 0.0)  # no best one in padding
     matches = jax.vmap(match)(on_image, truth.boxes, truth.valid & ~truth.crowd)
     positive = matches.positive & used
     # 2. What should it have said?
     matched = jax.vmap(lambda values, index: values[index])
-    labels = matched(truth.labels, matches.index)
+    labels = matched(truth.labels, matches.gt_index)
     labels = jnp.where(positive, labels, config.num_classes)  # K: background
     targets = box_coding.encode(
-        matched(truth.boxes, matches.index), boxes[None], weights=config.box_weights
+        matched(truth.boxes, matches.gt_index), boxes[None], weights=config.box_weights
     )
     # 3. How far off was it?
     miss = _class_misses(logits, labels, config)  # [B, A]
     wanted = config.negatives_per_positive * jnp.sum(positive, axis=1)
     wanted = jnp.maximum(wanted.astype(jnp.int32), config.min_negatives)
-    hard = jax.vmap(sampling.hardest)(miss, matches.negative & used, wanted)
+    hard = jax.vmap(sampling.hard_negative_mining)(
+        miss, matches.negative & used, wanted
+    )
     count = losses.device_mean_count(positive, axis_name=axis_name)
     class_loss = jnp.sum(miss, where=positive | hard) / count
-    box_miss = losses.smooth_l1(deltas, targets, beta=config.box_beta)
+    box_miss = losses.smooth_l1_loss(deltas, targets, beta=config.box_beta)
     box_loss = jnp.sum(box_miss, where=positive[..., None]) / count
     metrics = {
         "class_loss": class_loss,
@@ -318,7 +318,7 @@ def coverage(
     best = np.zeros(len(boxes))
     for step, shapes in zip(config.steps, config.shapes, strict=True):
         cells = _cells(canvas, step)
-        grid = anchors.default_boxes([cells], steps=[step], shapes=[shapes])
+        grid = anchors.default_boxes([cells], strides=[step], sizes=[shapes])
         grid = np.asarray(grid).reshape(*cells, len(shapes), 4)
         best = np.maximum(best, best_iou(grid, boxes))
     threshold = config.positive_iou
@@ -343,15 +343,15 @@ def _look(network, batch: Batch, config: SSDConfig):
     A runs over levels, rows, columns, shapes. The boxes that count are those of cells
     that the image alone would have.
     """
-    normalise = partial(images.normalise, mean=config.mean, std=config.std)
-    pixels = jax.vmap(normalise)(batch.images, batch.sizes)
+    normalize = partial(images.normalize, mean=config.mean, std=config.std)
+    pixels = jax.vmap(normalize)(batch.images, batch.sizes)
     logits, deltas = network(pixels, batch.sizes)
     shapes = {level: deltas[level].shape for level in config.levels}  # B, H, W, S, 4
     _require_fitting_steps(batch.images.shape[1:3], shapes, config)
     boxes = anchors.default_boxes(
         [shape[1:3] for shape in shapes.values()],
-        steps=config.steps,
-        shapes=config.shapes,
+        strides=config.steps,
+        sizes=config.shapes,
     )
     used = {
         level: jnp.repeat(inside(batch.sizes, shape, 2**level), shape[3], axis=3)
@@ -392,7 +392,7 @@ def _class_misses(logits, labels, config: SSDConfig) -> jax.Array:
         likelihood = jax.nn.log_softmax(logits)
         return -jnp.take_along_axis(likelihood, labels[..., None], axis=-1)[..., 0]
     targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
-    misses = losses.focal_loss(logits, targets, alpha=None, gamma=0.0)
+    misses = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=0.0)
     return jnp.sum(misses, axis=-1)
 
 
@@ -402,11 +402,11 @@ def _best(found, scores, *, config: SSDConfig) -> Detections:
     labels = jnp.broadcast_to(jnp.arange(len(scores))[:, None], scores.shape)
     scores, index, labels = (x.reshape(-1) for x in (scores, index, labels))
     found = found[index]
-    return nms.best_detections(
+    return nms.select_detections(
         found,
         scores,
         labels,
-        threshold=config.nms_threshold,
-        size=config.detections,
+        iou_threshold=config.nms_threshold,
+        max_detections=config.detections,
         valid=(scores > 0) & jnp.all(jnp.isfinite(found), axis=-1),
     )

@@ -6,9 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.conv import Conv
-from jaxdet.nn.norm import Kind, Norm
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, zero_outside
 
 
 class ExtraStages(nn.Module):
@@ -26,7 +24,7 @@ class ExtraStages(nn.Module):
 
     backbone: nn.Module
     channels: tuple[tuple[int, int], ...]
-    norm: Kind = "none"
+    norm: NormType = "none"
     unpadded: int = 0
     dtype: jnp.dtype = jnp.float32
 

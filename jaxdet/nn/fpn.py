@@ -7,9 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.conv import Conv
-from jaxdet.nn.norm import Kind, Norm
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, zero_outside
 
 # detectron2's "c2_xavier", torchvision's kaiming_uniform(a=1): variance 1 / fan in.
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -37,7 +35,7 @@ class FPN(nn.Module):
     channels: int = 256
     top_down: bool = True
     extra: Literal["c5", "p5", "pool"] = "c5"
-    norm: Kind = "none"
+    norm: NormType = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -8,10 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.conv import HE_NORMAL, Conv
 from jaxdet.nn.fpn import XAVIER
-from jaxdet.nn.norm import Kind, Norm
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import HE_NORMAL, Conv, Norm, NormType, zero_outside
 
 _NORMAL = nn.initializers.normal(0.01)
 
@@ -29,7 +27,7 @@ class DenseHead(nn.Module):
 
     outputs: int
     depth: int = 4
-    norm: Kind = "none"
+    norm: NormType = "none"
     bias: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
@@ -81,7 +79,7 @@ class FCOSHead(nn.Module):
 
     num_classes: int
     depth: int = 4
-    norm: Kind = "group"
+    norm: NormType = "group"
     centerness_on: Literal["box", "class"] = "box"
     level_scales: bool = True
     bias: float = 0.0
@@ -143,7 +141,7 @@ class RPNHead(nn.Module):
     depth: int = 1
     outputs: int = 1
     channels: int | None = None
-    norm: Kind = "none"
+    norm: NormType = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -229,7 +227,7 @@ class ConvFCHead(nn.Module):
     features: int = 1024
     channels: int = 256
     depth: int = 4
-    norm: Kind = "none"
+    norm: NormType = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -290,7 +288,7 @@ class MaskHead(nn.Module):
     num_classes: int
     channels: int = 256
     depth: int = 4
-    norm: Kind = "none"
+    norm: NormType = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -330,7 +328,7 @@ class _Tower(nn.Module):
     """3x3 convolutions with biases, norms and ReLUs, for heads that have several."""
 
     depth: int
-    norm: Kind
+    norm: NormType
     dtype: jnp.dtype
 
     @nn.compact

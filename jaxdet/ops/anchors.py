@@ -25,7 +25,7 @@ def pyramid_anchors(
       sizes: for each level its anchor sizes, the square roots of their areas in pixels.
       ratios: height over width.
       levels: finest first. Level l has stride `2**l` and `ceil(canvas / 2**l)` cells.
-      offset: where in its cell an anchor has its centre, in strides; torchvision and
+      offset: where in its cell an anchor has its center, in strides; torchvision and
         detectron2 use 0.
       rounded: torchvision's integer arithmetic: half sides are rounded, and cells lie
         `canvas // cells` apart, less than a stride that does not divide the canvas.
@@ -43,46 +43,46 @@ def pyramid_anchors(
     grids = []
     for level, level_sizes in zip(levels, sizes, strict=True):
         shapes = _shapes(level_sizes, ratios, rounded=rounded)
-        y, x = (_centres(extent, level, offset, rounded=rounded) for extent in canvas)
+        y, x = (_centers(extent, level, offset, rounded=rounded) for extent in canvas)
         y, x = np.meshgrid(y, x, indexing="ij")
-        centres = np.stack([x, y, x, y], axis=-1)
-        grids.append((centres[:, :, None] + shapes).reshape(-1, 4))
+        centers = np.stack([x, y, x, y], axis=-1)
+        grids.append((centers[:, :, None] + shapes).reshape(-1, 4))
     # In NumPy: a constant of the compiled program, as the canvas is static.
     return jnp.asarray(np.concatenate(grids), jnp.float32)
 
 
 def default_boxes(
-    cells: Sequence[tuple[int, int]],
+    feature_sizes: Sequence[tuple[int, int]],
     *,
-    steps: Sequence[float],
-    shapes: Sequence[Sequence[tuple[float, float]]],
+    strides: Sequence[float],
+    sizes: Sequence[Sequence[tuple[float, float]]],
 ) -> jax.Array:
     """The default boxes of SSD: on each map shapes of its own (Liu et al. 2016, 2.2).
 
     Args:
-      cells: (rows, columns) of each map, static.
-      steps: for each map the pixels from one cell to the next; the first box has its
-        centre half a step from the corner.
-      shapes: for each map the (height, width) of its boxes, in pixels.
+      feature_sizes: (rows, columns) of each map, static.
+      strides: for each map the pixels from one cell to the next; the first box has its
+        center half a stride from the corner.
+      sizes: for each map the (height, width) of its boxes, in pixels.
 
     Returns:
       `[A, 4]` float32 boxes, not clipped. A runs over maps, rows, columns, shapes.
 
     Raises:
-      ValueError: if there is not one step and one group of shapes for each map.
+      ValueError: if there is not one stride and one group of sizes for each map.
     """
     grids = []
-    for extents, step, sides in zip(cells, steps, shapes, strict=True):
-        y, x = (step * (np.arange(extent) + 0.5) for extent in extents)
+    for extents, stride, sides in zip(feature_sizes, strides, sizes, strict=True):
+        y, x = (stride * (np.arange(extent) + 0.5) for extent in extents)
         y, x = np.meshgrid(y, x, indexing="ij")
-        centres = np.stack([x, y, x, y], axis=-1)
+        centers = np.stack([x, y, x, y], axis=-1)
         half = np.array(sides)[:, ::-1] / 2  # width first
         shifts = np.concatenate([-half, half], axis=-1)
-        grids.append((centres[:, :, None] + shifts).reshape(-1, 4))
+        grids.append((centers[:, :, None] + shifts).reshape(-1, 4))
     return jnp.asarray(np.concatenate(grids), jnp.float32)
 
 
-def cell_centres(
+def cell_centers(
     canvas: tuple[int, int],
     *,
     levels: Sequence[int],
@@ -103,18 +103,18 @@ def cell_centres(
     """
     grids = []
     for level in levels:
-        y, x = (_centres(extent, level, offset, rounded=rounded) for extent in canvas)
+        y, x = (_centers(extent, level, offset, rounded=rounded) for extent in canvas)
         grids.append(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
     return jnp.asarray(np.concatenate(grids), jnp.float32)
 
 
-def best_of_levels(
+def topk_per_level(
     scores: jax.Array,
     canvas: tuple[int, int],
     *,
     levels: Sequence[int],
     per_cell: int,
-    limit: int,
+    k: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best scores of each level alone, so that none outnumbers another.
 
@@ -123,36 +123,38 @@ def best_of_levels(
       canvas: `(height, width)` in pixels, static.
       levels: as in `pyramid_anchors`.
       per_cell: anchors in each cell.
-      limit: of a level; one with fewer scores gives all it has.
+      k: of a level; one with fewer scores gives all it has.
 
     Returns:
       Scores, anchors and classes, each `[M]`: level by level, best first.
     """
     found, start = [], 0
     for level in levels:
-        end = start + count(canvas, levels=(level,), per_cell=per_cell)
-        best, anchor, label = _best(scores[start:end], limit)
+        end = start + num_anchors(canvas, levels=(level,), per_cell=per_cell)
+        best, anchor, label = _topk(scores[start:end], k)
         found.append((best, start + anchor, label))
         start = end
     best, index, labels = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
     return best, index, labels
 
 
-def _best(scores, limit):
-    """The first `limit` of all scores `[A, K]`, their anchors and classes."""
+def _topk(scores, k):
+    """The first `k` of all scores `[A, K]`, their anchors and classes."""
     chosen = jnp.arange(len(scores))
-    if len(scores) > limit and scores.shape[1] > 1:
+    if len(scores) > k and scores.shape[1] > 1:
         # They are among those of as many anchors: far fewer to sort. Of equal scores
         # the first stay first.
-        _, chosen = jax.lax.top_k(jnp.max(scores, axis=1), limit)
+        _, chosen = jax.lax.top_k(jnp.max(scores, axis=1), k)
         chosen = jnp.sort(chosen)
         scores = scores[chosen]
-    best, place = jax.lax.top_k(scores.reshape(-1), min(limit, scores.size))
+    best, place = jax.lax.top_k(scores.reshape(-1), min(k, scores.size))
     anchor, label = jnp.divmod(place, scores.shape[1])
     return best, chosen[anchor], label
 
 
-def count(canvas: tuple[int, int], *, levels: Sequence[int], per_cell: int) -> int:
+def num_anchors(
+    canvas: tuple[int, int], *, levels: Sequence[int], per_cell: int
+) -> int:
     """How many anchors `pyramid_anchors` makes where each cell has `per_cell`.
 
     Args:
@@ -165,44 +167,16 @@ def count(canvas: tuple[int, int], *, levels: Sequence[int], per_cell: int) -> i
     return cells * per_cell
 
 
-def on_image(
-    canvas: tuple[int, int],
-    size: jax.Array,
-    *,
-    levels: Sequence[int],
-    per_cell: int,
-) -> jax.Array:
-    """Which anchors belong to cells that touch the image, not only its canvas.
-
-    They are the anchors of a canvas as large as the image, in the same order.
-
-    Args:
-      canvas: `(height, width)` in pixels, static.
-      size: `[2]`, true (height, width) of the image in its upper left corner.
-      levels: as in `pyramid_anchors`.
-      per_cell: anchors in each cell.
-
-    Returns:
-      `[A]` bool.
-    """
-    masks = []
-    for level in levels:
-        rows, columns = (
-            np.arange(-(-extent // 2**level)) * 2**level for extent in canvas
-        )
-        inside = (rows < size[0])[:, None] & (columns < size[1])[None]
-        masks.append(jnp.repeat(inside.reshape(-1), per_cell))
-    return jnp.concatenate(masks)
-
-
-def on_images(
+def inside_mask(
     shape: tuple[int, ...],
     sizes: jax.Array | None,
     *,
     levels: Sequence[int],
     per_cell: int,
 ) -> jax.Array:
-    """`on_image` for a batch.
+    """Tells which anchors belong to cells that touch the image, not only its canvas.
+
+    They are the anchors of a canvas as large as the image, in the same order.
 
     Args:
       shape: of the batch's images, `(B, height, width, ...)`.
@@ -214,10 +188,16 @@ def on_images(
       `[B, A]` bool.
     """
     batch, *canvas = shape[:3]
-    layout = {"levels": levels, "per_cell": per_cell}
     if sizes is None:
-        return jnp.ones((batch, count(canvas, **layout)), bool)
-    return jax.vmap(lambda size: on_image(canvas, size, **layout))(sizes)
+        sizes = jnp.broadcast_to(jnp.array(canvas), (batch, 2))
+    masks = []
+    for level in levels:
+        rows, columns = (
+            np.arange(-(-extent // 2**level))[None] * 2**level for extent in canvas
+        )
+        inside = (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
+        masks.append(jnp.repeat(inside.reshape(batch, -1), per_cell, axis=1))
+    return jnp.concatenate(masks, axis=1)
 
 
 def _shapes(
@@ -231,7 +211,7 @@ def _shapes(
     return np.concatenate([-half_sides, half_sides], axis=-1)
 
 
-def _centres(extent: int, level: int, offset: float, *, rounded: bool) -> np.ndarray:
+def _centers(extent: int, level: int, offset: float, *, rounded: bool) -> np.ndarray:
     """Of the cells of a level along one side of the canvas, in pixels."""
     stride = 2**level
     cells = -(-extent // stride)

@@ -21,7 +21,7 @@ def area(boxes: jax.Array) -> jax.Array:
     return width * height
 
 
-def has_sides(boxes: jax.Array, shortest: float = 0.0) -> jax.Array:
+def nonempty(boxes: jax.Array, shortest: float = 0.0) -> jax.Array:
     """Whether both sides are above 0 and at least `shortest`, `[..., 4]` -> `[...]`.
 
     False for boxes with a coordinate that is not finite.
@@ -31,7 +31,7 @@ def has_sides(boxes: jax.Array, shortest: float = 0.0) -> jax.Array:
     return right & jnp.all(jnp.isfinite(boxes), axis=-1)
 
 
-def pairwise_overlap(boxes_a: jax.Array, boxes_b: jax.Array) -> jax.Array:
+def pairwise_intersection(boxes_a: jax.Array, boxes_b: jax.Array) -> jax.Array:
     """Areas shared, in square pixels: `[M, 4]` and `[N, 4]` -> `[M, N]`."""
     chex.assert_shape([boxes_a, boxes_b], (None, 4))
     a, b = boxes_a[:, None], boxes_b[None]
@@ -114,7 +114,7 @@ def cxcywh_to_xyxy(boxes: jax.Array) -> jax.Array:
 def _overlap_and_union(
     boxes_a: jax.Array, boxes_b: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    overlap = pairwise_overlap(boxes_a, boxes_b)
+    overlap = pairwise_intersection(boxes_a, boxes_b)
     return overlap, area(boxes_a)[:, None] + area(boxes_b)[None] - overlap
 
 

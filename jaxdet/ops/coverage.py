@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdet.ops.anchors import cell_centres, pyramid_anchors
+from jaxdet.ops.anchors import cell_centers, pyramid_anchors
 
 
 class Coverage(NamedTuple):
@@ -103,7 +103,7 @@ def points_in_charge(
     Args:
       canvas: `(height, width)` in pixels.
       boxes: `[N, 4]` objects, on canvases of that size.
-      levels: of the points, as in `anchors.cell_centres`.
+      levels: of the points, as in `anchors.cell_centers`.
       limits: for each level the least and the greatest distance, in pixels, of a
         point's farthest side.
       reaches: for each level how far off an object's centre its points may lie, in
@@ -118,7 +118,7 @@ def points_in_charge(
     below, within = (np.less, np.less_equal)[:: 1 if inclusive else -1]
     total = np.zeros(len(boxes), int)
     for level, (low, high), reach in zip(levels, limits, reaches, strict=True):
-        points = cell_centres(canvas, levels=[level], offset=offset, rounded=rounded)
+        points = cell_centers(canvas, levels=[level], offset=offset, rounded=rounded)
         rows, columns = (-(-extent // 2**level) for extent in canvas)
         points = np.asarray(points).reshape(rows, columns, 2)
         # The farther of the two sides across, and of those down.

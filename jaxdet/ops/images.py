@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def normalise(
+def normalize(
     images: jax.Array, sizes: jax.Array, *, mean: Sequence[float], std: Sequence[float]
 ) -> jax.Array:
     """Brings pixels to zero mean and unit variance, and padding to exactly 0.
@@ -38,7 +38,7 @@ def normalise(
 
 
 def crop_and_warp(
-    image: jax.Array, boxes: jax.Array, *, size: int, context: int = 0
+    image: jax.Array, boxes: jax.Array, *, output_size: int, context: int = 0
 ) -> jax.Array:
     """Regions of an image, each warped to a square (Girshick et al. 2014, 2.1, A).
 
@@ -49,21 +49,26 @@ def crop_and_warp(
     Args:
       image: `[H, W, C]`, normalised, padding 0.
       boxes: `[R, 4]` pixels, anywhere. A box of no area gives crops of one colour.
-      size: side of a crop, in its own pixels.
+      output_size: side of a crop, in its own pixels.
       context: of these, how many on each side show what surrounds the box, which fills
-        the middle `size - 2 * context`; the paper's 227 have 16.
+        the middle
+        `output_size - 2 * context`; the paper's 227 have 16.
 
     Returns:
-      `[R, size, size, C]`.
+      `[R, output_size, output_size, C]`.
 
     Raises:
       ValueError: if the context leaves nothing for the box.
     """
-    inner = size - 2 * context
+    inner = output_size - 2 * context
     if context < 0 or inner <= 0:
-        raise ValueError(f"context {context} on each side of a crop of {size} pixels")
+        raise ValueError(
+            f"context {context} on each side of a crop of {output_size} pixels"
+        )
     x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0)
-    offsets = (jnp.arange(size) + 0.5 - context) / inner  # 0 and 1: the box's sides
+    offsets = (
+        jnp.arange(output_size) + 0.5 - context
+    ) / inner  # 0 and 1: the box's sides
 
     def corners(start, end, extent):
         """Of each row or column of each crop: two of the image, and their weights."""
@@ -76,7 +81,7 @@ def crop_and_warp(
             yield index, jnp.where(inside, weight, 0.0)
 
     height, width, channels = image.shape
-    crops = jnp.zeros((len(boxes), size, size, channels))
+    crops = jnp.zeros((len(boxes), output_size, output_size, channels))
     columns = list(corners(x1, x2, width))
     for row, row_weight in corners(y1, y2, height):
         for column, column_weight in columns:

@@ -9,7 +9,7 @@ _FARTHEST = 1e8  # pixels
 _NEAREST = 1e-8  # A point not farther from a side is on it.
 
 
-def focal_loss(
+def sigmoid_focal_loss(
     logits: jax.Array,
     targets: jax.Array,
     *,
@@ -38,7 +38,9 @@ def focal_loss(
     return (alpha * targets + (1 - alpha) * others) * loss
 
 
-def smooth_l1(predictions: jax.Array, targets: jax.Array, *, beta: float) -> jax.Array:
+def smooth_l1_loss(
+    predictions: jax.Array, targets: jax.Array, *, beta: float
+) -> jax.Array:
     """Absolute error, squared where it is less than `beta` (Girshick 2015, 2.3).
 
     Value and slope are continuous; far off the loss is the absolute error less
@@ -120,24 +122,24 @@ def device_mean_count(flags: jax.Array, *, axis_name: str | None) -> jax.Array:
     Returns:
       A float32 scalar, the same on all devices.
     """
-    return device_mean_sum(flags, axis_name=axis_name, least=1.0)
+    return device_mean_sum(flags, axis_name=axis_name, minimum=1.0)
 
 
 def device_mean_sum(
-    weights: jax.Array, *, axis_name: str | None, least: float
+    weights: jax.Array, *, axis_name: str | None, minimum: float
 ) -> jax.Array:
     """`device_mean_count` of weights: their sum on all devices, by the devices' number.
 
     Args:
       weights: `[...]`, this device's.
       axis_name: of the devices, under `pmap`; None: there is only this one.
-      least: what a smaller sum on all devices counts as.
+      minimum: what a smaller sum on all devices counts as.
 
     Returns:
       A float32 scalar, the same on all devices.
     """
     total = jnp.sum(weights, dtype=jnp.float32)
     if axis_name is None:
-        return jnp.maximum(total, least)
+        return jnp.maximum(total, minimum)
     total = jax.lax.psum(total, axis_name)
-    return jnp.maximum(total, least) / jax.lax.axis_size(axis_name)
+    return jnp.maximum(total, minimum) / jax.lax.axis_size(axis_name)

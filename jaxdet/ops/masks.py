@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 
 
-def masks_in_regions(
+def crop_and_resize_masks(
     masks: jax.Array,
     boxes: jax.Array,
     regions: jax.Array,
     index: jax.Array,
     *,
-    size: int = 28,
+    output_size: int = 28,
 ) -> jax.Array:
     """What the mask of a region's object looks like in the region's own frame.
 
@@ -23,19 +23,19 @@ def masks_in_regions(
       boxes: `[N, 4]`, canvas pixels; padding has no area, and an empty mask.
       regions: `[R, 4]`, canvas pixels.
       index: `[R]` int in [0, N), the object of each region.
-      size: cells a side of the result.
+      output_size: cells a side of the result.
 
     Returns:
-      `[R, size, size]` float32 in [0, 1]; 0 outside the object's box.
+      `[R, output_size, output_size]` float32 in [0, 1]; 0 outside the object's box.
     """
     chex.assert_shape([boxes, regions], (None, 4))
     chex.assert_equal_shape_prefix([masks, boxes], 1)
     chex.assert_equal_shape_prefix([regions, index], 1)
     cells = masks.shape[-1]
-    centres = (jnp.arange(size) + 0.5) / size
+    centres = (jnp.arange(output_size) + 0.5) / output_size
 
     def weights(axis: int) -> jax.Array:
-        """`[R, size, M]`, how much a cell of the region takes from each of the mask."""
+        """`[R, output_size, M]`: each mask cell's share in each cell of the region."""
         low, high = regions[:, axis, None], regions[:, axis + 2, None]
         start, stop = boxes[index, axis][:, None], boxes[index, axis + 2][:, None]
         points = low + (high - low) * centres[None]

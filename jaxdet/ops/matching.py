@@ -12,7 +12,7 @@ from jaxdet.ops.boxes import area, pairwise_iou
 class Matches:
     """One entry an anchor; an anchor neither positive nor negative is ignored."""
 
-    index: jax.Array  # [A] int32, slot of the object; 0 where there are no objects
+    gt_index: jax.Array  # [A] int32, slot of the object; 0 where there are no objects
     positive: jax.Array  # [A] bool, answers for that object
     negative: jax.Array  # [A] bool, background
     iou: jax.Array  # [A] float32, with that object; 0 where there are no objects
@@ -23,9 +23,9 @@ def match_by_iou(
     boxes: jax.Array,
     valid: jax.Array,
     *,
-    low: float,
-    high: float,
-    force_best: bool = True,
+    negative_iou: float,
+    positive_iou: float,
+    allow_low_quality_matches: bool = True,
 ) -> Matches:
     """Matches every anchor to the object it overlaps most (Ren et al. 2015, 3.1.2).
 
@@ -34,18 +34,19 @@ def match_by_iou(
       boxes: `[N, 4]`, objects.
       valid: `[N]` bool; padding matches nothing. Without a valid box all anchors are
         negative.
-      low: an anchor whose greatest IoU is less is negative.
-      high: an anchor whose greatest IoU is at least this is positive.
-      force_best: also make positive the anchors that overlap some object as much as any
-        anchor does, if at all, so that no object goes without. They still answer for
-        the object that they themselves overlap most, as in torchvision and detectron2.
+      negative_iou: an anchor whose greatest IoU is less is negative.
+      positive_iou: an anchor whose greatest IoU is at least this is positive.
+      allow_low_quality_matches: also make positive the anchors that overlap some object
+        as much as any anchor does, if at all, so that no object goes without. They are
+        still matched to the object that they themselves overlap most, as in torchvision
+        and detectron2.
 
     Returns:
       `Matches`; of equally good objects the first is meant.
     """
     iou = _overlaps(anchors, boxes, valid)
-    matches = _with_greatest(iou, low=low, high=high)
-    if not force_best:
+    matches = _with_greatest(iou, negative_iou, positive_iou)
+    if not allow_low_quality_matches:
         return matches
     best = jnp.max(iou, axis=0)
     is_best = jnp.any((iou == best[None]) & (best > 0)[None], axis=1)
@@ -55,7 +56,7 @@ def match_by_iou(
 
 
 def match_default_boxes(
-    anchors: jax.Array, boxes: jax.Array, valid: jax.Array, *, threshold: float
+    anchors: jax.Array, boxes: jax.Array, valid: jax.Array, *, positive_iou: float
 ) -> Matches:
     """Matches as SSD does: an object's best anchor answers for it (Liu et al., 2.2).
 
@@ -63,8 +64,8 @@ def match_default_boxes(
       anchors: `[A, 4]`.
       boxes: `[N, 4]`, objects.
       valid: `[N]` bool; padding matches nothing.
-      threshold: an anchor whose greatest IoU is at least this is positive, all others
-        are negative.
+      positive_iou: an anchor whose greatest IoU is at least this is positive, all
+        others are negative.
 
     Returns:
       `Matches`. The anchor that overlaps an object most, the first of them if several
@@ -72,16 +73,16 @@ def match_default_boxes(
       that have the same best anchor it answers for the one it overlaps most.
     """
     iou = _overlaps(anchors, boxes, valid)
-    matches = _with_greatest(iou, low=threshold, high=threshold)
+    matches = _with_greatest(iou, positive_iou, positive_iou)
     best = jnp.argmax(iou, axis=0)
     overlaps = jnp.take_along_axis(iou, best[None], axis=0)  # [1, N]
     is_best = (jnp.arange(len(anchors))[:, None] == best[None]) & (overlaps > 0)
     forced = jnp.where(is_best, overlaps, -1.0)
     positive = jnp.any(is_best, axis=1)
     return Matches(
-        index=jnp.where(positive, jnp.argmax(forced, axis=1), matches.index).astype(
-            jnp.int32
-        ),
+        gt_index=jnp.where(
+            positive, jnp.argmax(forced, axis=1), matches.gt_index
+        ).astype(jnp.int32),
         positive=matches.positive | positive,
         negative=matches.negative & ~positive,
         iou=jnp.where(positive, jnp.max(forced, axis=1), matches.iou),
@@ -93,10 +94,9 @@ def match_points(
     boxes: jax.Array,
     valid: jax.Array,
     *,
-    low: jax.Array,
-    high: jax.Array,
+    regression_ranges: jax.Array,
     inclusive: bool = True,
-    reach: jax.Array | None = None,
+    center_radius: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Gives every point the smallest object around it (Tian et al. 2019, 3.1 and 3.2).
 
@@ -104,13 +104,13 @@ def match_points(
       points: `[A, 2]` (x, y) in pixels. One on a side of a box is not in it.
       boxes: `[N, 4]`, objects.
       valid: `[N]` bool; padding matches nothing.
-      low: `[A]` pixels: no object whose farthest side is nearer, as those are left to
-        finer levels.
-      high: `[A]` pixels: none whose farthest side is farther.
+      regression_ranges: `[A, 2]` pixels, the least and the greatest distance from a
+        point to the farthest side of its object; other objects are left to other
+        levels.
       inclusive: whether a point takes an object at these very distances, as in the
         authors' code, where two levels then do; torchvision's levels both leave it.
-      reach: `[A]` pixels: only objects whose centre is nearer than this, across and
-        down ("centre sampling"); None: all of a box counts.
+      center_radius: `[A]` pixels: only objects whose center is nearer than this, across
+        and down ("center sampling"); None: all of a box counts.
 
     Returns:
       The slot of its object, `[A]` int32, and whether there is one, `[A]` bool. Of
@@ -124,11 +124,12 @@ def match_points(
         (jnp.greater_equal, jnp.less_equal) if inclusive else (jnp.greater, jnp.less)
     )
     candidate = valid[None] & (jnp.min(distances, axis=-1) > 0)
-    candidate &= above(farthest, low[:, None]) & below(farthest, high[:, None])
-    if reach is not None:
-        # Off the centre by a step, one side is nearer and the other as much farther.
-        off_centre = jnp.abs(distances[..., 2:] - distances[..., :2]) / 2
-        candidate &= jnp.max(off_centre, axis=-1) < reach[:, None]
+    low, high = regression_ranges[:, :1], regression_ranges[:, 1:]
+    candidate &= above(farthest, low) & below(farthest, high)
+    if center_radius is not None:
+        # Off the center by a step, one side is nearer and the other as much farther.
+        off_center = jnp.abs(distances[..., 2:] - distances[..., :2]) / 2
+        candidate &= jnp.max(off_center, axis=-1) < center_radius[:, None]
     areas = jnp.where(candidate, area(boxes)[None], jnp.inf)
     index = jnp.argmin(areas, axis=1).astype(jnp.int32)
     return index, jnp.any(candidate, axis=1)
@@ -144,13 +145,13 @@ def _overlaps(anchors: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Arr
     return jax.lax.optimization_barrier(iou)
 
 
-def _with_greatest(iou: jax.Array, *, low: float, high: float) -> Matches:
+def _with_greatest(iou: jax.Array, negative_iou: float, positive_iou: float) -> Matches:
     """Every anchor with the object it overlaps most."""
     greatest = jnp.max(iou, axis=1)
-    positive = greatest >= high
+    positive = greatest >= positive_iou
     return Matches(
-        index=jnp.argmax(iou, axis=1).astype(jnp.int32),
+        gt_index=jnp.argmax(iou, axis=1).astype(jnp.int32),
         positive=positive,
-        negative=(greatest < low) & ~positive,
+        negative=(greatest < negative_iou) & ~positive,
         iou=jnp.maximum(greatest, 0.0),
     )

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxdet.ops.boxes import area, pairwise_iou, pairwise_overlap
+from jaxdet.ops.boxes import area, pairwise_intersection, pairwise_iou
 from jaxdet.structs import Detections
 
 _BLOCK = 128  # boxes settled together
@@ -17,8 +17,8 @@ def nms(
     boxes: jax.Array,
     scores: jax.Array,
     *,
-    threshold: float,
-    size: int,
+    iou_threshold: float,
+    max_output_size: int,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Greedy non-maximum suppression: the best box stays, those much like it go, again.
@@ -27,24 +27,24 @@ def nms(
       boxes: `[N, 4]`, any coordinates.
       scores: `[N]`; equal scores go by the lower index. A box whose score is NaN is
         neither kept nor suppresses another.
-      threshold: boxes whose IoU with a kept one is greater than this go.
-      size: number of indices to return.
+      iou_threshold: boxes whose IoU with a kept one is greater than this go.
+      max_output_size: number of indices to return.
       valid: `[N]` bool, False for padding; all boxes by default.
 
     Returns:
-      Indices of the kept boxes, best first, `[size]` int32 padded with 0; and which of
-      them are no padding, `[size]` bool.
+      Indices of the kept boxes, best first, `[max_output_size]` int32 padded with 0;
+      and which of them are no padding, `[max_output_size]` bool.
     """
-    return _suppress(boxes, scores, None, valid, threshold, size)
+    return _suppress(boxes, scores, None, valid, iou_threshold, max_output_size)
 
 
-def class_wise_nms(
+def batched_nms(
     boxes: jax.Array,
     scores: jax.Array,
     labels: jax.Array,
     *,
-    threshold: float,
-    size: int,
+    iou_threshold: float,
+    max_output_size: int,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`nms` where a box suppresses only those of its own class.
@@ -53,45 +53,50 @@ def class_wise_nms(
       boxes: as in `nms`.
       scores: as in `nms`.
       labels: `[N]` int.
-      threshold: as in `nms`.
-      size: number of indices to return, of all classes together.
+      iou_threshold: as in `nms`.
+      max_output_size: number of indices to return, of all classes together.
       valid: as in `nms`.
 
     Returns:
       As `nms`.
     """
-    return _suppress(boxes, scores, labels, valid, threshold, size)
+    return _suppress(boxes, scores, labels, valid, iou_threshold, max_output_size)
 
 
-def best_detections(
+def select_detections(
     boxes: jax.Array,
     scores: jax.Array,
     labels: jax.Array,
     *,
-    threshold: float,
-    size: int,
+    iou_threshold: float,
+    max_detections: int,
     valid: jax.Array,
 ) -> Detections:
-    """What `class_wise_nms` keeps, as the `Detections` of one image.
+    """What `batched_nms` keeps, as the `Detections` of one image.
 
     Args:
       boxes: as in `nms`.
       scores: as in `nms`.
       labels: `[N]` int.
-      threshold: as in `nms`.
-      size: slots for the answers.
+      iou_threshold: as in `nms`.
+      max_detections: slots of the result.
       valid: `[N]` bool, False for padding.
 
     Returns:
-      `Detections` `[size]`, best first, without masks; zeros in the slots left.
+      `Detections` `[max_detections]`, best first, without masks, zeros for padding.
     """
-    keep, valid = class_wise_nms(
-        boxes, scores, labels, threshold=threshold, size=size, valid=valid
+    keep, valid = batched_nms(
+        boxes,
+        scores,
+        labels,
+        iou_threshold=iou_threshold,
+        max_output_size=max_detections,
+        valid=valid,
     )
-    return without_padding(Detections(boxes[keep], scores[keep], labels[keep], valid))
+    return clear_padding(Detections(boxes[keep], scores[keep], labels[keep], valid))
 
 
-def without_padding(found: Detections) -> Detections:
+def clear_padding(found: Detections) -> Detections:
     """Zeros in the slots of one image that hold no answer."""
 
     def emptied(values: jax.Array) -> jax.Array:
@@ -101,13 +106,13 @@ def without_padding(found: Detections) -> Detections:
     return jax.tree.map(emptied, found)
 
 
-def vote(
+def box_voting(
     boxes: jax.Array,
     scores: jax.Array,
     labels: jax.Array,
     *,
     keep: jax.Array,
-    threshold: float,
+    iou_threshold: float,
     valid: jax.Array,
 ) -> jax.Array:
     """Moves the boxes that NMS has kept to the mean of those like them, itself too.
@@ -120,14 +125,14 @@ def vote(
       scores: `[N]`; a negative one has no weight.
       labels: `[N]`; boxes of another class have no say.
       keep: `[D]` indices of the boxes that stay.
-      threshold: the least IoU, above 0, with a kept box to be heard.
+      iou_threshold: the least IoU, above 0, with a kept box to be heard.
       valid: `[N]` bool, False for padding.
 
     Returns:
       `[D, 4]`; a box that nothing votes for, not even itself, stays where it is.
     """
     kept = boxes[keep]
-    heard = pairwise_iou(kept, boxes) >= threshold
+    heard = pairwise_iou(kept, boxes) >= iou_threshold
     heard &= (labels[keep][:, None] == labels[None]) & valid[None]
     weights = jnp.where(heard, jnp.maximum(scores, 0.0)[None], 0.0)  # [D, N]
     total = jnp.sum(weights, axis=1, keepdims=True)
@@ -188,7 +193,7 @@ def _suppress(boxes, scores, labels, valid, threshold, size):
 
 def _similar(a: _Candidates, b: _Candidates, threshold: float) -> jax.Array:
     """Whether one of a pair suppresses the other, `[len(a), len(b)]`."""
-    overlap = pairwise_overlap(a.boxes, b.boxes)
+    overlap = pairwise_intersection(a.boxes, b.boxes)
     union = a.areas[:, None] + b.areas[None] - overlap
     similar = overlap / union > threshold  # Never if both are empty: 0/0 is NaN.
     if a.labels is None:

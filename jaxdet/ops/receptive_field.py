@@ -7,7 +7,7 @@ depends on the paddings of the layers before it.
 Anchors, `roi_align` and the pooling of `roi_pool` all follow the convention. On VGG-16
 they thus stand exactly where its cells look. What a cell of AlexNet looks at lies 0.5
 pixels to the upper left of where they take it to be (7.5 to the lower right with the
-published paddings); with ResNets, whose kernels are centred on every second pixel,
+published paddings); with ResNets, whose kernels are centered on every second pixel,
 `(2**l - 1) / 2` to the upper left: 7.5 pixels at stride 16, 15.5 at stride 32.
 Detectors learn to live with a constant shift below half a cell; the functions here say
 how large it is.
@@ -37,7 +37,7 @@ class Field(NamedTuple):
     centre: float  # of the first, where pixel p covers [p, p + 1)
 
 
-def after_each(layers: Iterable[tuple]) -> list[Field]:
+def receptive_fields(layers: Iterable[tuple]) -> list[Field]:
     """The fields after each of a stack of layers, from the image up.
 
     A layer adds `(kernel - 1) * dilation` steps of the layer before to the size, and
@@ -70,12 +70,12 @@ def receptive_field(layers: Iterable[tuple]) -> Field:
     """The fields after the last of a stack of layers; of none, the pixels themselves.
 
     Args:
-      layers: as in `after_each`.
+      layers: as in `receptive_fields`.
     """
-    return [Field(1, 1, 0.5), *after_each(layers)][-1]
+    return [Field(1, 1, 0.5), *receptive_fields(layers)][-1]
 
 
-def seen_by(cells: jax.Array, field: Field) -> jax.Array:
+def receptive_boxes(cells: jax.Array, field: Field) -> jax.Array:
     """The pixels that cells see, which may reach over the border of the canvas.
 
     Args:

@@ -17,7 +17,7 @@ from jaxdet.ops.boxes import area
 
 # Samples of a bin along one axis where their number follows from the box. A bin of more
 # cells is sampled this often all the same, more coarsely than its cells.
-MOST_SAMPLES = 16
+MAX_SAMPLING_RATIO = 16
 
 
 def bilinear_sample(features: jax.Array, points: jax.Array) -> jax.Array:
@@ -48,8 +48,8 @@ def roi_align(
     boxes: jax.Array,
     *,
     stride: float,
-    size: int = 7,
-    samples: int = 2,
+    output_size: int = 7,
+    sampling_ratio: int = 2,
     aligned: bool = True,
     image_size: jax.Array | None = None,
 ) -> jax.Array:
@@ -62,12 +62,14 @@ def roi_align(
     Args:
       features: `[H, W, C]`.
       boxes: `[R, 4]` pixels, anywhere. A box of no area is sampled at its point, or
-        all 0 where `samples` is 0; padding is thus finite, and to be masked by callers.
+        all 0 where `sampling_ratio` is 0; padding is thus finite, and to be masked by
+        callers.
       stride: pixels per cell.
-      size: bins along each side.
-      samples: along each side of a bin; 0: `ceil(side / size)` for each box and axis,
-        the side in cells, at most `MOST_SAMPLES`. One large box then makes all of them
-        take its time: the loop runs as often as the box with the most cells needs.
+      output_size: bins along each side.
+      sampling_ratio: samples along each side of a bin; 0: `ceil(side / output_size)`
+        for each box and axis, the side in cells, at most `MAX_SAMPLING_RATIO`. One
+        large box then slows all of them down: the loop runs as often as the box with
+        the most cells needs.
       aligned: False is torchvision's older convention: samples lie half a cell further
         right and down, and no side is shorter than a cell.
       image_size: `[2]` true (height, width) in pixels: the map is taken to end after
@@ -75,13 +77,13 @@ def roi_align(
         ends.
 
     Returns:
-      `[R, size, size, C]` of the features' dtype, summed in float32.
+      `[R, output_size, output_size, C]` of the features' dtype, summed in float32.
     """
     *shape, channels = features.shape
     height, width = _extents([shape], [stride], image_size)[0]
     layout = _Layout(height, width, start=jnp.int32(0), step=jnp.int32(shape[1]))
     layout = jax.tree.map(lambda x: jnp.broadcast_to(x, len(boxes)), layout)
-    cells = _cells(boxes / stride, layout, _Grid(size, samples, aligned))
+    cells = _cells(boxes / stride, layout, _Grid(output_size, sampling_ratio, aligned))
     return _weighted_sum(features.reshape(-1, channels), cells)
 
 
@@ -89,8 +91,8 @@ def pyramid_roi_align(
     pyramid: dict[int, jax.Array],
     boxes: jax.Array,
     *,
-    size: int = 7,
-    samples: int = 2,
+    output_size: int = 7,
+    sampling_ratio: int = 2,
     aligned: bool = True,
     canonical_size: float = 224,
     canonical_level: int = 4,
@@ -103,21 +105,21 @@ def pyramid_roi_align(
     Args:
       pyramid: `{level: [H, W, C]}`, level l of stride `2**l`.
       boxes: `[R, 4]` pixels, as in `roi_align`.
-      size: as in `roi_align`.
-      samples: as in `roi_align`.
+      output_size: as in `roi_align`.
+      sampling_ratio: as in `roi_align`.
       aligned: as in `roi_align`.
-      canonical_size: as in `level_of`.
-      canonical_level: as in `level_of`.
+      canonical_size: as in `assign_levels`.
+      canonical_level: as in `assign_levels`.
       image_size: as in `roi_align`, for all levels.
 
     Returns:
-      `[R, size, size, C]`.
+      `[R, output_size, output_size, C]`.
 
     Raises:
       ValueError: if levels are missing between the finest and the coarsest.
     """
     levels = sorted(pyramid)
-    chosen = level_of(
+    chosen = assign_levels(
         boxes,
         levels,
         canonical_size=canonical_size,
@@ -139,11 +141,11 @@ def pyramid_roi_align(
     )
     layout = jax.tree.map(lambda x: x[chosen - levels[0]], layout)
     boxes = boxes / jnp.exp2(chosen.astype(jnp.float32))[:, None]
-    cells = _cells(boxes, layout, _Grid(size, samples, aligned))
+    cells = _cells(boxes, layout, _Grid(output_size, sampling_ratio, aligned))
     return _weighted_sum(jnp.concatenate(flat), cells)
 
 
-def level_of(
+def assign_levels(
     boxes: jax.Array,
     levels: Sequence[int],
     *,
@@ -174,7 +176,7 @@ def level_of(
 
 
 @jax.custom_batching.custom_vmap
-def largest(counts: jax.Array) -> jax.Array:
+def max_over_images(counts: jax.Array) -> jax.Array:
     """`[...]` ints -> the greatest, or 0; under `vmap` of all images together.
 
     As the bound of a loop it keeps the loop one loop: with a bound for each image, XLA
@@ -183,15 +185,15 @@ def largest(counts: jax.Array) -> jax.Array:
     return jnp.max(counts, initial=0)
 
 
-@largest.def_vmap
-def _largest_of_images(axis_size, in_batched, counts):
+@max_over_images.def_vmap
+def _max_over_images_of_images(axis_size, in_batched, counts):
     del axis_size, in_batched
-    return largest(counts), False
+    return max_over_images(counts), False
 
 
 class _Grid(NamedTuple):
     size: int  # bins along each side
-    samples: int  # along each side of a bin; 0: they follow from the box
+    sampling_ratio: int  # samples along each side of a bin; 0: they follow from the box
     aligned: bool
 
 
@@ -248,7 +250,7 @@ def _cells(boxes: jax.Array, layout: _Layout, grid: _Grid) -> _Cells:
     x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0)
     axis = jax.vmap(partial(_axis, grid=grid))
     rows, columns = (
-        _Axis(index, weight, largest(used))
+        _Axis(index, weight, max_over_images(used))
         for index, weight, used in (
             axis(y1, y2, layout.height),
             axis(x1, x2, layout.width),
@@ -267,17 +269,19 @@ def _axis(
         start = start - 0.5
     else:
         side = jnp.maximum(side, 1.0)
-    if grid.samples == 0:
-        count = jnp.clip(jnp.ceil(side / grid.size), 0, MOST_SAMPLES).astype(jnp.int32)
+    if grid.sampling_ratio == 0:
+        count = jnp.clip(jnp.ceil(side / grid.size), 0, MAX_SAMPLING_RATIO).astype(
+            jnp.int32
+        )
     else:
-        count = jnp.int32(grid.samples)
-    sample = jnp.arange(grid.samples or MOST_SAMPLES)[None]
+        count = jnp.int32(grid.sampling_ratio)
+    sample = jnp.arange(grid.sampling_ratio or MAX_SAMPLING_RATIO)[None]
     within_bin = (sample + 0.5) / jnp.maximum(count, 1)
     bins = jnp.arange(grid.size)[:, None] + within_bin
     low, high = _corners(start + bins * (side / grid.size), extent)
     share = jnp.where(sample < count, 1 / jnp.maximum(count, 1), 0.0)
     low, high = (_Corner(x.index, x.weight * share) for x in (low, high))
-    if grid.samples == 0:
+    if grid.sampling_ratio == 0:
         return _merged(low, high, count)
     index, weight = jax.tree.map(lambda *x: jnp.concatenate(x, -1), low, high)
     return index, weight, 2 * count

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdet.ops.roi_align import largest
+from jaxdet.ops.roi_align import max_over_images
 
 # Windows of 1, 2 and 4 cells a side are pooled in advance, everywhere on the map, in
 # the memory of nine maps. Each bin is then covered by a few of them.
@@ -15,7 +15,7 @@ _SCALES = 3
 
 
 def roi_max_pool(
-    features: jax.Array, boxes: jax.Array, *, stride: float, size: int = 7
+    features: jax.Array, boxes: jax.Array, *, stride: float, output_size: int = 7
 ) -> jax.Array:
     """The greatest values in a grid of bins on each box (Girshick 2015, 2.1).
 
@@ -33,14 +33,15 @@ def roi_max_pool(
       features: `[H, W, C]`.
       boxes: `[R, 4]` pixels, anywhere; padding is pooled like the first cell.
       stride: pixels per cell.
-      size: bins along each side.
+      output_size: bins along each side.
 
     Returns:
-      `[R, size, size, C]` of the features' dtype; 0 in bins without a cell.
+      `[R, output_size, output_size, C]` of the features' dtype; 0 in bins without
+      a cell.
     """
     height, width, _ = features.shape
     x1, y1, x2, y2 = jnp.moveaxis(_rounded(boxes / stride), -1, 0)
-    windows = jax.vmap(partial(_windows, size=size), in_axes=(0, 0, None))
+    windows = jax.vmap(partial(_windows, size=output_size), in_axes=(0, 0, None))
     rows, columns = windows(y1, y2, height), windows(x1, x2, width)
     return _max_of_windows(features, rows, columns)
 
@@ -67,7 +68,7 @@ def spatial_pyramid_pool(
       `[R, B, C]`, B being 50 by default: grids in the order given, bins by rows.
     """
     grids = [
-        roi_max_pool(features, boxes, stride=stride, size=size).reshape(
+        roi_max_pool(features, boxes, stride=stride, output_size=size).reshape(
             len(boxes), size**2, features.shape[-1]
         )
         for size in bins
@@ -75,25 +76,25 @@ def spatial_pyramid_pool(
     return jnp.concatenate(grids, axis=1)
 
 
-def grid_max_pool(features: jax.Array, size: int) -> jax.Array:
+def adaptive_max_pool(features: jax.Array, output_size: int) -> jax.Array:
     """Max pooling of whole maps into a grid of a given size.
 
-    Bin i covers, of m rows or columns, those from `floor(i m / size)` up to but not
-    including `ceil((i + 1) m / size)`. AlexNet's last pooling, 3x3 of stride 2, is this
-    from 13 to 6, and VGG's, 2x2 of stride 2, from 14 to 7.
+    Bin i covers, of m rows or columns, those from `floor(i m / output_size)` up to
+    but not including `ceil((i + 1) m / output_size)`. AlexNet's last pooling,
+    3x3 of stride 2, is this from 13 to 6, and VGG's, 2x2 of stride 2, from 14 to 7.
 
     Args:
       features: `[R, H, W, C]`.
-      size: bins along each side.
+      output_size: bins along each side.
 
     Returns:
-      `[R, size, size, C]`.
+      `[R, output_size, output_size, C]`.
     """
     for axis in (1, 2):
         bins = [
             jax.lax.slice_in_dim(features, first, last, axis=axis)
             for first, last in (
-                _bin(i, features.shape[axis], size) for i in range(size)
+                _bin(i, features.shape[axis], output_size) for i in range(output_size)
             )
         ]
         features = jnp.stack([jnp.max(x, axis) for x in bins], axis)
@@ -171,7 +172,7 @@ def _maximum(features: jax.Array, rows: _Windows, columns: _Windows) -> _Maximum
     height, width, channels = features.shape
     tables = jax.tree.map(lambda x: x.reshape(-1, channels), _tables(features))
     table = _outer(jnp.add, rows.scale * _SCALES, columns.scale)
-    num_rows, num_columns = largest(rows.count), largest(columns.count)
+    num_rows, num_columns = max_over_images(rows.count), max_over_images(columns.count)
 
     def compare(n, best):
         top = _nth_start(rows, n // num_columns, height)

@@ -16,7 +16,7 @@ class Subset(NamedTuple):
 
 def balanced_subset(
     key: jax.Array,
-    identity: jax.Array,
+    hashes: jax.Array,
     positive: jax.Array,
     negative: jax.Array,
     *,
@@ -27,7 +27,7 @@ def balanced_subset(
 
     Args:
       key: of this image.
-      identity: `[A]` uint32, what a candidate's luck hangs on. A candidate's place in
+      hashes: `[A]` uint32, what a candidate's luck hangs on. A candidate's place in
         the array changes with the canvas and with the order of the objects; what is
         drawn must not.
       positive: `[A]` bool.
@@ -38,11 +38,11 @@ def balanced_subset(
     Returns:
       `Subset`; negatives take the slots that positives leave free.
     """
-    tickets = _tickets(key, identity)
-    limit = min(int(size * positive_fraction), len(tickets))
-    best, index = jax.lax.top_k(jnp.where(positive, tickets, -1.0), limit)
+    priorities = _random_priorities(key, hashes)
+    limit = min(int(size * positive_fraction), len(priorities))
+    best, index = jax.lax.top_k(jnp.where(positive, priorities, -1.0), limit)
     chosen = jnp.zeros(positive.shape, bool).at[index].set(best >= 0)
-    rank = jnp.where(chosen, 1 + tickets, jnp.where(negative, tickets, -1.0))
+    rank = jnp.where(chosen, 1 + priorities, jnp.where(negative, priorities, -1.0))
     best, index = jax.lax.top_k(rank, min(size, len(rank)))
     padding = (0, size - len(best))
     best = jnp.pad(best, padding, constant_values=-1.0)
@@ -51,29 +51,31 @@ def balanced_subset(
     return Subset(index.astype(jnp.int32), best >= 1, valid)
 
 
-def hardest(losses: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:
+def hard_negative_mining(
+    losses: jax.Array, candidates: jax.Array, count: jax.Array
+) -> jax.Array:
     """The candidates with the greatest losses (Liu et al. 2016, 2.2).
 
     Only the losses are sorted, not their places; a threshold then tells.
 
     Args:
       losses: `[A]`, of which no gradient is taken.
-      among: `[A]` bool, the candidates.
+      candidates: `[A]` bool, the candidates.
       count: how many at most, a scalar at least 0.
 
     Returns:
       `[A]` bool, exactly `count` of them where there are enough; of equal losses the
       first are taken.
     """
-    losses = jax.lax.stop_gradient(jnp.where(among, losses, -jnp.inf))
+    losses = jax.lax.stop_gradient(jnp.where(candidates, losses, -jnp.inf))
     place = jnp.clip(len(losses) - count, 0, len(losses) - 1)
     least = jnp.sort(losses)[place]
     above, equal = losses > least, losses == least
     room = count - jnp.sum(above)
-    return among & (above | (equal & (jnp.cumsum(equal) <= room)))
+    return candidates & (above | (equal & (jnp.cumsum(equal) <= room)))
 
 
-def identify(boxes: jax.Array) -> jax.Array:
+def hash_boxes(boxes: jax.Array) -> jax.Array:
     """A number for each box, `[A, 4]` -> `[A]` uint32, that hangs on its sides alone.
 
     For boxes that are exactly the same however they were padded or ordered, such as
@@ -86,8 +88,8 @@ def identify(boxes: jax.Array) -> jax.Array:
     return jnp.sum(bits ^ (bits >> 15), axis=-1, dtype=jnp.uint32)
 
 
-def _tickets(key: jax.Array, identity: jax.Array) -> jax.Array:
-    """`[A]` float32, uniform in [0, 1), a function of key and identity."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, identity)
+def _random_priorities(key: jax.Array, hashes: jax.Array) -> jax.Array:
+    """`[A]` float32, uniform in [0, 1), a function of key and hashes."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
     bits = jax.random.key_data(keys)[:, 0]
     return (bits >> 8).astype(jnp.float32) * 2.0**-24

@@ -362,7 +362,7 @@ def of_coco(name: str) -> Detector:
         valid = found.valid & (labels >= 0)
         order = jnp.argsort(~valid, axis=1)  # stable; what is no answer goes last
         found = found.replace(labels=labels, valid=valid)
-        return jax.vmap(nms.without_padding)(jax.vmap(_taken)(found, order))
+        return jax.vmap(nms.clear_padding)(jax.vmap(_taken)(found, order))
 
     recipe = serialize(partial(of_coco, name))
     return Detector(detector.init, loss, predict, len(outputs), recipe)

@@ -32,7 +32,7 @@ def test_matches_and_targets_by_hand():
             ANCHORS, INSIDE, truth, negative_iou=0.4, positive_iou=0.6
         )
         targets = dense.matched_targets(
-            truth, matches.index, matches.positive, num_classes=3
+            truth, matches.gt_index, matches.positive, num_classes=3
         )
         return matches, *targets
 

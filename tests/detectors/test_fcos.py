@@ -147,7 +147,7 @@ def test_centerness_learns_its_target():
 def test_levels_share_the_objects(changes, positives):
     changes = {"levels": (3, 4, 5), "centre_radius": None, **changes}
     config = dataclasses.replace(SMALL, **changes)
-    count = anchors.count((64, 64), levels=config.levels, per_cell=1)
+    count = anchors.num_anchors((64, 64), levels=config.levels, per_cell=1)
     zeros = jnp.zeros((1, count))
     network = answers(jnp.zeros((1, count, 3)), jnp.zeros((1, count, 4)), zeros)
     run = jax.jit(partial(loss, network, key=None, config=config))
@@ -227,7 +227,7 @@ CANVAS = (320, 352)  # that the two images are padded to
 
 
 def torchvision_points():
-    return anchors.cell_centres(
+    return anchors.cell_centers(
         CANVAS,
         levels=TORCHVISION.levels,
         offset=TORCHVISION.point_offset,
@@ -252,9 +252,14 @@ def test_torchvisions_matches(golden, image):
         torchvision_points(),
         boxes,
         np.ones(len(boxes), bool),
-        low=np.where(strides == 8, 0, 4 * strides),
-        high=np.where(strides == 128, np.inf, 8 * strides),
-        reach=TORCHVISION.centre_radius * strides,
+        regression_ranges=np.stack(
+            [
+                np.where(strides == 8, 0, 4 * strides),
+                np.where(strides == 128, np.inf, 8 * strides),
+            ],
+            axis=-1,
+        ),
+        center_radius=TORCHVISION.centre_radius * strides,
     )
     expected = golden[f"train_frozen/matched_idxs/{image}"]
     np.testing.assert_array_equal(np.where(positive, index, -1), expected)

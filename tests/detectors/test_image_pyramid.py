@@ -262,7 +262,7 @@ def test_masks_refuse_averaged_boxes():
         jax.eval_shape(pyramid.predict, 0.5, squares((4, 4, 12, 12)))
 
 
-def seen_by(**fields):
+def receptive_boxes(**fields):
     """What the loss is given at each scale: its batch; and the mean of all losses."""
     views = []
 
@@ -283,7 +283,7 @@ def seen_by(**fields):
 
 
 def test_every_scale_is_learned_and_objects_follow():
-    views, (count, metrics) = seen_by(scales=(0.5, 1.0, 2.0))
+    views, (count, metrics) = receptive_boxes(scales=(0.5, 1.0, 2.0))
     assert [view.images.shape[1] for view in views] == [12, 24, 48]
     for view, scale in zip(views, (0.5, 1, 2), strict=True):
         boxes = np.array([[0, 0, 4, 4], [8, 8, 16, 16], [0, 0, 0, 0]]) * scale
@@ -293,7 +293,7 @@ def test_every_scale_is_learned_and_objects_follow():
 
 def test_only_objects_of_the_right_size_are_targets():
     # Squares of 4 and 8 pixels: at scale 2 the first fits the range, at 1 the second.
-    views, (count, _) = seen_by(scales=(0.5, 1.0, 2.0), object_sizes=(6.0, 8.0))
+    views, (count, _) = receptive_boxes(scales=(0.5, 1.0, 2.0), object_sizes=(6.0, 8.0))
     expected = [[False, False, False], [False, True, False], [True, False, False]]
     np.testing.assert_array_equal([view.truth.valid[0] for view in views], expected)
     np.testing.assert_allclose(count, 2 / 3, rtol=1e-6)

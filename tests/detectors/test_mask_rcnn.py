@@ -66,7 +66,7 @@ class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
         def quarter(masks, boxes, regions, index, size):
             return jnp.full((len(regions), size, size), 0.25)
 
-        monkeypatch.setattr(file.masks, "masks_in_regions", quarter)
+        monkeypatch.setattr(file.masks, "crop_and_resize_masks", quarter)
         # A mask head that says 2 everywhere.
         variables = with_mask_output(compiled.variables, bias=2.0)
         soft = small_mask_rcnn(config=dataclasses.replace(SMALL, soft_targets=True))

@@ -120,7 +120,7 @@ def test_ignored_anchors_cost_nothing():
 def test_normalising_by_image_is_the_mean_of_single_images(rng):
     config = dataclasses.replace(SMALL, normalise_by="image")
     batch = scenes.batch()
-    count = anchors.count((64, 64), levels=SMALL.levels, per_cell=6)
+    count = anchors.num_anchors((64, 64), levels=SMALL.levels, per_cell=6)
     logits = jnp.asarray(rng.normal(size=(4, count, 3)), jnp.float32)
     deltas = jnp.asarray(rng.normal(size=(4, count, 4)), jnp.float32)
 

@@ -257,7 +257,7 @@ def test_steps_of_another_canvas_are_refused():
 def test_coverage_is_by_the_default_boxes_of_the_references(config, extents):
     objects = np.array([[9, 11, 40, 60], [0, 100, 290, 200], [5, 5, 9, 9]], np.float32)
     cells = [(extent, extent) for extent in extents]
-    layout = {"steps": config.steps, "shapes": config.shapes}
+    layout = {"strides": config.steps, "sizes": config.shapes}
     iou = box_ops.pairwise_iou(anchors.default_boxes(cells, **layout), objects)
     found = ssd(config, None).coverage((300, 300), objects, np.full((3, 2), 300))
     np.testing.assert_allclose(found.best, iou.max(axis=0), rtol=1e-5)

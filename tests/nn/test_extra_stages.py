@@ -8,9 +8,8 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from jaxdet.nn.conv import Conv
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import Conv, zero_outside
 from tests.nn import drawn
 
 

@@ -96,15 +96,14 @@ def test_every_level_needs_sizes():
 @pytest.mark.parametrize("canvas", [(64, 64), (65, 127), (1, 1)])
 def test_count_is_the_number_of_anchors(canvas):
     boxes = anchors.pyramid_anchors(canvas, **RETINANET)
-    count = anchors.count(canvas, levels=RETINANET["levels"], per_cell=9)
+    count = anchors.num_anchors(canvas, levels=RETINANET["levels"], per_cell=9)
     assert len(boxes) == count
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 33), (1, 96), (0, 0)])
 def test_anchors_on_an_image_are_those_of_a_canvas_of_its_size(size):
-    belongs = jax.jit(
-        partial(anchors.on_image, (64, 96), levels=RETINANET["levels"], per_cell=9)
-    )(jnp.array(size))
+    mask = partial(anchors.inside_mask, levels=RETINANET["levels"], per_cell=9)
+    belongs = jax.jit(partial(mask, (1, 64, 96)))(jnp.array([size]))[0]
     boxes = anchors.pyramid_anchors((64, 96), **RETINANET)
     if 0 in size:
         assert not belongs.any()
@@ -115,12 +114,9 @@ def test_anchors_on_an_image_are_those_of_a_canvas_of_its_size(size):
 
 def test_anchors_on_the_images_of_a_batch():
     layout, sizes = {"levels": (3, 4), "per_cell": 2}, jnp.array([[16, 9], [32, 32]])
-    belong = jax.jit(partial(anchors.on_images, (2, 32, 32, 3), **layout))(sizes)
+    belong = jax.jit(partial(anchors.inside_mask, (2, 32, 32, 3), **layout))(sizes)
     np.testing.assert_array_equal(belong.sum(axis=1), [2 * (2 * 2 + 1), 2 * (16 + 4)])
-    for row, size in zip(belong, sizes, strict=True):
-        own = anchors.on_image((32, 32), size, **layout)
-        np.testing.assert_array_equal(row, own)
-    assert jnp.all(anchors.on_images((2, 32, 32, 3), None, **layout))
+    assert jnp.all(anchors.inside_mask((2, 32, 32, 3), None, **layout))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +131,7 @@ def test_anchors_on_the_images_of_a_batch():
 )
 def test_cell_centres_are_those_of_anchors(canvas, options):
     levels = (3, 6)
-    points = anchors.cell_centres(canvas, levels=levels, **options)
+    points = anchors.cell_centers(canvas, levels=levels, **options)
     boxes = anchors.pyramid_anchors(
         canvas, sizes=[(8,), (8,)], ratios=(1,), levels=levels, **options
     )
@@ -144,7 +140,7 @@ def test_cell_centres_are_those_of_anchors(canvas, options):
 
 
 def test_cell_centres_by_hand():
-    points = anchors.cell_centres((16, 20), levels=(3, 4))
+    points = anchors.cell_centers((16, 20), levels=(3, 4))
     fine = [(x, y) for y in (4, 12) for x in (4, 12, 20)]
     np.testing.assert_array_equal(points, [*fine, (8, 8), (24, 8)])
 
@@ -153,7 +149,7 @@ def test_the_best_of_each_level(transform):
     # A canvas of 2x1 cells, and of one on the next level; two anchors a cell.
     scores = [[9.0, 1], [2, 3], [4, 8], [7, 5], [0, -1], [-1, 6]]
     best = partial(
-        anchors.best_of_levels, canvas=(16, 8), levels=(3, 4), per_cell=2, limit=3
+        anchors.topk_per_level, canvas=(16, 8), levels=(3, 4), per_cell=2, k=3
     )
     found = transform(best)(jnp.array(scores))
     np.testing.assert_array_equal(found[0], [9, 8, 7, 6, 0, -1])
@@ -164,8 +160,8 @@ def test_the_best_of_each_level(transform):
 @pytest.mark.parametrize("classes", [1, 4])
 def test_best_of_a_level_are_the_first_of_all_its_scores(rng, classes):
     scores = rng.integers(0, 12, (64, classes)).astype(np.float32)  # many are equal
-    layout = {"canvas": (64, 64), "levels": (3,), "per_cell": 1, "limit": 50}
-    best, index, labels = anchors.best_of_levels(jnp.asarray(scores), **layout)
+    layout = {"canvas": (64, 64), "levels": (3,), "per_cell": 1, "k": 50}
+    best, index, labels = anchors.topk_per_level(jnp.asarray(scores), **layout)
     order = np.argsort(-scores.reshape(-1), kind="stable")[:50]
     np.testing.assert_array_equal(best, scores.reshape(-1)[order])
     np.testing.assert_array_equal(index * classes + labels, order)
@@ -173,17 +169,15 @@ def test_best_of_a_level_are_the_first_of_all_its_scores(rng, classes):
 
 def test_a_level_with_few_scores_gives_them_all():
     scores = jnp.arange(5.0)[:, None]
-    found = anchors.best_of_levels(
-        scores, (16, 16), levels=(3, 4), per_cell=1, limit=1000
-    )
+    found = anchors.topk_per_level(scores, (16, 16), levels=(3, 4), per_cell=1, k=1000)
     np.testing.assert_array_equal(found[1], [3, 2, 1, 0, 4])
 
 
 def test_default_boxes_by_hand():
     boxes = anchors.default_boxes(
         [(1, 2), (1, 1)],
-        steps=(10, 25),
-        shapes=[[(4, 8), (6, 6)], [(30, 20)]],
+        strides=(10, 25),
+        sizes=[[(4, 8), (6, 6)], [(30, 20)]],
     )
     assert boxes.dtype == jnp.float32
     np.testing.assert_array_equal(
@@ -197,7 +191,7 @@ def test_default_boxes_by_hand():
         ],
     )
     with pytest.raises(ValueError, match="zip"):
-        anchors.default_boxes([(1, 1)], steps=(8, 16), shapes=[[(4, 8)]])
+        anchors.default_boxes([(1, 1)], strides=(8, 16), sizes=[[(4, 8)]])
 
 
 def test_default_boxes_of_torchvision(golden_ssd):
@@ -214,8 +208,8 @@ def test_default_boxes_of_torchvision(golden_ssd):
         shapes.append(np.minimum(of_map, 300))
     boxes = anchors.default_boxes(
         [(cells, cells) for cells in (38, 19, 10, 5, 3, 1)],
-        steps=(8, 16, 32, 64, 100, 300),
-        shapes=shapes,
+        strides=(8, 16, 32, 64, 100, 300),
+        sizes=shapes,
     )
     assert len(boxes) == 8732
     chex.assert_trees_all_close(boxes, golden_ssd["eval/anchors/0"], atol=1e-4)

@@ -55,7 +55,7 @@ def test_overlap_by_hand():
     a = jnp.array([[0.0, 0.0, 4.0, 3.0]])
     b = jnp.array([[1.0, 1.0, 9.0, 9.0], [4.0, 0.0, 5.0, 3.0], [5.0, 5.0, 1.0, 1.0]])
     chex.assert_trees_all_equal(
-        jax.jit(boxes.pairwise_overlap)(a, b), jnp.array([[6.0, 0.0, 0.0]])
+        jax.jit(boxes.pairwise_intersection)(a, b), jnp.array([[6.0, 0.0, 0.0]])
     )
 
 
@@ -139,11 +139,11 @@ def test_clip_takes_a_size_per_image():
 
 def test_formats_by_hand(transform):
     box = jnp.array([1.0, 2.0, 4.0, 8.0])
-    xywh, centred = jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.array([2.5, 5.0, 3.0, 6.0])
+    xywh, centered = jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.array([2.5, 5.0, 3.0, 6.0])
     chex.assert_trees_all_equal(transform(boxes.xyxy_to_xywh)(box), xywh)
     chex.assert_trees_all_equal(transform(boxes.xywh_to_xyxy)(xywh), box)
-    chex.assert_trees_all_equal(transform(boxes.xyxy_to_cxcywh)(box), centred)
-    chex.assert_trees_all_equal(transform(boxes.cxcywh_to_xyxy)(centred), box)
+    chex.assert_trees_all_equal(transform(boxes.xyxy_to_cxcywh)(box), centered)
+    chex.assert_trees_all_equal(transform(boxes.cxcywh_to_xyxy)(centered), box)
     yxyx = jnp.array([2.0, 1.0, 8.0, 4.0])
     chex.assert_trees_all_equal(transform(boxes.yxyx_to_xyxy)(yxyx), box)
 

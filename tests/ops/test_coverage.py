@@ -72,10 +72,12 @@ def test_points_agree_with_their_matching(rng, inclusive, reaches):
     levels, limits = (3, 4), ((0.0, 20.0), (20.0, np.inf))
     objects = objects_on(CANVAS, rng)
     objects[:3] = [[20, 20, 44, 44], [0, 0, 48, 40], [12, 4, 36, 44]]  # at the limit
-    points = anchors.cell_centres(CANVAS, levels=levels)
-    counts = [anchors.count(CANVAS, levels=[level], per_cell=1) for level in levels]
-    low, high = (np.repeat(column, counts) for column in np.transpose(limits))
-    ranges = {"low": low, "high": high, "reach": np.repeat(reaches, counts)}
+    points = anchors.cell_centers(CANVAS, levels=levels)
+    counts = [
+        anchors.num_anchors(CANVAS, levels=[level], per_cell=1) for level in levels
+    ]
+    ranges = {"regression_ranges": np.repeat(np.array(limits), counts, axis=0)}
+    ranges["center_radius"] = np.repeat(reaches, counts)
     there = np.ones(1, bool)
     match = partial(matching.match_points, points, **ranges, inclusive=inclusive)
     _, positive = jax.vmap(lambda alone: match(alone[None], there))(objects)

@@ -9,20 +9,20 @@ import pytest
 from jaxdet.ops import images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-normalise = partial(images.normalise, mean=MEAN, std=STD)
+normalize = partial(images.normalize, mean=MEAN, std=STD)
 
 
 def test_pixels_by_hand(transform):
     pixels = np.array([[[0, 51, 255]]], np.uint8)
     settings = {"mean": (0.5, 0.2, 0.0), "std": (0.25, 1.0, 0.5)}
-    scaled = transform(partial(images.normalise, **settings))(pixels, np.array([1, 1]))
+    scaled = transform(partial(images.normalize, **settings))(pixels, np.array([1, 1]))
     assert scaled.dtype == jnp.float32
     chex.assert_trees_all_close(scaled, jnp.array([[[-2.0, 0.0, 2.0]]]), atol=1e-6)
 
 
 def test_padding_is_zero_whatever_it_holds(rng):
     pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
-    scaled = np.asarray(jax.jit(normalise)(pixels, np.array([3, 4])))
+    scaled = np.asarray(jax.jit(normalize)(pixels, np.array([3, 4])))
     assert (scaled[3:] == 0).all()
     assert (scaled[:, 4:] == 0).all()
     expected = (pixels[:3, :4] / 255 - np.array(MEAN)) / np.array(STD)
@@ -31,16 +31,16 @@ def test_padding_is_zero_whatever_it_holds(rng):
 
 def test_an_image_of_no_size_is_all_padding():
     pixels = np.full((4, 4, 3), 200, np.uint8)
-    assert (jax.jit(normalise)(pixels, np.array([0, 0])) == 0).all()
+    assert (jax.jit(normalize)(pixels, np.array([0, 0])) == 0).all()
 
 
 def test_leading_axes_and_vmap_agree(rng):
     pixels = rng.integers(0, 256, (2, 3, 5, 7, 3), np.uint8)
     sizes = rng.integers(1, 6, (2, 3, 2))
-    batched = jax.jit(normalise)(pixels, sizes)
-    mapped = jax.jit(jax.vmap(jax.vmap(normalise)))(pixels, sizes)
+    batched = jax.jit(normalize)(pixels, sizes)
+    mapped = jax.jit(jax.vmap(jax.vmap(normalize)))(pixels, sizes)
     chex.assert_trees_all_close(batched, mapped, atol=1e-6)
-    shared = jax.jit(normalise)(pixels, sizes[0, 0])
+    shared = jax.jit(normalize)(pixels, sizes[0, 0])
     chex.assert_trees_all_close(shared[0, 0], batched[0, 0], atol=1e-6)
 
 
@@ -62,7 +62,9 @@ def naive_crop(image, box, *, size, context):
 def test_crops_by_hand(transform):
     image = jnp.arange(12.0).reshape(3, 4, 1) + 1
     boxes = jnp.array([[1.0, 1, 3, 3], [1.0, 1, 2, 2], [3.0, 1, 5, 3]])
-    crops = transform(partial(images.crop_and_warp, size=2))(image, boxes)[..., 0]
+    crops = transform(partial(images.crop_and_warp, output_size=2))(image, boxes)[
+        ..., 0
+    ]
     assert crops[0].tolist() == [[6.0, 7.0], [10.0, 11.0]]  # pixel for pixel
     # A pixel enlarged twice: a quarter of the way to its neighbours.
     assert crops[1].tolist() == [[4.75, 5.25], [6.75, 7.25]]
@@ -71,7 +73,7 @@ def test_crops_by_hand(transform):
 
 def test_context_surrounds_the_box(transform):
     image = jnp.arange(36.0).reshape(6, 6, 1)
-    warp = transform(partial(images.crop_and_warp, size=4, context=1))
+    warp = transform(partial(images.crop_and_warp, output_size=4, context=1))
     crop = warp(image, jnp.array([[2.0, 2, 4, 4]]))[0]
     chex.assert_trees_all_close(crop, image[1:5, 1:5])  # the middle 2x2 is the box
 
@@ -81,7 +83,7 @@ def test_crops_agree_with_the_oracle(rng, context):
     image = rng.normal(size=(9, 11, 3)).astype(np.float32)
     corners = np.sort(rng.uniform(-6, 16, (8, 2, 2)), axis=1).reshape(8, 4)
     boxes = np.concatenate([corners, np.zeros((1, 4))]).astype(np.float32)
-    warp = partial(images.crop_and_warp, size=9, context=context)
+    warp = partial(images.crop_and_warp, output_size=9, context=context)
     expected = [naive_crop(image, box, size=9, context=context) for box in boxes]
     np.testing.assert_allclose(jax.jit(warp)(image, boxes), expected, atol=1e-5)
 
@@ -89,14 +91,14 @@ def test_crops_agree_with_the_oracle(rng, context):
 def test_padding_the_canvas_changes_no_crop(rng):
     image = rng.normal(size=(9, 11, 3)).astype(np.float32)
     boxes = np.array([[0, 0, 11, 9], [5, 5, 11, 9], [4, -3, 14, 12]], np.float32)
-    warp = jax.jit(partial(images.crop_and_warp, size=8, context=1))
+    warp = jax.jit(partial(images.crop_and_warp, output_size=8, context=1))
     padded = np.pad(image, [(0, 4), (0, 6), (0, 0)])
     chex.assert_trees_all_close(warp(image, boxes), warp(padded, boxes), atol=1e-6)
 
 
 def test_boxes_of_no_area_and_no_boxes(rng):
     image = rng.normal(size=(5, 6, 3)).astype(np.float32)
-    warp = jax.jit(partial(images.crop_and_warp, size=7, context=2))
+    warp = jax.jit(partial(images.crop_and_warp, output_size=7, context=2))
     crop = warp(image, jnp.array([[2.5, 3.5, 2.5, 3.5]]))[0]
     expected = jnp.broadcast_to(image[3, 2], (7, 7, 3))
     chex.assert_trees_all_close(crop, expected, atol=1e-6)
@@ -107,7 +109,7 @@ def test_boxes_of_no_area_and_no_boxes(rng):
 def test_a_context_that_leaves_no_box_is_refused(context):
     with pytest.raises(ValueError, match=f"context {context}.*crop of 8"):
         images.crop_and_warp(
-            jnp.zeros((4, 4, 3)), jnp.zeros((1, 4)), size=8, context=context
+            jnp.zeros((4, 4, 3)), jnp.zeros((1, 4)), output_size=8, context=context
         )
 
 

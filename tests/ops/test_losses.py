@@ -17,17 +17,19 @@ def random_boxes(rng, *shape):
 
 
 def test_focal_loss_of_a_coin_toss(transform):
-    loss = transform(losses.focal_loss)(jnp.zeros(2), jnp.array([1.0, 0.0]))
+    loss = transform(losses.sigmoid_focal_loss)(jnp.zeros(2), jnp.array([1.0, 0.0]))
     expected = jnp.array([0.25, 0.75]) * 0.5**2 * np.log(2)
     chex.assert_trees_all_close(loss, expected)
 
 
 def test_focal_loss_agrees_with_torchvision(golden_ops):
     logits, targets = golden_ops["losses/logits"], golden_ops["losses/targets"]
-    loss = jax.jit(losses.focal_loss)(logits, targets)
+    loss = jax.jit(losses.sigmoid_focal_loss)(logits, targets)
     golden = golden_ops["losses/focal alpha .25 gamma 2"]
     chex.assert_trees_all_close(loss, golden, rtol=1e-5, atol=1e-7)
-    loss = jax.jit(partial(losses.focal_loss, alpha=None, gamma=1.5))(logits, targets)
+    loss = jax.jit(partial(losses.sigmoid_focal_loss, alpha=None, gamma=1.5))(
+        logits, targets
+    )
     golden = golden_ops["losses/focal alpha off gamma 1.5"]
     chex.assert_trees_all_close(loss, golden, rtol=1e-5, atol=1e-7)
 
@@ -36,7 +38,7 @@ def test_focal_loss_agrees_with_torchvision(golden_ops):
 def test_focal_loss_keeps_its_digits_where_the_answer_is_sure(gamma):
     logits = np.linspace(-15, 15, 31, dtype=np.float32)
     logits, targets = np.tile(logits, 2), np.repeat([0.0, 1.0], 31)
-    loss = jax.jit(partial(losses.focal_loss, gamma=gamma))(logits, targets)
+    loss = jax.jit(partial(losses.sigmoid_focal_loss, gamma=gamma))(logits, targets)
     expected = oracles.focal_loss(logits, targets, alpha=0.25, gamma=gamma)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -45,7 +47,7 @@ def test_focal_loss_keeps_its_digits_where_the_answer_is_sure(gamma):
 def test_focal_loss_of_extreme_logits(gamma):
     logits = jnp.array([-100.0, 100.0, -100.0, 100.0, 0.0])
     targets = jnp.array([1.0, 1.0, 0.0, 0.0, 1.0])
-    focal = partial(losses.focal_loss, alpha=None, gamma=gamma)
+    focal = partial(losses.sigmoid_focal_loss, alpha=None, gamma=gamma)
     loss = jax.jit(focal)(logits, targets)
     chex.assert_trees_all_close(loss[:4], jnp.array([100.0, 0.0, 0.0, 100.0]))
     slope = jax.jit(jax.vmap(jax.grad(focal)))(logits, targets)
@@ -56,7 +58,7 @@ def test_focal_loss_of_extreme_logits(gamma):
 def test_focal_loss_without_focus_is_cross_entropy(rng):
     logits = rng.normal(0, 3, 20).astype(np.float32)
     targets = rng.integers(0, 2, 20).astype(np.float32)
-    focal = partial(losses.focal_loss, alpha=None, gamma=0.0)
+    focal = partial(losses.sigmoid_focal_loss, alpha=None, gamma=0.0)
     loss = jax.jit(focal)(logits, targets)
     chance = jax.nn.sigmoid(jnp.where(targets == 1, logits, -logits))
     chex.assert_trees_all_close(loss, -jnp.log(chance), atol=1e-5)
@@ -64,23 +66,25 @@ def test_focal_loss_without_focus_is_cross_entropy(rng):
 
 def test_smooth_l1_by_hand(transform):
     errors = jnp.array([0.0, 0.5, -0.5, 1.0, 3.0, -3.0])
-    loss = transform(partial(losses.smooth_l1, beta=1.0))(errors + 2, jnp.full(6, 2.0))
+    loss = transform(partial(losses.smooth_l1_loss, beta=1.0))(
+        errors + 2, jnp.full(6, 2.0)
+    )
     chex.assert_trees_all_close(loss, jnp.array([0, 0.125, 0.125, 0.5, 2.5, 2.5]))
-    loss = transform(partial(losses.smooth_l1, beta=0))(errors, jnp.zeros(6))
+    loss = transform(partial(losses.smooth_l1_loss, beta=0))(errors, jnp.zeros(6))
     chex.assert_trees_all_close(loss, jnp.abs(errors))
 
 
 @pytest.mark.parametrize("beta, name", [(1 / 9, "0.1111"), (1.0, "1.0000")])
 def test_smooth_l1_agrees_with_torchvision(golden_ops, beta, name):
     a, b = golden_ops["losses/boxes a"], golden_ops["losses/boxes b"]
-    loss = jax.jit(partial(losses.smooth_l1, beta=beta))(a, b)
+    loss = jax.jit(partial(losses.smooth_l1_loss, beta=beta))(a, b)
     chex.assert_trees_all_close(loss, golden_ops[f"losses/smooth_l1 beta {name}"])
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_slope_of_smooth_l1_is_bounded(beta):
     errors = jnp.array([-1e6, -0.25, 0.0, 0.25, 1e6])
-    slope = jax.jit(jax.vmap(jax.grad(partial(losses.smooth_l1, beta=beta))))
+    slope = jax.jit(jax.vmap(jax.grad(partial(losses.smooth_l1_loss, beta=beta))))
     edge = 1.0 if beta == 0 else 0.5
     expected = jnp.array([-1.0, -edge, 0.0, edge, 1.0])
     chex.assert_trees_all_close(slope(errors, jnp.zeros(5)), expected)
@@ -243,7 +247,7 @@ def test_sum_on_one_device(transform):
 
 def test_sum_on_four_devices():
     summed = jax.pmap(
-        partial(losses.device_mean_sum, axis_name="devices", least=0.5), "devices"
+        partial(losses.device_mean_sum, axis_name="devices", minimum=0.5), "devices"
     )
     weights = np.zeros((4, 5), np.float32)
     chex.assert_trees_all_close(summed(weights), jnp.full(4, 0.5 / 4))

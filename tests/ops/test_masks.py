@@ -49,7 +49,7 @@ class TestMasksInRegions:
             ],
             np.float32,
         )
-        crop = jax.jit(partial(masks.masks_in_regions, size=2))
+        crop = jax.jit(partial(masks.crop_and_resize_masks, output_size=2))
         targets = crop(CORNERS, BOX, regions, np.zeros(4, int))
         # The third one's points lie 1/4 and 3/4 of the way between the cells' centres.
         near, far = 0.75, 0.25
@@ -70,7 +70,7 @@ class TestMasksInRegions:
         boxes = boxes_in(rng, 3, 0, 20)
         index = np.array([2, 0, 1, 1, 2, 0])
         regions = boxes_in(rng, 6, -5, 30)
-        targets = jax.jit(partial(masks.masks_in_regions, size=7))(
+        targets = jax.jit(partial(masks.crop_and_resize_masks, output_size=7))(
             grids, boxes, regions, index
         )
         expected = [
@@ -84,7 +84,7 @@ class TestMasksInRegions:
         boxes = np.concatenate([BOX, np.zeros((1, 4), np.float32)])
         grids = np.ones((2, 4, 4), np.float32)
         regions = np.array([[0, 0, 0, 0], [-4, -4, 4, 4], [0, 0, 0, 0]], np.float32)
-        crop = jax.jit(masks.masks_in_regions)
+        crop = jax.jit(masks.crop_and_resize_masks)
         targets = crop(grids, boxes, regions, np.array([1, 1, 0]))
         assert targets.shape == (3, 28, 28)
         np.testing.assert_array_equal(targets, np.zeros((3, 28, 28)))
@@ -146,7 +146,9 @@ def test_what_is_cut_from_a_pasted_mask_is_the_mask(side):
     @jax.jit
     def there_and_back(mask):
         pasted = masks.paste_masks(mask, box, canvas=(120, 120))
-        return masks.masks_in_regions(pasted, whole, box, np.array([0]), size=side)
+        return masks.crop_and_resize_masks(
+            pasted, whole, box, np.array([0]), output_size=side
+        )
 
     back = there_and_back(mask)
     chex.assert_trees_all_close(back, mask, atol=0.08)

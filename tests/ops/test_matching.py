@@ -16,7 +16,7 @@ def compact(matches):
     """As torchvision writes it: -1 for background, -2 for ignored anchors."""
     assert not (matches.positive & matches.negative).any()
     background = np.where(matches.negative, -1, -2)
-    return np.where(matches.positive, matches.index, background)
+    return np.where(matches.positive, matches.gt_index, background)
 
 
 def random_boxes(rng, count):
@@ -39,7 +39,12 @@ def rpn_anchors():
 
 def test_thresholds_by_hand(transform):
     match = transform(
-        partial(matching.match_by_iou, low=0.25, high=0.5, force_best=False)
+        partial(
+            matching.match_by_iou,
+            negative_iou=0.25,
+            positive_iou=0.5,
+            allow_low_quality_matches=False,
+        )
     )
     # IoU with the square: 1, 0.5 (at high), 0.4, 0.25 (at low), 0.2, 0.
     rows = [[0, 0, 10, bottom] for bottom in (10, 5, 4, 2.5, 2)] + [[20, 20, 30, 30]]
@@ -50,13 +55,13 @@ def test_thresholds_by_hand(transform):
     )
     np.testing.assert_array_equal(compact(matches), [0, 0, -2, -2, -1, -1])
     chex.assert_trees_all_close(matches.iou, jnp.array([1, 0.5, 0.4, 0.25, 0.2, 0]))
-    assert matches.index.dtype == jnp.int32
+    assert matches.gt_index.dtype == jnp.int32
     assert matches.iou.dtype == jnp.float32
 
 
 def test_the_best_anchors_of_an_object_are_positive_with_all_ties():
     rows = [[0, 0, 10, 2], [0, 8, 10, 10], [0, 0, 10, 1], [50, 50, 60, 60]]
-    match = jax.jit(partial(matching.match_by_iou, low=0.3, high=0.7))
+    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7))
     matches = match(
         jnp.array(rows, jnp.float32),
         jnp.array([SQUARE], jnp.float32),
@@ -69,23 +74,23 @@ def test_a_best_anchor_answers_for_the_object_it_overlaps_most():
     objects = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 4.0, 10.0, 24.0]])
     # The first anchor is the best one of both objects and nearer to the first.
     rows = jnp.array([[0.0, 0.0, 10.0, 12.0], [0.0, 22.0, 10.0, 24.0]])
-    match = jax.jit(partial(matching.match_by_iou, low=0.3, high=0.9))
+    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.9))
     matches = match(rows, objects, jnp.ones(2, bool))
     np.testing.assert_array_equal(compact(matches), [0, -1])
 
 
 def test_the_first_of_equal_objects_is_meant():
     twins = jnp.array([SQUARE, SQUARE], jnp.float32)
-    match = jax.jit(partial(matching.match_by_iou, low=0.3, high=0.7))
+    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7))
     for valid, first in [([1, 1], 0), ([0, 1], 1)]:
         matches = match(twins, twins, np.array(valid, bool))
-        np.testing.assert_array_equal(matches.index, [first, first])
+        np.testing.assert_array_equal(matches.gt_index, [first, first])
 
 
 @pytest.mark.parametrize("slots", [0, 1, 3])
 def test_without_objects_all_anchors_are_background(rng, slots):
     boxes = np.zeros((slots, 4), np.float32)
-    match = jax.jit(partial(matching.match_by_iou, low=0.0, high=0.0))
+    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.0, positive_iou=0.0))
     matches = match(random_boxes(rng, 7), boxes, np.zeros(slots, bool))
     chex.assert_trees_all_equal(
         matches,
@@ -102,7 +107,7 @@ def test_padding_changes_nothing(rng, rpn_anchors):
     boxes = random_boxes(rng, 3)
     # Zeros touch no anchor; a stale box that does must not count either.
     padding = np.stack([np.zeros(4, np.float32), np.asarray(rpn_anchors[4000])])
-    match = jax.jit(partial(matching.match_by_iou, low=0.3, high=0.7))
+    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7))
     alone = match(rpn_anchors, boxes, np.ones(3, bool))
     padded = match(
         rpn_anchors, np.concatenate([boxes, padding]), np.array([1, 1, 1, 0, 0], bool)
@@ -111,17 +116,27 @@ def test_padding_changes_nothing(rng, rpn_anchors):
     chex.assert_trees_all_equal(padded, alone)
 
 
-@pytest.mark.parametrize("force_best", [True, False])
-def test_agrees_with_the_oracle(rng, force_best):
+@pytest.mark.parametrize("allow_low_quality_matches", [True, False])
+def test_agrees_with_the_oracle(rng, allow_low_quality_matches):
     match = jax.jit(
-        partial(matching.match_by_iou, low=0.3, high=0.6, force_best=force_best)
+        partial(
+            matching.match_by_iou,
+            negative_iou=0.3,
+            positive_iou=0.6,
+            allow_low_quality_matches=allow_low_quality_matches,
+        )
     )
     for _ in range(5):
         rows, boxes = random_boxes(rng, 60), random_boxes(rng, 6)
         rows[30:] = rows[:30]  # Ties.
         valid = rng.uniform(size=6) < 0.7
         expected = oracles.match(
-            rows, boxes, valid, low=0.3, high=0.6, force_best=force_best
+            rows,
+            boxes,
+            valid,
+            negative_iou=0.3,
+            positive_iou=0.6,
+            allow_low_quality_matches=allow_low_quality_matches,
         )
         np.testing.assert_array_equal(compact(match(rows, boxes, valid)), expected)
 
@@ -130,7 +145,7 @@ def test_agrees_with_the_oracle(rng, force_best):
     "name, low, high", [("rpn", 0.3, 0.7), ("retinanet", 0.4, 0.5)]
 )
 def test_agrees_with_torchvision(golden_ops, rpn_anchors, name, low, high):
-    match = jax.jit(partial(matching.match_by_iou, low=low, high=high))
+    match = jax.jit(partial(matching.match_by_iou, negative_iou=low, positive_iou=high))
     boxes = golden_ops[f"matcher/{name}/boxes"]
     matches = match(rpn_anchors, boxes, np.ones(len(boxes), bool))
     golden = golden_ops[f"matcher/{name}/index_on_rpn_256x320"]
@@ -138,7 +153,14 @@ def test_agrees_with_torchvision(golden_ops, rpn_anchors, name, low, high):
 
 
 def test_agrees_with_torchvision_without_best_matches(golden_ops):
-    match = jax.jit(partial(matching.match_by_iou, low=0.5, high=0.5, force_best=False))
+    match = jax.jit(
+        partial(
+            matching.match_by_iou,
+            negative_iou=0.5,
+            positive_iou=0.5,
+            allow_low_quality_matches=False,
+        )
+    )
     boxes = golden_ops["matcher/roi/boxes"]
     matches = match(golden_ops["boxes/a"], boxes, np.ones(len(boxes), bool))
     golden = golden_ops["matcher/roi/index_on_boxes_a"]
@@ -148,7 +170,7 @@ def test_agrees_with_torchvision_without_best_matches(golden_ops):
 def test_maps_over_images(rng, rpn_anchors):
     boxes = np.stack([random_boxes(rng, 4), random_boxes(rng, 4)])
     valid = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
-    match = partial(matching.match_by_iou, low=0.3, high=0.7)
+    match = partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7)
     mapped = jax.jit(jax.vmap(match, (None, 0, 0)))(rpn_anchors, boxes, valid)
     for i in range(2):
         one = jax.jit(match)(rpn_anchors, boxes[i], valid[i])
@@ -160,14 +182,16 @@ def matched_points(points, boxes, valid=None, *, low=0.0, high=np.inf, **options
     """As the oracle writes it: -1 for points in no object."""
     points, boxes = np.array(points, np.float32), np.array(boxes, np.float32)
     boxes = boxes.reshape(-1, 4)
-    limits = {"low": low, "high": high}
-    limits = {k: np.full(len(points), v, np.float32) for k, v in limits.items()}
+    ranges = np.full((len(points), 2), [low, high], np.float32)
     valid = np.ones(len(boxes), bool) if valid is None else np.array(valid, bool)
-    if "reach" in options:
-        options["reach"] = np.full(len(points), options["reach"], np.float32)
+    if "center_radius" in options:
+        radius = options["center_radius"]
+        options["center_radius"] = np.full(len(points), radius, np.float32)
     inclusive = options.pop("inclusive", True)
     match = partial(matching.match_points, inclusive=inclusive)
-    index, positive = jax.jit(match)(points, boxes, valid, **limits, **options)
+    index, positive = jax.jit(match)(
+        points, boxes, valid, regression_ranges=ranges, **options
+    )
     assert index.dtype == jnp.int32 and positive.dtype == bool
     return np.where(positive, index, -1).tolist()
 
@@ -204,13 +228,13 @@ def test_an_object_too_large_for_a_level_leaves_the_point_to_others():
     assert matched_points([[5, 5]], boxes, low=50) == [-1]
 
 
-def test_centre_sampling():
+def test_center_sampling():
     box, points = [0, 0, 40, 8], [[20, 4], [25, 4], [25.5, 4], [26, 4], [14, 7]]
     match = partial(matched_points, points, [box])
     assert match() == [0] * 5
-    assert match(reach=6.0) == [0, 0, 0, -1, -1]  # nearer, and across and down
+    assert match(center_radius=6.0) == [0, 0, 0, -1, -1]  # nearer, and across and down
     # What reaches out of a box is not in it.
-    assert matched_points([[20, 9]], [box], reach=6.0) == [-1]
+    assert matched_points([[20, 9]], [box], center_radius=6.0) == [-1]
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
@@ -218,11 +242,14 @@ def test_centre_sampling():
 def test_points_agree_with_the_oracle(rng, inclusive, radius):
     # Whole numbers, so that limits, sides and areas are often met exactly.
     levels = (2, 3)
-    points = np.asarray(anchors.cell_centres((48, 64), levels=levels))
-    fine = np.arange(len(points)) < anchors.count((48, 64), levels=(2,), per_cell=1)
-    low, high = np.where(fine, 0, 12), np.where(fine, 12, np.inf)
-    reach = None if radius is None else radius * np.where(fine, 4, 8)
-    options = {"low": low, "high": high, "reach": reach}
+    points = np.asarray(anchors.cell_centers((48, 64), levels=levels))
+    fine = np.arange(len(points)) < anchors.num_anchors(
+        (48, 64), levels=(2,), per_cell=1
+    )
+    options = {
+        "regression_ranges": np.where(fine[:, None], [0, 12], [12, np.inf]),
+        "center_radius": radius and radius * np.where(fine, 4, 8),
+    }
     match = jax.jit(partial(matching.match_points, inclusive=inclusive))
     seen = set()
     for _ in range(8):
@@ -239,24 +266,25 @@ def test_points_agree_with_the_oracle(rng, inclusive, radius):
 
 
 def test_points_map_over_images(rng):
-    points = np.asarray(anchors.cell_centres((48, 64), levels=(3,)))
-    limits = {"low": np.zeros(len(points)), "high": np.full(len(points), np.inf)}
+    points = np.asarray(anchors.cell_centers((48, 64), levels=(3,)))
+    ranges = np.full((len(points), 2), [0, np.inf])
     boxes = np.stack([random_boxes(rng, 4), random_boxes(rng, 4)])
     valid = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
-    match = partial(matching.match_points, **limits)
+    match = partial(matching.match_points, regression_ranges=ranges)
     index, positive = jax.jit(jax.vmap(match, (None, 0, 0)))(points, boxes, valid)
     for i in range(2):
         one = jax.jit(match)(points, boxes[i], valid[i])
         chex.assert_trees_all_equal((index[i], positive[i]), one)
 
 
-def match_default_boxes(anchors, boxes, valid, threshold=0.5):
+def match_default_boxes(anchors, boxes, valid, positive_iou=0.5):
     arrays = (jnp.asarray(rows, jnp.float32) for rows in (anchors, boxes))
-    return _match_default_boxes(*arrays, jnp.asarray(valid, bool), threshold=threshold)
+    valid = jnp.asarray(valid, bool)
+    return _match_default_boxes(*arrays, valid, positive_iou=positive_iou)
 
 
 _match_default_boxes = jax.jit(
-    matching.match_default_boxes, static_argnames="threshold"
+    matching.match_default_boxes, static_argnames="positive_iou"
 )
 
 
@@ -290,9 +318,9 @@ def test_default_boxes_agree_with_the_oracle(rng, count):
         boxes, objects = random_boxes(rng, 40), random_boxes(rng, count)
         valid = rng.random(count) < 0.7
         matches = match_default_boxes(boxes, objects, valid)
-        expected = oracles.match_default_boxes(boxes, objects, valid, threshold=0.5)
+        expected = oracles.match_default_boxes(boxes, objects, valid, positive_iou=0.5)
         np.testing.assert_array_equal(compact(matches), expected)
-        assert matches.index.dtype == jnp.int32
+        assert matches.gt_index.dtype == jnp.int32
 
 
 def test_objects_that_are_padding_or_far_away_claim_no_default_box():

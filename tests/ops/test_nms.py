@@ -34,26 +34,34 @@ def test_three_boxes_by_hand(transform):
     # The second shares 2/3 with the first, and so does the third with the second.
     boxes = jnp.array([[0.0, 0, 5, 1], [1.0, 0, 6, 1], [2.0, 0, 7, 1]])
     scores = jnp.array([0.8, 0.9, 0.7])
-    indices, valid = transform(partial(nms.nms, threshold=0.5, size=3))(boxes, scores)
+    indices, valid = transform(partial(nms.nms, iou_threshold=0.5, max_output_size=3))(
+        boxes, scores
+    )
     assert indices.tolist() == [1, 0, 0]
     assert valid.tolist() == [True, False, False]
-    chain = nms.nms(boxes, jnp.array([0.9, 0.8, 0.7]), threshold=0.5, size=3)
+    chain = nms.nms(
+        boxes, jnp.array([0.9, 0.8, 0.7]), iou_threshold=0.5, max_output_size=3
+    )
     assert kept(chain) == [0, 2]  # What has gone suppresses nothing.
-    assert kept(nms.nms(boxes, scores, threshold=0.7, size=3)) == [1, 0, 2]
+    assert kept(nms.nms(boxes, scores, iou_threshold=0.7, max_output_size=3)) == [
+        1,
+        0,
+        2,
+    ]
 
 
 def test_iou_at_the_threshold_stays():
     halves = jnp.array([[0.0, 0, 2, 1], [0.0, 0, 1, 1]])
     scores = jnp.array([0.9, 0.8])
     for threshold, expected in [(0.5, [0, 1]), (0.4999, [0])]:
-        suppress = jax.jit(partial(nms.nms, threshold=threshold, size=2))
+        suppress = jax.jit(partial(nms.nms, iou_threshold=threshold, max_output_size=2))
         assert kept(suppress(halves, scores)) == expected
 
 
 def test_classes_do_not_meet(transform):
     boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (5, 1))
     scores, labels = jnp.array([0.1, 0.2, 0.3, 0.4, 0.5]), jnp.array([0, 1, 1, 0, 7])
-    suppress = transform(partial(nms.class_wise_nms, threshold=0.5, size=5))
+    suppress = transform(partial(nms.batched_nms, iou_threshold=0.5, max_output_size=5))
     assert kept(suppress(boxes, scores, labels)) == [4, 3, 2]
 
 
@@ -62,10 +70,10 @@ def test_agrees_with_torchvision(golden_ops, threshold):
     boxes, scores, labels = (
         golden_ops[f"nms/{x}"] for x in ("boxes", "scores", "labels")
     )
-    settings = {"threshold": threshold, "size": 240}
+    settings = {"iou_threshold": threshold, "max_output_size": 240}
     answer = nms.nms(boxes, scores, **settings)
     assert kept(answer) == golden_ops[f"nms/keep{threshold}"].tolist()
-    answer = nms.class_wise_nms(boxes, scores, labels, **settings)
+    answer = nms.batched_nms(boxes, scores, labels, **settings)
     assert kept(answer) == golden_ops[f"nms/class_wise_keep{threshold}"].tolist()
 
 
@@ -76,11 +84,11 @@ def test_agrees_with_the_oracle(rng, threshold, count):
     scores[rng.uniform(size=count) < 0.05] = np.nan
     labels = rng.integers(0, 3, count)
     valid = rng.uniform(size=count) < 0.9
-    settings = {"threshold": threshold, "size": count, "valid": valid}
+    settings = {"iou_threshold": threshold, "max_output_size": count, "valid": valid}
     assert kept(nms.nms(boxes, scores, **settings)) == oracles.greedy_nms(
         boxes, scores, threshold, valid=valid
     )
-    assert kept(nms.class_wise_nms(boxes, scores, labels, **settings)) == (
+    assert kept(nms.batched_nms(boxes, scores, labels, **settings)) == (
         oracles.greedy_nms(boxes, scores, threshold, valid=valid, labels=labels)
     )
 
@@ -89,7 +97,7 @@ def test_is_exact_at_thresholds_that_occur(rng):
     boxes, scores = random_scene(rng, 60)
     values = np.unique(oracles.pairwise(oracles.iou, boxes, boxes).astype(np.float32))
     for threshold in rng.choice(values, 20):
-        answer = nms.nms(boxes, scores, threshold=threshold, size=60)
+        answer = nms.nms(boxes, scores, iou_threshold=threshold, max_output_size=60)
         assert kept(answer) == oracles.greedy_nms(boxes, scores, threshold)
 
 
@@ -98,7 +106,7 @@ def test_size_cuts_or_pads_the_answer(rng, size):
     boxes, scores = random_scene(rng, 300)
     everything = oracles.greedy_nms(boxes, scores, 0.5)
     assert 200 < len(everything) < 300
-    answer = nms.nms(boxes, scores, threshold=0.5, size=size)
+    answer = nms.nms(boxes, scores, iou_threshold=0.5, max_output_size=size)
     chex.assert_shape(answer, (size,))
     assert kept(answer) == everything[:size]
 
@@ -107,7 +115,7 @@ def test_long_chains_across_blocks():
     # Each box suppresses the next one only, so every other box stays.
     start = np.arange(400, dtype=np.float32)
     boxes = np.stack([start, 0 * start, start + 1.8, 0 * start + 1], -1)
-    answer = nms.nms(boxes, -start, threshold=0.2, size=400)
+    answer = nms.nms(boxes, -start, iou_threshold=0.2, max_output_size=400)
     assert kept(answer) == list(range(0, 400, 2))
 
 
@@ -115,13 +123,13 @@ def test_long_chains_across_blocks():
 def test_coordinates_may_lie_anywhere(rng, offset):
     boxes, scores = random_scene(rng, 150)
     boxes = np.round(boxes) + np.float32(offset)
-    answer = nms.nms(boxes, scores, threshold=0.45, size=150)
+    answer = nms.nms(boxes, scores, iou_threshold=0.45, max_output_size=150)
     assert kept(answer) == oracles.greedy_nms(boxes, scores, 0.45)
 
 
 def test_equal_scores_go_by_index():
     boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (200, 1))
-    suppress = jax.jit(partial(nms.nms, threshold=0.5, size=3))
+    suppress = jax.jit(partial(nms.nms, iou_threshold=0.5, max_output_size=3))
     assert kept(suppress(boxes, jnp.zeros(200))) == [0]
     signed_zeros = jnp.array([-0.0, 0.0] * 100)
     assert kept(suppress(boxes, signed_zeros)) == [0]
@@ -131,7 +139,7 @@ def test_empty_boxes_suppress_nothing_and_stay():
     boxes = jnp.array(
         [[0.0] * 4, [0.0] * 4, [0.0, 0.0, 5.0, 5.0], [4.0, 4.0, 1.0, 1.0]]
     )
-    suppress = jax.jit(partial(nms.nms, threshold=0.0, size=4))
+    suppress = jax.jit(partial(nms.nms, iou_threshold=0.0, max_output_size=4))
     assert kept(suppress(boxes, jnp.array([4.0, 3.0, 2.0, 1.0]))) == [0, 1, 2, 3]
 
 
@@ -140,7 +148,9 @@ def test_padding_neither_stays_nor_suppresses(transform):
     scores = jnp.array([jnp.nan, 0.9, 0.2, -jnp.inf, 0.1])
     valid = jnp.array([True, False, True, True, False])
     suppress = transform(
-        lambda valid: nms.nms(boxes, scores, threshold=0.5, size=5, valid=valid)
+        lambda valid: nms.nms(
+            boxes, scores, iou_threshold=0.5, max_output_size=5, valid=valid
+        )
     )
     assert kept(suppress(valid)) == [2]
     assert kept(suppress(valid.at[2].set(False))) == [3]
@@ -148,7 +158,9 @@ def test_padding_neither_stays_nor_suppresses(transform):
 
 
 def test_no_boxes_at_all():
-    answer = nms.nms(jnp.zeros((0, 4)), jnp.zeros(0), threshold=0.5, size=3)
+    answer = nms.nms(
+        jnp.zeros((0, 4)), jnp.zeros(0), iou_threshold=0.5, max_output_size=3
+    )
     assert kept(answer) == []
     chex.assert_shape(answer, (3,))
 
@@ -158,7 +170,7 @@ def test_maps_over_images(rng):
     boxes, scores = (np.stack(parts) for parts in zip(*scenes, strict=True))
     labels, valid = rng.integers(0, 3, (4, 200)), rng.uniform(size=(4, 200)) < 0.8
     valid[1] = False
-    suppress = partial(nms.class_wise_nms, threshold=0.5, size=90)
+    suppress = partial(nms.batched_nms, iou_threshold=0.5, max_output_size=90)
     mapped = jax.jit(jax.vmap(lambda b, s, c, v: suppress(b, s, c, valid=v)))
     answers = mapped(boxes, scores, labels, valid)
     for i in range(4):
@@ -172,7 +184,7 @@ def test_maps_over_images(rng):
 def test_slots_without_an_answer_are_zeros(transform, masks):
     valid = np.array([True, False, True])
     found = Detections(np.ones((3, 4)), np.ones(3), np.ones(3, int), valid, masks)
-    answer = transform(nms.without_padding)(found)
+    answer = transform(nms.clear_padding)(found)
     np.testing.assert_array_equal(answer.valid, valid)
     for values in jax.tree.leaves(answer):
         np.testing.assert_array_equal(values[1], np.zeros(values.shape[1:]))
@@ -187,10 +199,12 @@ def test_a_vote_worked_by_hand(transform):
     )
     scores, labels = jnp.array([0.6, 0.2, 0.5, 0.9, 0.9]), jnp.array([1, 1, 1, 0, 1])
     valid, keep = jnp.array([True] * 4 + [False]), jnp.array([0, 2, 3])
-    vote = transform(partial(nms.vote, keep=keep, threshold=0.6, valid=valid))
+    vote = transform(partial(nms.box_voting, keep=keep, iou_threshold=0.6, valid=valid))
     expected = jnp.array([[0.25, 0, 4.25, 1], [9, 0, 10, 1], [0, 0, 4, 1]])
     chex.assert_trees_all_close(vote(boxes, scores, labels), expected, atol=1e-6)
-    deaf = nms.vote(boxes, scores, labels, keep=keep, threshold=0.61, valid=valid)
+    deaf = nms.box_voting(
+        boxes, scores, labels, keep=keep, iou_threshold=0.61, valid=valid
+    )
     chex.assert_trees_all_close(deaf, boxes[keep], atol=1e-6)
 
 
@@ -202,9 +216,8 @@ def test_votes_agree_with_the_oracle(rng, threshold):
     boxes[20] = 0  # Empty: not even it itself has a say.
     labels, valid = rng.integers(0, 3, 150), rng.uniform(size=150) < 0.9
     keep = np.array([20, *rng.integers(0, 150, 30)])
-    options = {"threshold": threshold, "valid": valid}
-    vote = jax.jit(partial(nms.vote, keep=keep, threshold=threshold))
-    expected = oracles.vote(boxes, scores, labels, keep, **options)
+    vote = jax.jit(partial(nms.box_voting, keep=keep, iou_threshold=threshold))
+    expected = oracles.box_voting(boxes, scores, labels, keep, threshold, valid=valid)
     voted = vote(boxes, scores, labels, valid=valid)
     np.testing.assert_allclose(voted, expected, atol=1e-4)
     assert np.sum(np.any(np.abs(voted - boxes[keep]) > 0.1, axis=1)) > 10

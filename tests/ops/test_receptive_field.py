@@ -16,10 +16,10 @@ def test_two_layers_by_hand():
     # Cell 0 of the first sees pixels -1 to 1, cell 1 pixels 1 to 3; a cell of the
     # second, which has holes, sees cells 0, 2 and 4: pixels -1 to 9.
     first, second = rf.Layer(3, stride=2, padding=1), rf.Layer(3, dilation=2)
-    fields = rf.after_each([first, second])
+    fields = rf.receptive_fields([first, second])
     assert fields == [rf.Field(3, 2, 0.5), rf.Field(11, 2, 4.5)]
     assert rf.receptive_field([first, second]) == fields[-1]
-    seen = rf.seen_by(jnp.array([[0, 1]]), fields[-1])
+    seen = rf.receptive_boxes(jnp.array([[0, 1]]), fields[-1])
     np.testing.assert_array_equal(seen, [[1, -1, 12, 10]])
 
 
@@ -32,7 +32,7 @@ def test_pixels_see_themselves():
     [
         (vgg.layers(), rf.Field(196, 16, 8.0)),
         (alexnet.layers(), rf.Field(163, 16, 7.5)),
-        (alexnet.layers(centred=False), rf.Field(163, 16, 15.5)),
+        (alexnet.layers(centered=False), rf.Field(163, 16, 15.5)),
         (resnet.layers(4, depth=18), rf.Field(211, 16, 0.5)),
         (resnet.layers(5, depth=18), rf.Field(435, 32, 0.5)),
         (resnet.layers(5, depth=50), rf.Field(427, 32, 0.5)),
@@ -52,7 +52,7 @@ def test_the_proposals_of_vgg_see_228_pixels():
     [
         (vgg.VGG16(width=1), vgg.layers()),
         (alexnet.AlexNet(width=1), alexnet.layers()),
-        (alexnet.AlexNet(width=1, centred=False), alexnet.layers(centred=False)),
+        (alexnet.AlexNet(width=1, centered=False), alexnet.layers(centered=False)),
         (resnet.ResNet(10, 1, "none", coarsest=4), resnet.layers(4, depth=10)),
     ],
     ids=["vgg", "alexnet", "published-alexnet", "resnet"],
@@ -69,7 +69,7 @@ def test_a_network_looks_where_its_field_is(network, layers):
     )
     features = jax.jit(network.apply)(variables, pixels)[4]
     cells = jnp.arange(features.shape[1])
-    seen = rf.seen_by(jnp.stack([cells, cells], -1), rf.receptive_field(layers))
+    seen = rf.receptive_boxes(jnp.stack([cells, cells], -1), rf.receptive_field(layers))
     begin, end = np.asarray(seen[:, 0]), np.asarray(seen[:, 2])
     sees = (begin <= lit[:, None]) & (lit[:, None] + 1 <= end)  # [pixels, cells]
     expected = sees[:, :, None] & sees[:, None, :]
@@ -103,7 +103,7 @@ def test_vgg_agrees_with_the_conventions():
 def test_anchors_of_vgg_stand_where_its_cells_look():
     boxes = anchors.pyramid_anchors((48, 70), sizes=[[40]], ratios=[1.0], levels=[4])
     cells = jnp.stack(jnp.indices((3, 5)), -1).reshape(-1, 2)
-    seen = rf.seen_by(cells, rf.receptive_field(vgg.layers()))
+    seen = rf.receptive_boxes(cells, rf.receptive_field(vgg.layers()))
     centres = [(x[:, :2] + x[:, 2:]) / 2 for x in (boxes, seen)]
     np.testing.assert_array_equal(*centres)
 
@@ -111,9 +111,9 @@ def test_anchors_of_vgg_stand_where_its_cells_look():
 @pytest.mark.parametrize(
     ("pool", "reach"),
     [
-        (partial(roi_align.roi_align, size=1, samples=1), 0),
+        (partial(roi_align.roi_align, output_size=1, sampling_ratio=1), 0),
         # Its boxes end with the cell that their corner is nearest to: one further.
-        (partial(roi_pool.roi_max_pool, size=1), 1),
+        (partial(roi_pool.roi_max_pool, output_size=1), 1),
     ],
     ids=["align", "max"],
 )

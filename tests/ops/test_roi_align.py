@@ -42,13 +42,14 @@ def sample(features, x, y):
     return value
 
 
-def naive_roi_align(features, boxes, *, stride, size, samples, aligned):
+def naive_roi_align(features, boxes, *, stride, output_size, sampling_ratio, aligned):
     """One box, one bin and one sample at a time."""
+    size = output_size
     pooled = np.zeros((len(boxes), size, size, features.shape[-1]))
     for r, box in enumerate(boxes.astype(np.float64) / stride):
         start, side = box[:2] - 0.5 * aligned, box[2:] - box[:2]
         side = side if aligned else np.maximum(side, 1)
-        nx, ny = (samples or math.ceil(s / size) for s in side)
+        nx, ny = (sampling_ratio or math.ceil(s / size) for s in side)
         for i, j in np.ndindex(size, size):
             for k, m in np.ndindex(ny, nx):
                 x = start[0] + (j + (m + 0.5) / nx) * side[0] / size
@@ -100,7 +101,7 @@ def test_one_box_by_hand(transform):
     # Cells 2 pixels wide; the box is the middle two, its bins are those cells.
     features = jnp.array([[[1.0], [2.0], [4.0], [8.0]]])
     boxes = jnp.array([[2.0, 0.0, 6.0, 2.0]])
-    align = partial(roi_align.roi_align, stride=2, size=2, samples=1)
+    align = partial(roi_align.roi_align, stride=2, output_size=2, sampling_ratio=1)
     chex.assert_trees_all_close(
         transform(align)(features, boxes)[0, :, :, 0], jnp.array([[2.0, 4.0]] * 2)
     )
@@ -114,7 +115,11 @@ def test_one_box_by_hand(transform):
 def test_agrees_with_torchvision(golden_ops, samples, aligned):
     name = f"stride 8 size 7 samples {samples or -1} aligned {aligned}"
     align = partial(
-        roi_align.roi_align, stride=8, size=7, samples=samples, aligned=aligned
+        roi_align.roi_align,
+        stride=8,
+        output_size=7,
+        sampling_ratio=samples,
+        aligned=aligned,
     )
     pooled = jax.jit(align)(golden_ops["roi/features (NHWC)"], golden_ops["roi/boxes"])
     np.testing.assert_allclose(pooled, golden_ops[f"roi/align {name}"], atol=2e-5)
@@ -139,7 +144,12 @@ def test_gradient_agrees_with_torchvision(golden_ops, aligned):
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("samples", [2, 0])
 def test_agrees_with_the_oracle(features, samples, aligned):
-    settings = {"stride": STRIDE, "size": 3, "samples": samples, "aligned": aligned}
+    settings = {
+        "stride": STRIDE,
+        "output_size": 3,
+        "sampling_ratio": samples,
+        "aligned": aligned,
+    }
     pooled = jax.jit(partial(roi_align.roi_align, **settings))(features, BOXES)
     expected = naive_roi_align(features, BOXES, **settings)
     np.testing.assert_allclose(pooled, expected, atol=1e-5)
@@ -147,10 +157,10 @@ def test_agrees_with_the_oracle(features, samples, aligned):
 
 def test_more_samples_than_there_may_be(features, monkeypatch):
     # A bin of 12 cells by 9, yet two samples each way: as if 2 had been asked for.
-    monkeypatch.setattr(roi_align, "MOST_SAMPLES", 2)
-    align = partial(roi_align.roi_align, stride=STRIDE, size=1)
+    monkeypatch.setattr(roi_align, "MAX_SAMPLING_RATIO", 2)
+    align = partial(roi_align.roi_align, stride=STRIDE, output_size=1)
     adaptive, two = (
-        jax.jit(partial(align, samples=samples))(features, BOXES[:1])
+        jax.jit(partial(align, sampling_ratio=samples))(features, BOXES[:1])
         for samples in (0, 2)
     )
     chex.assert_trees_all_close(adaptive, two, atol=1e-5)
@@ -160,7 +170,9 @@ def test_more_samples_than_there_may_be(features, monkeypatch):
 def test_the_gradient_is_the_transpose(rng, features, samples):
     @jax.jit
     def value_and_gradient(features, upstream):
-        align = partial(roi_align.roi_align, stride=STRIDE, size=3, samples=samples)
+        align = partial(
+            roi_align.roi_align, stride=STRIDE, output_size=3, sampling_ratio=samples
+        )
         pooled, pull = jax.vjp(align, features, BOXES)
         return pooled, pull(upstream)[0]
 
@@ -179,7 +191,9 @@ def test_the_gradient_is_the_transpose(rng, features, samples):
 def test_of_a_plane_are_its_values_at_the_bin_centres(rng, samples):
     corners = np.sort(rng.uniform(4, 60, (20, 2, 2)), axis=1).astype(np.float32)
     boxes = corners.reshape(20, 4)
-    align = partial(roi_align.roi_align, stride=4, size=5, samples=samples)
+    align = partial(
+        roi_align.roi_align, stride=4, output_size=5, sampling_ratio=samples
+    )
     pooled = jax.jit(align)(plane(16, 16, 4), boxes)
     middle = (np.arange(5) + 0.5) / 5
     x = boxes[:, 0, None] + middle * (boxes[:, 2] - boxes[:, 0])[:, None]
@@ -227,7 +241,11 @@ def test_what_lies_beyond_the_image_does_not_count(rng, levels, samples):
 
     @jax.jit
     def value_and_gradient(pyramid, image_size=None):
-        options = {"size": 3, "samples": samples, "image_size": image_size}
+        options = {
+            "output_size": 3,
+            "sampling_ratio": samples,
+            "image_size": image_size,
+        }
 
         def pool(pyramid):
             if levels == (3,):
@@ -262,7 +280,7 @@ def test_what_lies_beyond_the_image_does_not_count(rng, levels, samples):
 
 def test_equal_boxes_equal_bits(features):
     boxes = np.repeat(BOXES[4:5], 9, axis=0)
-    pooled = jax.jit(partial(roi_align.roi_align, stride=STRIDE, samples=0))(
+    pooled = jax.jit(partial(roi_align.roi_align, stride=STRIDE, sampling_ratio=0))(
         features, boxes
     )
     assert (np.asarray(pooled) == np.asarray(pooled[:1])).all()
@@ -272,7 +290,7 @@ def test_equal_boxes_equal_bits(features):
 def test_no_boxes(features, samples):
     @jax.jit
     def value_and_gradient(features, boxes):
-        align = partial(roi_align.roi_align, stride=STRIDE, samples=samples)
+        align = partial(roi_align.roi_align, stride=STRIDE, sampling_ratio=samples)
         pooled, pull = jax.vjp(align, features, boxes)
         return pooled, pull(pooled)[0]
 
@@ -283,7 +301,9 @@ def test_no_boxes(features, samples):
 
 @pytest.mark.parametrize("samples", [2, 0])
 def test_images_side_by_side(features, samples):
-    align = partial(roi_align.roi_align, stride=STRIDE, size=3, samples=samples)
+    align = partial(
+        roi_align.roi_align, stride=STRIDE, output_size=3, sampling_ratio=samples
+    )
 
     def value_and_gradient(features, boxes):
         pooled, pull = jax.vjp(lambda x: align(x, boxes), features)
@@ -305,7 +325,7 @@ def test_bfloat16_features_are_summed_in_float32(rng, features):
 
     @jax.jit
     def value_and_gradient(features, upstream):
-        align = partial(roi_align.roi_align, boxes=BOXES, stride=STRIDE, size=3)
+        align = partial(roi_align.roi_align, boxes=BOXES, stride=STRIDE, output_size=3)
         pooled, pull = jax.vjp(align, features)
         return pooled, pull(upstream)[0]
 
@@ -319,16 +339,16 @@ def test_bfloat16_features_are_summed_in_float32(rng, features):
 def test_levels_by_hand(transform):
     sides = np.array([0, 10, 111, 112, 223, 224, 447, 448, 1e5], np.float32)
     boxes = np.stack([0 * sides, 0 * sides, 4 * sides, sides / 4], axis=-1)
-    level_of = partial(roi_align.level_of, levels=(2, 3, 4, 5))
-    levels = transform(level_of)(boxes)
+    assign_levels = partial(roi_align.assign_levels, levels=(2, 3, 4, 5))
+    levels = transform(assign_levels)(boxes)
     assert levels.tolist() == [2, 2, 2, 3, 3, 4, 4, 5, 5]
-    finer = level_of(boxes, canonical_size=56, canonical_level=4)
+    finer = assign_levels(boxes, canonical_size=56, canonical_level=4)
     assert finer.tolist() == [2, 2, 4, 5, 5, 5, 5, 5, 5]
 
 
 def test_levels_with_a_gap_are_refused():
     with pytest.raises(ValueError, match=r"\[2, 4\].*finest to coarsest"):
-        roi_align.level_of(jnp.zeros((1, 4)), (4, 2))
+        roi_align.assign_levels(jnp.zeros((1, 4)), (4, 2))
 
 
 def multiscale(golden_ops):
@@ -348,18 +368,18 @@ def test_pyramid_agrees_with_torchvision(golden_ops):
 
 def test_each_box_reads_its_own_level(rng, golden_ops):
     pyramid, boxes = multiscale(golden_ops)
-    levels = np.asarray(roi_align.level_of(boxes, sorted(pyramid)))
+    levels = np.asarray(roi_align.assign_levels(boxes, sorted(pyramid)))
     assert set(levels) == {2, 3, 4}
 
     upstream = rng.normal(size=(len(boxes), 7, 7, 4)).astype(np.float32)
 
     def own_level(pyramid):
-        return roi_align.pyramid_roi_align(pyramid, boxes, samples=0)
+        return roi_align.pyramid_roi_align(pyramid, boxes, sampling_ratio=0)
 
     def every_level(pyramid):
         pooled = 0
         for level, features in pyramid.items():
-            align = partial(roi_align.roi_align, stride=2**level, samples=0)
+            align = partial(roi_align.roi_align, stride=2**level, sampling_ratio=0)
             pooled += align(features, boxes) * (levels == level)[:, None, None, None]
         return pooled
 

@@ -45,12 +45,17 @@ def bins_of(box, *, stride, size, height, width):
         yield (i, j), cells(y1, y2, i, height), cells(x1, x2, j, width)
 
 
-def naive_roi_max_pool(features, boxes, upstream, *, stride, size):
+def naive_roi_max_pool(features, boxes, upstream, *, stride, output_size):
     """Maxima, one bin at a time, and the gradient of the features."""
     height, width, channels = features.shape
     pooled, gradient = np.zeros_like(upstream), np.zeros_like(features)
     for r, box in enumerate(boxes.astype(np.float64)):
-        settings = {"stride": stride, "size": size, "height": height, "width": width}
+        settings = {
+            "stride": stride,
+            "size": output_size,
+            "height": height,
+            "width": width,
+        }
         for (i, j), rows, columns in bins_of(box, **settings):
             cells = features[rows, columns].reshape(-1, channels)
             if len(cells) == 0:
@@ -78,7 +83,7 @@ def test_one_box_by_hand(transform):
     features = jnp.arange(12.0).reshape(3, 4, 1)
     # Cells 1 to 3 by 0 to 1: 4 / 8 is rounded up to 1, and 20 / 8 to 3.
     boxes = jnp.array([[4.0, 3.9, 20.0, 4.0]])
-    pool = partial(roi_pool.roi_max_pool, stride=8, size=2)
+    pool = partial(roi_pool.roi_max_pool, stride=8, output_size=2)
     # Bins of 1.5 columns share the one in the middle.
     expected = jnp.array([[2.0, 3.0], [6.0, 7.0]])
     chex.assert_trees_all_equal(transform(pool)(features, boxes)[0, :, :, 0], expected)
@@ -108,7 +113,7 @@ def test_agrees_with_the_oracle(rng, features, size):
     corners = np.sort(rng.uniform(-20, 110, (20, 2, 2)), axis=1).reshape(20, 4)
     boxes = np.concatenate([BOXES, corners.astype(np.float32)])
     upstream = rng.normal(size=(len(boxes), size, size, 3)).astype(np.float32)
-    settings = {"stride": STRIDE, "size": size}
+    settings = {"stride": STRIDE, "output_size": size}
     pool = partial(roi_pool.roi_max_pool, **settings)
     pooled, gradient = value_and_gradient(pool, features, boxes, upstream)
     expected = naive_roi_max_pool(features, boxes, upstream, **settings)
@@ -122,7 +127,7 @@ def test_pyramid_is_the_grids_one_after_the_other(features):
     assert pooled.shape == (len(BOXES), 36 + 9 + 4 + 1, 3)
     start = 0
     for size in (6, 3, 2, 1):
-        settings = {"stride": STRIDE, "size": size}
+        settings = {"stride": STRIDE, "output_size": size}
         upstream = np.zeros((len(BOXES), size, size, 3), np.float32)
         expected, _ = naive_roi_max_pool(features, BOXES, upstream, **settings)
         for (i, j), values in zip(
@@ -171,7 +176,7 @@ def test_images_side_by_side(rng, features):
     upstream = rng.normal(size=(2, len(BOXES), 3, 3, 3)).astype(np.float32)
 
     def one(features, boxes, upstream):
-        pool = partial(roi_pool.roi_max_pool, boxes=boxes, stride=STRIDE, size=3)
+        pool = partial(roi_pool.roi_max_pool, boxes=boxes, stride=STRIDE, output_size=3)
         pooled, pull = jax.vjp(pool, features)
         return pooled, pull(upstream)[0]
 
@@ -184,7 +189,7 @@ def test_images_side_by_side(rng, features):
 
 
 def test_bfloat16_stays(rng, features):
-    pool = partial(roi_pool.roi_max_pool, stride=STRIDE, size=3)
+    pool = partial(roi_pool.roi_max_pool, stride=STRIDE, output_size=3)
     upstream = jnp.asarray(rng.normal(size=(len(BOXES), 3, 3, 3)), jnp.bfloat16)
     coarse = jnp.asarray(features, jnp.bfloat16)
     pooled = value_and_gradient(pool, coarse, BOXES, upstream)
@@ -207,12 +212,12 @@ def test_grid_pooling_is_the_networks_own(rng, extent, size, window, stride):
         (1, stride, stride, 1),
         "VALID",
     )
-    pool = jax.jit(partial(roi_pool.grid_max_pool, size=size))
+    pool = jax.jit(partial(roi_pool.adaptive_max_pool, output_size=size))
     chex.assert_trees_all_equal(pool(maps), expected)
 
 
 def test_grid_pooling_by_hand(transform):
     column = jnp.array([4.0, 1.0, 3.0, 2.0, 5.0]).reshape(1, 5, 1, 1)
     # Of 5 rows the bins of 3 are 0 and 1, 1 to 3, 3 and 4; all bins see the one column.
-    pooled = transform(partial(roi_pool.grid_max_pool, size=3))(column)
+    pooled = transform(partial(roi_pool.adaptive_max_pool, output_size=3))(column)
     assert pooled[0, :, :, 0].T.tolist() == [[4.0, 3.0, 5.0]] * 3

@@ -81,7 +81,7 @@ def test_identities_tell_boxes_apart(rng):
     boxes = rng.uniform(0, 500, (1000, 4)).astype(np.float32)
     boxes[1] = boxes[0][[1, 0, 3, 2]]  # a box of the same sides, elsewhere
     boxes[2] = boxes[0]
-    numbers = np.asarray(sampling.identify(jnp.asarray(boxes)))
+    numbers = np.asarray(sampling.hash_boxes(jnp.asarray(boxes)))
     assert numbers[0] == numbers[2]
     assert len(set(numbers.tolist())) >= 998
 
@@ -97,14 +97,14 @@ def hardest(losses, among, count):
 def test_hardest_by_hand(transform):
     losses = jnp.array([0.5, 3.0, 1.0, 2.0, 9.0])
     among = jnp.array([True, True, True, True, False])
-    choose = transform(sampling.hardest)
+    choose = transform(sampling.hard_negative_mining)
     for count, expected in ((0, []), (1, [1]), (3, [1, 2, 3]), (9, [0, 1, 2, 3])):
         chosen = choose(losses, among, jnp.int32(count))
         np.testing.assert_array_equal(np.flatnonzero(chosen), expected)
 
 
 def test_hardest_agrees_with_sorting(rng):
-    choose = jax.jit(sampling.hardest)
+    choose = jax.jit(sampling.hard_negative_mining)
     for _ in range(50):
         losses = rng.integers(0, 6, 30).astype(np.float32)  # many are equal
         among, count = rng.random(30) < rng.random(), rng.integers(0, 35)
@@ -114,13 +114,15 @@ def test_hardest_agrees_with_sorting(rng):
 
 
 def test_the_first_of_equal_losses_are_the_hardest():
-    chosen = sampling.hardest(jnp.zeros(6), jnp.arange(6) > 1, jnp.int32(3))
+    chosen = sampling.hard_negative_mining(
+        jnp.zeros(6), jnp.arange(6) > 1, jnp.int32(3)
+    )
     np.testing.assert_array_equal(chosen, [False, False, True, True, True, False])
 
 
 def test_hardest_hinders_no_gradient():
     def total(losses):
-        chosen = sampling.hardest(losses, jnp.ones(4, bool), jnp.int32(2))
+        chosen = sampling.hard_negative_mining(losses, jnp.ones(4, bool), jnp.int32(2))
         return jnp.sum(losses, where=chosen)
 
     gradient = jax.grad(total)(jnp.array([1.0, 4.0, 2.0, 3.0]))

@@ -17,8 +17,8 @@ from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16
-from jaxdet.nn.conv import max_pool
 from jaxdet.nn.heads import FCHead
+from jaxdet.nn.layers import max_pool
 from jaxdet.ops import images
 from jaxdet.weights import published, state_dict
 from jaxdet.weights.state_dict import WeightsError
@@ -33,7 +33,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 def test_torchvisions_features(depth):
     state, golden, _ = replay.load(GOLDEN / f"resnet{depth}_s0.npz")
     variables = state_dict.resnet_from_torchvision(state)
-    pixels = images.normalise(golden["in/image"], jnp.array([96, 128]), **IMAGENET)
+    pixels = images.normalize(golden["in/image"], jnp.array([96, 128]), **IMAGENET)
     stages = jax.jit(ResNet(depth).apply)(variables, pixels[None])
     for level, features in stages.items():
         features = features[..., ::8]
@@ -45,13 +45,13 @@ def test_torchvisions_features(depth):
 @pytest.mark.parametrize(
     ("name", "network", "read", "window"),
     [
-        ("alexnet", AlexNet(centred=False), state_dict.alexnet_from_torchvision, 3),
+        ("alexnet", AlexNet(centered=False), state_dict.alexnet_from_torchvision, 3),
         ("vgg16", VGG16(), state_dict.vgg16_from_torchvision, 2),
     ],
 )
 def test_torchvisions_pooled_features(name, network, read, window):
     state, golden, _ = replay.load(GOLDEN / f"{name}_s0.npz", part="features.")
-    pixels = images.normalise(golden["in/image"], jnp.array([96, 128]), **IMAGENET)
+    pixels = images.normalize(golden["in/image"], jnp.array([96, 128]), **IMAGENET)
     features = jax.jit(network.apply)(read(state), pixels[None])[4]
     features = max_pool(features, window, (0, 0))[..., ::8]
     expected = golden["out/features[:, ::8] (NCHW)"].transpose(0, 2, 3, 1)
@@ -92,9 +92,9 @@ def test_torchvisions_mobilenet():
 
 def test_torchvisions_box_head():
     state, golden, _ = replay.load(GOLDEN / "alexnet_s0.npz")
-    pixels = images.normalise(golden["in/image"], jnp.array([96, 128]), **IMAGENET)
+    pixels = images.normalize(golden["in/image"], jnp.array([96, 128]), **IMAGENET)
     backbone = state_dict.alexnet_from_torchvision(state)
-    features = jax.jit(AlexNet(centred=False).apply)(backbone, pixels[None])[4]
+    features = jax.jit(AlexNet(centered=False).apply)(backbone, pixels[None])[4]
     # 2x3 cells become 6x6 by repetition, which is what its adaptive pooling does.
     features = max_pool(features, 3, (0, 0)).repeat(3, axis=1).repeat(2, axis=2)
     head = state_dict.alexnet_head_from_torchvision(state)

@@ -150,7 +150,7 @@ ONE_STAGE = {
 
 def _one_stage(network, batch, parity):
     config = parity.config
-    pixels = images.normalise(
+    pixels = images.normalize(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     features = network.backbone(pixels)
@@ -399,7 +399,10 @@ def test_matches_of_anchors(parity):
         pytest.skip("its points and default boxes have golden tests of their own")
     config = parity.boxes_config.rpn if parity.two_stages else parity.config
     boxes = anchors.pyramid_anchors(CANVAS, **config.anchors)
-    thresholds = {"low": config.low_iou, "high": config.high_iou}
+    thresholds = {
+        "negative_iou": config.low_iou,
+        "positive_iou": config.high_iou,
+    }
     for i in range(2):
         truth = jax.tree.map(lambda x, i=i: x[i], parity.batch.truth)
         ours = matching.match_by_iou(boxes, truth.boxes, truth.valid, **thresholds)
@@ -441,9 +444,9 @@ def test_gradients_in_float64(parity, monkeypatch):
     """In float32 they hang on rounding, torchvision's own too: see the recording."""
     name, golden = parity.name, np.load(GOLDEN / "float64.npz")
     given = record_float64.inputs(name)
-    monkeypatch.setattr(images, "normalise", normalise_in_float64)
+    monkeypatch.setattr(images, "normalize", normalise_in_float64)
     monkeypatch.setattr(conv, "convolve", convolve_in_float64)
-    monkeypatch.setattr(masks, "masks_in_regions", cut_from_whole_images)
+    monkeypatch.setattr(masks, "crop_and_resize_masks", cut_from_whole_images)
     with jax.enable_x64(True):
         detector = in_float64(parity)
         truth = GroundTruth(
@@ -521,16 +524,16 @@ def convolve_in_float64(x, kernel, stride, margins, dilation=1):
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
-def cut_from_whole_images(masks, boxes, regions, index, *, size):
-    """`[N, H, W]` -> `[R, size, size]`: its targets; ours see no more than boxes."""
+def cut_from_whole_images(masks, boxes, regions, index, *, output_size):
+    """torchvision's targets, `[N, H, W]` -> `[R, S, S]`; ours see boxes alone."""
 
     def cut(mask, region):
         return roi_align.roi_align(
             mask[..., None].astype(jnp.float32),
             region[None],
             stride=1,
-            size=size,
-            samples=0,
+            output_size=output_size,
+            sampling_ratio=0,
             aligned=False,
         )[0, ..., 0]
 
@@ -578,7 +581,7 @@ def sample_as_torchvision(parity, monkeypatch):
     if not parity.masks:
         return batch
     whole = np.stack([masks_on_canvas(parity, i) for i in range(2)])
-    monkeypatch.setattr(masks, "masks_in_regions", cut_from_whole_images)
+    monkeypatch.setattr(masks, "crop_and_resize_masks", cut_from_whole_images)
     return batch.replace(truth=batch.truth.replace(masks=whole))
 
 

@@ -6,9 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.conv import Conv, max_pool
-from jaxdet.nn.norm import Kind, Norm
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, zero_outside
 
 # Channels as multiples of conv1's, kernel, stride, padding before.
 _CONVS = ((1, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (4, 3, 1, 1), (4, 3, 1, 1))
@@ -20,24 +18,25 @@ class AlexNet(nn.Module):
 
     Its box head is `FCHead(4096, depth=2, dropout=0.5)` on 6x6 cells.
 
-    The published paddings make 13x13 cells of 224 pixels; the first is centred at pixel
-    15.5 and the last 16 pixels from the border, so the cells of a canvas are too few,
-    and lie half a cell to the lower right of where a region of them is looked for. With
-    one cell of padding before the second pooling, and enough after all layers, there
-    are `ceil(canvas / 16)` of them, the first centred at 7.5. The filters see the same
-    patterns; Fast R-CNN changes the paddings of its AlexNet for the same purpose.
+    The published paddings make 13x13 cells of 224 pixels; the first is centered at
+    pixel 15.5 and the last 16 pixels from the border, so the cells of a canvas are too
+    few, and lie half a cell to the lower right of where a region of them is pooled.
+    With one cell of padding before the second pooling, and enough after all layers,
+    there are `ceil(canvas / 16)` of them, the first centered at 7.5. The filters see
+    the same patterns; Fast R-CNN changes the paddings of its AlexNet for the same
+    purpose.
 
     Attributes:
       width: channels of conv1; the others have 3, 6, 4 and 4 times as many.
       norm: `"none"` as torchvision, `"group"` to learn from scratch.
-      centred: cells centred in their strides, to detect on the features of an image;
+      centered: cells centered in their strides, to detect on the features of an image;
         False: the published paddings, to classify crops as in pretraining.
       dtype: of the arithmetic; parameters stay float32.
     """
 
     width: int = 64
-    norm: Kind = "none"
-    centred: bool = True
+    norm: NormType = "none"
+    centered: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -53,12 +52,12 @@ class AlexNet(nn.Module):
 
         Returns:
           `{4: [B, ceil(H / 16), ceil(W / 16), 4 * width]}`; about one row and column
-          less, 13x13 cells of 224x224 pixels, if not `centred`.
+          less, 13x13 cells of 224x224 pixels, if not `centered`.
         """
         x, cells = pixels, sizes  # cells: what images of those sizes have in this layer
         for index, (multiple, kernel, stride, before) in enumerate(_CONVS, start=1):
             # `kernel - 1` in all makes ceil(extent / stride) cells.
-            margins = (before, kernel - 1 - before if self.centred else before)
+            margins = (before, kernel - 1 - before if self.centered else before)
             conv = Conv(
                 self.width * multiple,
                 kernel,
@@ -72,8 +71,8 @@ class AlexNet(nn.Module):
             cells = _cells(cells, kernel, stride, margins)
             x = zero_outside(nn.relu(norm(conv(x), cells)), cells, 1)
             if index <= 2:
-                before = _pool_padding(index, self.centred)
-                margins = (before, _WINDOW - 1 - before if self.centred else 0)
+                before = _pool_padding(index, self.centered)
+                margins = (before, _WINDOW - 1 - before if self.centered else 0)
                 cells = _cells(cells, _WINDOW, 2, margins)
                 x = zero_outside(max_pool(x, _WINDOW, margins), cells, 1)
         return {4: x}
@@ -98,16 +97,16 @@ def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
     return tuple(f"{place}/(conv|norm){index + 1}/.*" for index in range(count))
 
 
-def layers(centred: bool = True) -> tuple[tuple[int, int, int], ...]:
+def layers(centered: bool = True) -> tuple[tuple[int, int, int], ...]:
     """(kernel, stride, padding before) of all layers up to conv5."""
     stack = [conv[1:] for conv in _CONVS]
     for index in (2, 1):  # from the end, so that places before stay
-        stack.insert(index, (_WINDOW, 2, _pool_padding(index, centred)))
+        stack.insert(index, (_WINDOW, 2, _pool_padding(index, centered)))
     return tuple(stack)
 
 
-def _pool_padding(index: int, centred: bool) -> int:
-    return 1 if centred and index == 2 else 0
+def _pool_padding(index: int, centered: bool) -> int:
+    return 1 if centered and index == 2 else 0
 
 
 def _cells(

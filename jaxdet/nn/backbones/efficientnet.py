@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxdet.nn.backbones import inverted_residual
 from jaxdet.nn.backbones.inverted_residual import first_stages
-from jaxdet.nn.norm import Kind
+from jaxdet.nn.layers import NormType
 
 __all__ = ["MEAN", "STD", "EfficientNetLite0", "first_stages"]
 
@@ -33,7 +33,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     width: float = 1.0
-    norm: Kind = "frozen"
+    norm: NormType = "frozen"
     dtype: jnp.dtype = jnp.float32
     epsilon = 1e-3  # of the norms
 

@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdet.nn.conv import Conv
-from jaxdet.nn.norm import Norm
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import Conv, Norm, zero_outside
 
 _STEM = 32  # channels
 
-Padding = Literal["centred", "same"]
+Padding = Literal["centered", "same"]
 """Where the windows of stride 2 lie, whose parameters a network is to take over.
 
-`"centred"` (torchvision): as many zeros before as after, so the first window is
-centred on the first cell. `"same"` (TensorFlow): as few zeros as possible, one more
+`"centered"` (torchvision): as many zeros before as after, so the first window is
+centered on the first cell. `"same"` (TensorFlow): as few zeros as possible, one more
 after than before where an image has an even number of cells; the first window is then
-centred between two cells.
+centered between two cells.
 """
 
 Plan = Mapping[int, tuple[tuple[int, int, int], ...]]
@@ -129,7 +127,7 @@ class InvertedResidual(nn.Module):
     norm: Callable
     kernel: int = 3
     stride: int = 1
-    padding: Padding = "centred"
+    padding: Padding = "centered"
     linear: bool = True
     dtype: jnp.dtype = jnp.float32
 
@@ -173,7 +171,7 @@ class DepthwiseConv(nn.Module):
 
     kernel: int = 3  # side in cells, odd
     stride: int = 1  # 1 or 2
-    padding: Padding = "centred"  # where windows of stride 2 lie
+    padding: Padding = "centered"  # where windows of stride 2 lie
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
@@ -229,7 +227,7 @@ def pad(
     """
     margin = kernel // 2
     around = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
-    if padding == "centred" or stride == 1:
+    if padding == "centered" or stride == 1:
         return jnp.pad(x, around)
     if sizes is None:
         for axis in (1, 2):

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from jaxdet.nn.backbones import inverted_residual
 from jaxdet.nn.backbones.inverted_residual import InvertedResidual, Padding
-from jaxdet.nn.conv import Conv
-from jaxdet.nn.norm import Kind, Norm
+from jaxdet.nn.layers import Conv, Norm, NormType
 
 _PLAN = {  # Table 2
     1: ((1, 16, 3),),
@@ -32,7 +31,7 @@ class MobileNetV2(nn.Module):
         after the last 1x1 convolution; False: as the stages end, and without it.
       extra: (between, features) channels of further stages, of one block each, that end
         with a ReLU6: levels from 6 on.
-      padding: `"centred"` for parameters of torchvision, `"same"` of TensorFlow.
+      padding: `"centered"` for parameters of torchvision, `"same"` of TensorFlow.
       norm: `"frozen"` with pretrained statistics, `"group"` to learn from scratch.
       epsilon: of the norms; TensorFlow's is 1e-3.
       dtype: of the arithmetic; parameters stay float32.
@@ -41,8 +40,8 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     wide: bool = False
     extra: tuple[tuple[int, int], ...] = ()
-    padding: Padding = "centred"
-    norm: Kind = "frozen"
+    padding: Padding = "centered"
+    norm: NormType = "frozen"
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
 

@@ -7,9 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.conv import Conv, max_pool
-from jaxdet.nn.norm import Kind, Norm
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, zero_outside
 
 # Depth -> (blocks of stages 2 to 5, whether they are bottlenecks).
 _LAYOUTS = {
@@ -39,7 +37,7 @@ class ResNet(nn.Module):
 
     depth: int = 50
     width: int = 64
-    norm: Kind = "frozen"
+    norm: NormType = "frozen"
     coarsest: int = 5
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
@@ -88,7 +86,7 @@ class ResNetHead(nn.Module):
 
     depth: int = 50
     width: int = 64
-    norm: Kind = "frozen"
+    norm: NormType = "frozen"
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
 

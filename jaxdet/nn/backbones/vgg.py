@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdet.nn.conv import Conv, max_pool
-from jaxdet.nn.norm import Kind, Norm
-from jaxdet.nn.padding import zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, zero_outside
 
 # Convolutions of each block, and their channels as multiples of the first block's.
 _BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
@@ -20,7 +18,7 @@ class VGG16(nn.Module):
     """The convolutional part of VGG-16, without the last pooling.
 
     Its box head is `FCHead(4096, depth=2, dropout=0.5)` on 7x7 cells. Cells lie
-    exactly where the conventions say, centred in their strides.
+    exactly where the conventions say, centered in their strides.
 
     Attributes:
       width: channels of the first block; the last ones have eight times as many.
@@ -29,7 +27,7 @@ class VGG16(nn.Module):
     """
 
     width: int = 64
-    norm: Kind = "none"
+    norm: NormType = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -64,7 +62,7 @@ class VGG16SSD(nn.Module):
     """
 
     width: int = 64
-    norm: Kind = "none"
+    norm: NormType = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -85,7 +83,7 @@ class VGG16SSD(nn.Module):
         x = pixels
         for level in range(4):
             x = _block(self, level, x, sizes)
-        stages = {3: UnitLength(dtype=self.dtype, name="unit4_3")(x)}
+        stages = {3: L2Norm(dtype=self.dtype, name="unit4_3")(x)}
         x = max_pool(_block(self, 4, x, sizes), stride=1)
         x = zero_outside(x, sizes, 16)
         features = 16 * self.width
@@ -94,7 +92,7 @@ class VGG16SSD(nn.Module):
         return stages
 
 
-class UnitLength(nn.Module):
+class L2Norm(nn.Module):
     """Features divided by their length, times a learned scale (Liu et al. 2015)."""
 
     scale: float = 20.0  # of each channel at the start of training

@@ -42,14 +42,14 @@ def test_padding_changes_nothing(rng, norm, size):
 
 
 def test_published_paddings():
-    network = AlexNet(width=2, centred=False)
+    network = AlexNet(width=2, centered=False)
     image = jnp.zeros((1, 224, 224, 3))
     features = jax.eval_shape(network.init_with_output, jax.random.key(0), image)[0]
     assert features[4].shape == (1, 13, 13, 8)
 
 
 def test_padding_changes_nothing_with_published_paddings(rng):
-    network = AlexNet(width=2, centred=False)
+    network = AlexNet(width=2, centered=False)
     image = jnp.asarray(rng.normal(size=(1, 70, 63, 3)), jnp.float32)
     canvas = jnp.zeros((1, 128, 96, 3)).at[:, :70, :63].set(image)
     variables = drawn.variables(rng, network, image)
@@ -67,14 +67,14 @@ def test_centred_cells_see_the_same_patterns_half_a_cell_earlier(rng):
     image = jnp.asarray(rng.uniform(size=(1, 384, 384, 3)), jnp.float32)
     network = AlexNet(width=2)
     variables = drawn.variables(rng, network, image)
-    centred = jax.jit(network.apply)(variables, image)[4]
+    centered = jax.jit(network.apply)(variables, image)[4]
     moved = jnp.roll(image, (8, 8), axis=(1, 2))
-    published = jax.jit(AlexNet(width=2, centred=False).apply)(variables, moved)[4]
+    published = jax.jit(AlexNet(width=2, centered=False).apply)(variables, moved)[4]
     middle = slice(8, 16)
     chex.assert_trees_all_close(
-        centred[:, middle, middle], published[:, middle, middle], atol=1e-4
+        centered[:, middle, middle], published[:, middle, middle], atol=1e-4
     )
-    assert np.std(centred[:, middle, middle]) > 1e-2
+    assert np.std(centered[:, middle, middle]) > 1e-2
 
 
 def test_first_convs():
@@ -104,5 +104,5 @@ def test_first_convs():
 def test_layers():
     pool = (3, 2, 0)
     convs = [(11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]
-    assert layers(centred=False) == (convs[0], pool, convs[1], pool, *convs[2:])
+    assert layers(centered=False) == (convs[0], pool, convs[1], pool, *convs[2:])
     assert layers() == (convs[0], pool, convs[1], (3, 2, 1), *convs[2:])

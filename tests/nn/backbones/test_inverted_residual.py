@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxdet.nn.backbones import inverted_residual
 from jaxdet.nn.backbones.inverted_residual import DepthwiseConv, InvertedResidual
-from jaxdet.nn.norm import Norm
+from jaxdet.nn.layers import Norm
 from tests.nn import drawn
 
 
@@ -22,8 +22,8 @@ from tests.nn import drawn
         ((7, 8), 3, 1, "same"),
         ((7, 8), 3, 2, "same"),
         ((8, 9), 5, 2, "same"),
-        ((7, 8), 5, 1, "centred"),
-        ((7, 8), 3, 2, "centred"),
+        ((7, 8), 5, 1, "centered"),
+        ((7, 8), 3, 2, "centered"),
         ((2, 1), 5, 2, "same"),
     ],
 )
@@ -69,8 +69,8 @@ def test_each_image_is_padded_by_its_own_extents():
     np.testing.assert_array_equal(padded[1, :, 1, 0], [0, 1, 2, 3, 4, 5, 0, 0])
     # One column, which is odd.
     np.testing.assert_array_equal(padded[0, 0, :, 0], [0, 1, 0])
-    centred = inverted_residual.pad(x, 3, 2, "centred", sizes, 2)
-    np.testing.assert_array_equal(centred[0, :, 1, 0], [0, 1, 2, 3, 4, 5, 6, 0])
+    centered = inverted_residual.pad(x, 3, 2, "centered", sizes, 2)
+    np.testing.assert_array_equal(centered[0, :, 1, 0], [0, 1, 2, 3, 4, 5, 6, 0])
     alone = inverted_residual.pad(x[:1], 3, 2, "same")
     np.testing.assert_array_equal(alone[0, :, 1, 0], [1, 2, 3, 4, 5, 6, 0])
 
@@ -129,7 +129,7 @@ class Small(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("padding", "norm"), [("same", "group"), ("centred", "frozen")]
+    ("padding", "norm"), [("same", "group"), ("centered", "frozen")]
 )
 def test_padding_changes_nothing(rng, padding, norm):
     network = Small(padding, norm)

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from jaxdet.nn.backbones.vgg import VGG16, VGG16SSD, UnitLength, first_convs, layers
+from jaxdet.nn.backbones.vgg import VGG16, VGG16SSD, L2Norm, first_convs, layers
 from tests.nn import drawn
 
 
@@ -129,13 +129,13 @@ def test_first_convs_are_those_of_ssd_too(ssd):
 
 def test_unit_length_by_hand():
     x = jnp.array([[[[3.0, 4.0], [0.0, 0.0]]]])
-    answer, variables = UnitLength().init_with_output(jax.random.key(0), x)
+    answer, variables = L2Norm().init_with_output(jax.random.key(0), x)
     np.testing.assert_allclose(answer[0, 0, 0], [12, 16], rtol=1e-5)  # 20 long
     np.testing.assert_array_equal(answer[0, 0, 1], [0, 0])
     scaled = {"params": {"scale": jnp.array([1.0, 10.0])}}
-    answer = UnitLength().apply(scaled, x)
+    answer = L2Norm().apply(scaled, x)
     np.testing.assert_allclose(answer[0, 0, 0], [0.6, 8], rtol=1e-5)
-    gradient = jax.grad(lambda x: jnp.sum(UnitLength().apply(variables, x)))(x)
+    gradient = jax.grad(lambda x: jnp.sum(L2Norm().apply(variables, x)))(x)
     assert np.all(np.isfinite(gradient))
 
 

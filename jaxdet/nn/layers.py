@@ -1,0 +1,286 @@
+"""Convolution, pooling, norms, and keeping the padding of a canvas empty.
+
+A canvas is larger than its image, and a convolution's bias or norm fills the rest with
+values that leak back over the border. Given the true sizes, networks set the rest to
+zero before each layer that mixes cells (`zero_outside`), so that an image's features
+are those it would have on a canvas of its own size, whatever it shares a batch with.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdet.nn.cpu_convolution import convolve
+
+HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+NormType = Literal["frozen", "group", "none"]
+
+
+class Conv(nn.Module):
+    """A square convolution, zero-padded so that stride 1 keeps the extents.
+
+    Parameters are named and shaped as those of `flax.linen.Conv`. A 1x1 convolution is
+    computed as one product of two matrices, and a 7x7 one of stride 2 on blocks of 2x2
+    pixels: the same numbers, several times faster on CPU, where gradients of 1x1
+    convolutions and convolutions of three channels are slow. On accelerators neither
+    has been timed.
+
+    Attributes:
+      features: channels of the output.
+      kernel: side in cells, odd.
+      stride: cells from one output to the next.
+      use_bias: whether a number for each channel is added.
+      padding: cells before and after; None: half of the kernel's reach on both sides.
+      dilation: cells from one tap of the kernel to the next.
+      kernel_init: of `[kernel, kernel, C, features]`.
+      bias_init: of `[features]`.
+      dtype: of the arithmetic; parameters stay float32.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    padding: tuple[int, int] | None = None
+    dilation: int = 1
+    kernel_init: Callable = HE_NORMAL
+    bias_init: Callable = nn.initializers.zeros
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), features]`.
+
+        So many cells where the padding sums to `dilation * (kernel - 1)`, fewer where
+        to less.
+        """
+        reach = (self.kernel - 1) * self.dilation
+        margins = self.padding or (reach // 2, reach // 2)
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.kernel == 1 and margins == (0, 0):
+            x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        elif (self.kernel, self.stride, self.dilation, margins) == (7, 2, 1, (3, 3)):
+            x = _on_blocks(x, kernel)
+        else:
+            x = convolve(x, kernel, self.stride, margins, self.dilation)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+            x = x + bias.astype(self.dtype)[None, None, None]
+        return x
+
+
+def max_pool(
+    x: jax.Array, window: int = 3, padding: tuple[int, int] = (1, 1), stride: int = 2
+) -> jax.Array:
+    """The maximum over square windows, as a rule at every second cell; outside is 0.
+
+    As maxima of shifted copies, rows first: XLA's gradient of a window's maximum
+    searches each window again, and on CPU takes seven times as long.
+
+    Args:
+      x: `[B, H, W, C]`, nothing negative (after a ReLU).
+      window: side in cells.
+      padding: cells before and after.
+      stride: cells from one window to the next.
+
+    Returns:
+      `[B, ceil(H / stride), ceil(W / stride), C]` where the padding sums to
+      `window - 1`, fewer cells where to less.
+    """
+    for axis in (1, 2):
+        margins = [(0, 0)] * 4
+        margins[axis] = padding
+        padded = jnp.pad(x, margins)
+        extent = padded.shape[axis] - window + 1
+        shifted = [
+            lax.slice_in_dim(padded, shift, shift + extent, stride, axis)
+            for shift in range(window)
+        ]
+        x = functools.reduce(jnp.maximum, shifted)
+    return x
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics, scale and bias are constants (He et al. 2015, 3.4).
+
+    They live in the collection `constants`, out of reach of any optimizer, and come
+    from a pretrained checkpoint; without one this is the identity.
+
+    Attributes:
+      epsilon: added to the variances.
+      dtype: of the arithmetic; parameters and statistics stay float32.
+    """
+
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` -> the same shape."""
+        shape = x.shape[-1:]
+        scale = self.variable("constants", "scale", jnp.ones, shape).value
+        bias = self.variable("constants", "bias", jnp.zeros, shape).value
+        mean = self.variable("constants", "mean", jnp.zeros, shape).value
+        var = self.variable("constants", "var", jnp.ones, shape).value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * factor
+        spread = (None,) * (x.ndim - 1)
+        return (
+            x.astype(self.dtype) * factor.astype(self.dtype)[spread]
+            + shift.astype(self.dtype)[spread]
+        )
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018): statistics of a few channels of one image.
+
+    They are summed channel by channel first, in one pass over the features; groups are
+    then joined on `[B, C]` numbers.
+
+    Attributes:
+      groups: fewer where a group would be left with a single channel.
+      epsilon: added to the variances.
+      dtype: of the arithmetic; parameters and statistics stay float32.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inside: jax.Array | None = None) -> jax.Array:
+        """`[B, H, W, C]` -> the same shape.
+
+        Args:
+          x: features.
+          inside: `[B, H, W, 1]` bool, the cells that count; None: all.
+        """
+        batch, height, width, channels = x.shape
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        values = x.astype(jnp.float32)
+        cells = jnp.full((batch, 1), height * width, jnp.float32)
+        if inside is not None:
+            values = jnp.where(inside, values, 0.0)
+            cells = jnp.sum(inside, axis=(1, 2), dtype=jnp.float32)
+            cells = jnp.maximum(cells, 1.0)
+        groups = math.gcd(self.groups, channels)
+        if groups == channels and channels % 2 == 0:
+            groups //= 2
+        size = channels // groups
+
+        def mean(sums: jax.Array) -> jax.Array:  # [B, C] -> its group's, [B, C]
+            grouped = jnp.sum(sums.reshape(batch, groups, size), axis=-1)
+            return jnp.repeat(grouped / (cells * size), size, axis=-1)
+
+        first = mean(jnp.sum(values, axis=(1, 2)))
+        second = mean(jnp.sum(values**2, axis=(1, 2)))
+        variance = jnp.maximum(second - first**2, 0.0)
+        factor = scale[None] * lax.rsqrt(variance + self.epsilon)
+        shift = bias[None] - first * factor
+        factor, shift = (v.astype(self.dtype)[:, None, None] for v in (factor, shift))
+        return x.astype(self.dtype) * factor + shift
+
+
+class Norm(nn.Module):
+    """The norm of one layer, by kind: `FrozenBatchNorm`, `GroupNorm` or none.
+
+    Attributes:
+      kind: `"frozen"`, `"group"` or `"none"`.
+      epsilon: added to the variances.
+      dtype: of the arithmetic; parameters and statistics stay float32.
+    """
+
+    kind: NormType = "group"
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, sizes: jax.Array | None = None, stride: int = 1
+    ) -> jax.Array:
+        """`[B, H, W, C]` -> the same shape; statistics leave the canvas's padding out.
+
+        Args:
+          x: features.
+          sizes: `[B, 2]` true (height, width) in canvas pixels, or None: all is image.
+          stride: canvas pixels per cell.
+
+        Raises:
+          ValueError: if `kind` is none of the three.
+        """
+        if self.kind not in ("frozen", "group", "none"):
+            raise ValueError(
+                f"norm is {self.kind!r}; it must be 'frozen', 'group' or 'none'"
+            )
+        if self.kind == "none":
+            return x
+        if self.kind == "frozen":
+            return FrozenBatchNorm(self.epsilon, self.dtype, name="frozen")(x)
+        inside = None if sizes is None else inside_mask(sizes, x.shape, stride)
+        norm = GroupNorm(epsilon=self.epsilon, dtype=self.dtype, name="group")
+        return norm(x, inside)
+
+
+def inside_mask(sizes: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
+    """True for the feature cells that touch the true image.
+
+    Args:
+      sizes: `[B, 2]` true (height, width) in canvas pixels.
+      shape: of the features, `(B, H, W, C)`.
+      stride: canvas pixels per cell.
+
+    Returns:
+      `[B, H, W, 1]` bool; a map of the image alone has `ceil(size / stride)` cells.
+    """
+    extents = -(-sizes // stride)
+    rows = jnp.arange(shape[1])[None, :] < extents[:, :1]
+    columns = jnp.arange(shape[2])[None, :] < extents[:, 1:]
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def zero_outside(
+    features: jax.Array, sizes: jax.Array | None, stride: int
+) -> jax.Array:
+    """Features whose cells outside the true images are zero.
+
+    Args:
+      features: `[B, H, W, C]`.
+      sizes: `[B, 2]` true (height, width) in canvas pixels; None: all of the canvas is
+        image, and nothing changes.
+      stride: canvas pixels per cell.
+
+    Returns:
+      `[B, H, W, C]`; cells that an image touches stay as they are, see `inside_mask`.
+    """
+    if sizes is None:
+        return features
+    return jnp.where(inside_mask(sizes, features.shape, stride), features, 0)
+
+
+def _on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 7x7 convolution of stride 2 as a 4x4 one on blocks of 2x2 pixels."""
+    batch, height, width, channels = x.shape
+    # Taps 2i - 3 to 2i + 3, with one of weight 0 before, are blocks i - 2 to i + 1.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    kernel = kernel.reshape(4, 2, 4, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    rows, columns = -(-height // 2), -(-width // 2)
+    x = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch, rows, columns, 4 * channels)
+    return convolve(x, kernel.reshape(4, 4, 4 * channels, -1), 1, (2, 1))
+
+
+def _pointwise(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    # Two dimensions, made by hand: XLA's four-dimensional product is far slower on CPU.
+    flat = x.reshape(-1, x.shape[-1]) @ matrix
+    return flat.reshape(*x.shape[:-1], matrix.shape[-1])
