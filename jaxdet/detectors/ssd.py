@@ -27,7 +27,7 @@ from jaxdet.detectors.detector import (
 )
 from jaxdet.nn.backbones.vgg import VGG16SSD
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.nn.layers import Conv, NormType, inside, zero_outside
+from jaxdet.nn.layers import Conv, NormType, inside_mask, zero_outside
 from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.coverage import Coverage, best_iou
@@ -354,7 +354,7 @@ def _look(network, batch: Batch, config: SSDConfig):
         sizes=config.shapes,
     )
     used = {
-        level: jnp.repeat(inside(batch.sizes, shape, 2**level), shape[3], axis=3)
+        level: jnp.repeat(inside_mask(batch.sizes, shape, 2**level), shape[3], axis=3)
         for level, shape in shapes.items()
     }
 
