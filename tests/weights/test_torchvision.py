@@ -25,7 +25,7 @@ from jaxdet.detectors import (
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import paste_masks, rescale_to_original
-from jaxdet.nn import conv
+from jaxdet.nn import layers
 from jaxdet.nn.heads import MaskHead
 from jaxdet.ops import anchors, images, masks, matching, roi_align, sampling
 from jaxdet.structs import Batch, Detections, GroundTruth
@@ -445,7 +445,7 @@ def test_gradients_in_float64(parity, monkeypatch):
     name, golden = parity.name, np.load(GOLDEN / "float64.npz")
     given = record_float64.inputs(name)
     monkeypatch.setattr(images, "normalize", normalise_in_float64)
-    monkeypatch.setattr(conv, "convolve", convolve_in_float64)
+    monkeypatch.setattr(layers, "convolve", convolve_in_float64)
     monkeypatch.setattr(masks, "crop_and_resize_masks", cut_from_whole_images)
     with jax.enable_x64(True):
         detector = in_float64(parity)
