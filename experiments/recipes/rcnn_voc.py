@@ -18,7 +18,7 @@ from jaxdet.training.config import TrainingConfig
 
 RECIPE = Recipe(
     detector=rcnn.PAPER,
-    backbone=AlexNet(centred=False),
+    backbone=AlexNet(centered=False),
     heads=(FCHead(4096, dropout=0.5),),
     training=TrainingConfig(
         steps=70_000,
