@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments import command_line
-from jaxdet.data.batching import InputConfig, scaled
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco, digits, voc
+from jaxdet.data.input_config import InputConfig, scale_canvas
 from jaxdet.detectors import fcos, retinanet, rpn, ssd
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.anchor_coverage import measure, place
@@ -145,7 +145,7 @@ def at_all_scales(
         placed = place(data_set, config, most=most, factor=factor)
         if len(placed.boxes) == 0:
             raise DataError(f"{data_set.name!r} holds no objects but crowds")
-        canvases = [scaled(canvas, factor) for canvas in config.canvases]
+        canvases = [scale_canvas(canvas, factor) for canvas in config.canvases]
         found = measure(coverage, placed, canvases)
         sides.append(placed.sides)
         best.append(found.best)
@@ -258,7 +258,7 @@ def _coverage_and_input(detector: Choice) -> tuple[Callable, InputConfig]:
         ssd.SSDConfig: ssd,
         fcos.FCOSConfig: fcos,
     }[type(detector)]
-    stretched = InputConfig(canvases=((300, 300),), stretch=True)
+    stretched = InputConfig(canvases=((300, 300),), keep_aspect=False)
     config = stretched if file is ssd else InputConfig()
     return partial(file.coverage, config=detector), config
 

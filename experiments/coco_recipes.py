@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from experiments import command_line
 from experiments.command_line import Precision
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
 from jaxdet.data.formats import coco, tfds
+from jaxdet.data.input_config import InputConfig
 from jaxdet.nn.backbones.resnet import ResNet, first_stages
 from jaxdet.training.config import TrainingConfig
 from jaxdet.weights import state_dict

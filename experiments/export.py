@@ -55,7 +55,7 @@ def main(
         )
     if weights is not None:
         trained = torchvision.trained(weights)
-        if trained.run.training.input.sides:
+        if trained.run.training.input.min_max_size:
             canvases = canvases or ((800, 1344), (1344, 800))
     elif workdir is not None:
         trained = load.load_trained(workdir, step=step)

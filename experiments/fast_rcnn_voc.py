@@ -11,7 +11,7 @@ import pathlib
 
 from experiments import command_line, voc_recipes
 from experiments.command_line import Precision
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import fast_rcnn
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig
 from jaxdet.nn.backbones.vgg import first_convs

@@ -17,7 +17,7 @@ import pathlib
 
 from experiments import command_line, voc_recipes
 from experiments.command_line import Precision
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import faster_rcnn
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
 from jaxdet.nn.backbones import resnet, vgg

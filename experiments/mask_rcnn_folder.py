@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from experiments import command_line, faster_rcnn_folder
 from experiments.command_line import Precision
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig, mask_rcnn
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.train import train

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from experiments import command_line
 from experiments.command_line import Precision
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training.config import TrainingConfig

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from experiments import command_line, voc_recipes
 from experiments.command_line import Precision
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import sppnet
 from jaxdet.detectors.sppnet import SPPNetConfig
 from jaxdet.nn.backbones.vgg import VGG16, first_convs

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from experiments import command_line, voc_recipes
 from experiments.command_line import Precision
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import ssd
 from jaxdet.detectors.ssd import SSDConfig
 from jaxdet.training.config import TrainingConfig
@@ -35,10 +35,10 @@ TRAINING = TrainingConfig(
     weight_decay=5e-4,
     input=InputConfig(
         canvases=((300, 300),),
-        stretch=True,
-        distort_colours=1.0,
+        keep_aspect=False,
+        distort_colors=1.0,
         expand=0.5,
-        crop=1.0,
+        iou_crop=1.0,
     ),
 )
 

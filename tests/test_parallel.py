@@ -9,7 +9,7 @@ import pytest
 from jaxdet import parallel
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.training.step import create_state, make_train_step
 from tests.training import toy
 

@@ -27,9 +27,9 @@ import PIL.Image
 from experiments import command_line, retinanet_folder
 from jaxdet.config import ConfigError
 from jaxdet.data import batching, transforms
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import retinanet
 from jaxdet.parallel import replicate, shard_to_devices
 from jaxdet.training.config import TrainingConfig
@@ -147,10 +147,13 @@ def _decode_and_resize(
     data_set: DataSet, config: InputConfig, count: int
 ) -> Callable[[], None]:
     """What no input can do without, on as many threads: `count` images each call."""
-    canvas = transforms.canvas_of_each(
-        data_set.sizes, config.canvases, sides=config.sides
+    canvas = transforms.assign_canvases(
+        data_set.sizes, config.canvases, min_max_size=config.min_max_size
     )
-    rule = {"stretch": config.stretch, "sides": config.sides}
+    rule = {
+        "keep_aspect": config.keep_aspect,
+        "min_max_size": config.min_max_size,
+    }
 
     def one(index: int) -> None:
         encoded = np.frombuffer(data_set.read_encoded(index), np.uint8)
@@ -183,7 +186,7 @@ def _share_waited(
         retinanet_folder.BACKBONE,
     )
     batches: Iterator = batching.training_batches(
-        data_set, one_canvas, batch_size=batch_size, seed=0, place=shard_to_devices
+        data_set, one_canvas, batch_size=batch_size, seed=0, transfer=shard_to_devices
     )
     with contextlib.closing(batches):
         batch, pieces = next(batches)

@@ -30,10 +30,10 @@ from PIL import Image
 from experiments import command_line
 from experiments.lecture import anatomy_figures as figures
 from jaxdet.data import image_files
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats import digits
 from jaxdet.data.formats.coco import CATEGORY_IDS
+from jaxdet.data.input_config import InputConfig
 from jaxdet.data.proposals import selective_search
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
@@ -164,8 +164,10 @@ def scene_of(
       objects: in pixels of the image. Where there are none, the middle of the image is
         one.
     """
-    rule = config.canvases, config.stretch, config.sides, config.fractions
-    arrays = preprocess.place(image, preprocess.Placing(*rule))
+    placing = preprocess.Placing(
+        config.canvases, config.keep_aspect, config.min_max_size, config.float_pixels
+    )
+    arrays = preprocess.place(image, placing)
     batch = Batch(**arrays, image_ids=np.zeros(1, np.int32))
     height, width = batch.sizes[0]
     picture = batch.images[0, :height, :width].round().astype(np.uint8)

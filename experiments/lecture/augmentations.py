@@ -15,7 +15,7 @@ from skimage import data
 from experiments import command_line
 from jaxdet import visualize
 from jaxdet.data import augmentation
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.data.transforms import (
     Example,
     fitted_size,
@@ -54,14 +54,14 @@ def views(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
         np.arange(len(BOXES), dtype=np.int32),
         np.zeros(len(BOXES), bool),
     )
-    jitter = functools.partial(augmentation.jitter_scale, rng, given, CANVAS)
+    jitter = functools.partial(augmentation.scale_jitter, rng, given, CANVAS)
     return [
         ("as it is", drawn(given)),
         ("flip", drawn(flip_horizontally(given))),
-        ("distort_colours", drawn(augmentation.distort_colours(rng, given))),
+        ("distort_colors", drawn(augmentation.distort_colors(rng, given))),
         ("expand", drawn(augmentation.expand(rng, given))),
-        ("crop", drawn(augmentation.crop(rng, given))),
-        ("crop", drawn(augmentation.crop(rng, given))),
+        ("iou_crop", drawn(augmentation.iou_crop(rng, given))),
+        ("iou_crop", drawn(augmentation.iou_crop(rng, given))),
         ("random_crop", drawn(augmentation.random_crop(rng, given))),
         ("random_crop", drawn(augmentation.random_crop(rng, given))),
         ("scale_jitter, smaller", drawn(*jitter(factors=(0.1, 1.0)))),
@@ -89,7 +89,7 @@ def drawn(
     """
     size = size or fitted_size(example.image.shape[:2], canvas)
     empty = np.zeros((*canvas, 3), np.uint8)
-    placed, _ = resize_to_canvas(example, size, stretch=True, out=empty)
+    placed, _ = resize_to_canvas(example, size, keep_aspect=False, out=empty)
     return visualize.draw(placed.image, placed.boxes, placed.labels, class_names=NAMES)
 
 

@@ -38,9 +38,9 @@ from experiments import command_line
 from experiments.command_line import Precision
 from jaxdet.config import ConfigError
 from jaxdet.data import batching, proposals
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet, Proposals
 from jaxdet.data.formats import coco, digits
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import fast_rcnn, faster_rcnn, rcnn, sppnet
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.evaluate import rescale_to_original

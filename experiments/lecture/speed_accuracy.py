@@ -33,9 +33,9 @@ from experiments import command_line, quickstart
 from experiments.command_line import Precision
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
 from jaxdet.data.formats import coco, digits
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.fcos import FCOSConfig, fcos

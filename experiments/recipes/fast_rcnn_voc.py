@@ -10,7 +10,7 @@ Target mAP on VOC 2007 test: 66.9, of both years 70.0. Measured: not yet run.
 """
 
 from experiments.recipe import Recipe
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import fast_rcnn
 from jaxdet.nn.backbones.vgg import VGG16, first_convs
 from jaxdet.nn.heads import FCHead

@@ -11,7 +11,7 @@ run.
 """
 
 from experiments.recipe import Recipe
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
 from jaxdet.nn.backbones.resnet import ResNet, first_stages
 from jaxdet.nn.heads import FCHead

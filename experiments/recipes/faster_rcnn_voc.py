@@ -12,7 +12,7 @@ Target mAP on VOC 2007 test: 69.9, of both years 73.2. Measured: not yet run.
 import dataclasses
 
 from experiments.recipes import fast_rcnn_voc
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import faster_rcnn
 
 _BASE = fast_rcnn_voc.RECIPE

@@ -13,7 +13,7 @@ shared.
 import dataclasses
 
 from experiments.recipes import faster_rcnn_small
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 
 _BASE = faster_rcnn_small.RECIPE

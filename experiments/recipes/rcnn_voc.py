@@ -10,7 +10,7 @@ Target mAP on VOC 2007 test: 54.2, with box regression 58.5. Measured: not yet r
 """
 
 from experiments.recipe import Recipe
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import rcnn
 from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.heads import FCHead

@@ -9,7 +9,7 @@ cores.
 """
 
 from experiments.recipe import Recipe
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training.config import TrainingConfig

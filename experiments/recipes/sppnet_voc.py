@@ -14,7 +14,7 @@ smaller network. Measured: not yet run.
 import dataclasses
 
 from experiments.recipes import fast_rcnn_voc
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import sppnet
 from jaxdet.nn.backbones.vgg import first_convs
 

@@ -13,7 +13,7 @@ Target mAP on VOC 2007 test with both years: 77.2. Measured: not yet run.
 import dataclasses
 
 from experiments.recipe import Recipe
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import ssd
 from jaxdet.training.config import TrainingConfig
 
@@ -33,7 +33,7 @@ RECIPE = Recipe(
         input=InputConfig(
             canvases=((300, 300),),
             stretch=True,
-            distort_colours=1.0,
+            distort_colors=1.0,
             expand=0.5,
             crop=1.0,
         ),

@@ -1,4 +1,4 @@
-"""Training images made different: colours, expansion, crops, size.
+"""Training images made different: colors, expansion, crops, size.
 
 Each is a pure function of a random generator and an example; masks and regions follow.
 Whether an example is changed at all is up to the caller; how is drawn here. Section
@@ -8,9 +8,15 @@ numbers are those of SSD (Liu et al. 2016) where no other paper is named.
 import cv2
 import numpy as np
 
-from jaxdet.data.transforms import Example, fitted_size, move_boxes
+from jaxdet.data.input_config import InputConfig
+from jaxdet.data.transforms import (
+    Example,
+    fitted_size,
+    flip_horizontally,
+    move_boxes,
+)
 
-MEAN_COLOUR = (123, 117, 104)
+MEAN_COLOR = (123, 117, 104)
 """Of ImageNet's images: what surrounds an expanded one."""
 
 # A patch overlaps some object at least so much (2.2); None: it need not at all.
@@ -19,7 +25,50 @@ _LEAST_VISIBLE = 0.25  # share of a box that a random crop must leave
 _TRIALS = 50  # for a patch that fulfils its condition, as in the authors' code
 
 
-def distort_colours(rng: np.random.Generator, example: Example) -> Example:
+def augment(
+    rng: np.random.Generator,
+    example: Example,
+    config: InputConfig,
+    canvas: tuple[int, int],
+    *,
+    flip: bool,
+) -> tuple[Example, tuple[int, int]]:
+    """Changes a training image in all ways that a config asks for.
+
+    Args:
+      rng: draws which of them, by their probabilities, and how.
+      example: not modified.
+      config: the probabilities.
+      canvas: (height, width).
+      flip: whether the image is mirrored, whatever the config says.
+
+    Returns:
+      The changed example, and the (height, width) that it gets on its canvas.
+    """
+    for probability, change in (
+        (config.distort_colors, distort_colors),
+        (config.expand, expand),
+        (config.iou_crop, iou_crop),
+        (config.random_crop, random_crop),
+    ):
+        if rng.random() < probability:
+            example = change(rng, example)
+    if flip:
+        example = flip_horizontally(example)
+    factors, keep_aspect = config.scale_jitter, config.keep_aspect
+    if factors != (1.0, 1.0):
+        return scale_jitter(
+            rng, example, canvas, factors=factors, keep_aspect=keep_aspect
+        )
+    return example, fitted_size(
+        example.image.shape[:2],
+        canvas,
+        keep_aspect=keep_aspect,
+        min_max_size=config.min_max_size,
+    )
+
+
+def distort_colors(rng: np.random.Generator, example: Example) -> Example:
     """Other brightness, contrast, saturation and hue (2.2, after Howard 2013).
 
     Each with probability 1/2: brightness by at most 32 of 255, contrast and saturation
@@ -48,7 +97,7 @@ def distort_colours(rng: np.random.Generator, example: Example) -> Example:
 def expand(
     rng: np.random.Generator, example: Example, *, largest: float = 4.0
 ) -> Example:
-    """The image somewhere on a larger one of the mean colour: small objects (3.6).
+    """The image somewhere on a larger one of the mean color: small objects (3.6).
 
     Sides grow by the same factor, uniform in [1, `largest`].
 
@@ -66,20 +115,20 @@ def expand(
     top = rng.integers(new_height - height, endpoint=True)
     left = rng.integers(new_width - width, endpoint=True)
     image = np.empty((new_height, new_width, 3), np.uint8)
-    image[:] = MEAN_COLOUR
+    image[:] = MEAN_COLOR
     image[top : top + height, left : left + width] = example.image
     shift = np.array([left, top, left, top], np.float32)
     return move_boxes(example, lambda boxes: boxes + shift)._replace(image=image)
 
 
-def crop(rng: np.random.Generator, example: Example) -> Example:
+def iou_crop(rng: np.random.Generator, example: Example) -> Example:
     """A patch of the image, or all of it (2.2).
 
     One of seven conditions is drawn: all of the image; a patch whose IoU with some
     object that stays is at least 0.1, 0.3, 0.5, 0.7 or 0.9; any patch. Its sides are
     0.3 to 1 of the image's, one at most twice the other; where no such patch is found,
     the image stays as it is. Without objects any patch will do. Objects stay, cut to
-    the patch, if their centre lies in it.
+    the patch, if their center lies in it.
     """
     choice = rng.integers(1 + len(_LEAST_IOU))
     if choice == len(_LEAST_IOU):
@@ -87,7 +136,7 @@ def crop(rng: np.random.Generator, example: Example) -> Example:
     patch = _find_patch(rng, example, _LEAST_IOU[choice])
     if patch is None:
         return example
-    return cut_out(example, patch, _centres_inside(example.boxes, patch))
+    return cut_out(example, patch, _centers_inside(example.boxes, patch))
 
 
 def random_crop(
@@ -109,13 +158,13 @@ def random_crop(
     return _visible_in(example, _random_patch(rng, example, np.maximum(sides, 1)))
 
 
-def jitter_scale(
+def scale_jitter(
     rng: np.random.Generator,
     example: Example,
     canvas: tuple[int, int],
     *,
     factors: tuple[float, float] = (0.1, 2.0),
-    stretch: bool = False,
+    keep_aspect: bool = True,
 ) -> tuple[Example, tuple[int, int]]:
     """An example smaller or larger than fits its canvas (Ghiasi et al. 2021, 3).
 
@@ -128,7 +177,7 @@ def jitter_scale(
       canvas: (height, width).
       factors: least and greatest, of the size that fits the canvas: 0.1 and 2 are
         large-scale jitter; the paper's standard jitter has 0.8 and 1.25.
-      stretch: see `fitted_size`.
+      keep_aspect: see `fitted_size`.
 
     Returns:
       The part that is seen, in pixels as they were; and the (height, width) which it is
@@ -136,7 +185,7 @@ def jitter_scale(
     """
     factor, size = rng.uniform(*factors), example.image.shape[:2]
     height, width = (max(1, round(factor * side)) for side in canvas)
-    whole = fitted_size(size, (height, width), stretch=stretch)
+    whole = fitted_size(size, (height, width), keep_aspect=keep_aspect)
     seen = min(whole[0], canvas[0]), min(whole[1], canvas[1])
     if seen == whole:
         return example, seen
@@ -184,7 +233,7 @@ def _find_patch(
             continue
         if len(objects) == 0 or least_iou is None:
             return patch
-        staying = objects[_centres_inside(objects, patch)]
+        staying = objects[_centers_inside(objects, patch)]
         if _iou(staying, patch).max(initial=0) >= least_iou:
             return patch
     return None
@@ -207,10 +256,10 @@ def _visible_in(example: Example, patch: np.ndarray) -> Example:
     return cut_out(example, patch, a_pixel & (enough | example.crowd))
 
 
-def _centres_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """`[N]` bool; half open as pixels are, so that tiles share no centre."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return np.all((centres >= patch[:2]) & (centres < patch[2:]), axis=1)
+def _centers_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """`[N]` bool; half open as pixels are, so that tiles share no center."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return np.all((centers >= patch[:2]) & (centers < patch[2:]), axis=1)
 
 
 def _iou(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
@@ -231,14 +280,14 @@ def _visible_sides(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
 def _cut_masks(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Masks of `old` boxes `[N, M, M]` for the `new` ones inside them, bilinearly."""
     cells = masks.shape[-1]
-    centres = (np.arange(cells) + 0.5) / cells
+    centers = (np.arange(cells) + 0.5) / cells
 
     def weights(axis: int) -> np.ndarray:
         """Of the old cells in each new one, `[N, new, old]`."""
         (start, end), (low, high) = (
             (boxes[:, axis, None], boxes[:, axis + 2, None]) for boxes in (old, new)
         )
-        places = (low + centres * (high - low) - start) / (end - start) * cells - 0.5
+        places = (low + centers * (high - low) - start) / (end - start) * cells - 0.5
         places = np.clip(places, 0, cells - 1)
         distances = np.abs(places[..., None] - np.arange(cells))
         return np.maximum(1 - distances, 0)

@@ -133,7 +133,7 @@ def _orientation(image: PIL.Image.Image) -> int:
 def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
     """Faster than Pillow; None where OpenCV cannot, or cannot be trusted to, decode.
 
-    OpenCV 4 fills the missing rows of a truncated JPEG with grey and says nothing.
+    OpenCV 4 fills the missing rows of a truncated JPEG with gray and says nothing.
     """
     if not encoded.endswith(_END_OF_JPEG):
         return None

@@ -99,9 +99,9 @@ def paste(
         return pixels
     cells = len(probabilities)
     half = (box[2:] - box[:2]) * np.float32(0.5) * np.float32((cells + 2) / cells)
-    centre = (box[2:] + box[:2]) * np.float32(0.5)
+    center = (box[2:] + box[:2]) * np.float32(0.5)
     first, last = (
-        np.trunc(corner).astype(int) for corner in (centre - half, centre + half)
+        np.trunc(corner).astype(int) for corner in (center - half, center + half)
     )
     sides = np.maximum(last - first + 1, 1)
     padded = np.pad(probabilities.astype(np.float32), 1)

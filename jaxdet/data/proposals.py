@@ -54,7 +54,7 @@ def selective_search(
 
     Args:
       image: `[H, W, 3]` uint8 RGB.
-      mode: "fast" segments in two colour spaces at two scales, "quality" in five at
+      mode: "fast" segments in two color spaces at two scales, "quality" in five at
         four, with more ways to merge: more boxes, and more time.
       width: pixels; a wider image is shrunk to it (R-CNN: 500), none is enlarged.
       least_side: of a proposal, as a part of the image's width (R-CNN: 20 of 500

@@ -19,20 +19,21 @@ class Example(NamedTuple):
     crowd: np.ndarray  # [N] bool
     masks: np.ndarray | None = None  # [N, M, M] float32, cut to the boxes
     regions: np.ndarray | None = None  # [P, 4] float32, as boxes
+    region_scores: np.ndarray | None = None  # [P] float32
 
 
-def canvas_of_each(
+def assign_canvases(
     sizes: np.ndarray,
     canvases: Sequence[tuple[int, int]],
     *,
-    sides: tuple[int, int] | None = None,
+    min_max_size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Where each image goes: `nearest_canvas`; with `sides`, `smallest_canvas`.
+    """Where each image goes: `nearest_canvas`; with `min_max_size`, `smallest_canvas`.
 
     Args:
       sizes: `[N, 2]` (height, width) of the images.
       canvases: (height, width) of each.
-      sides: see `size_by_sides`.
+      min_max_size: see `size_from_min_max`.
 
     Returns:
       `[N]` indices into the canvases.
@@ -40,9 +41,12 @@ def canvas_of_each(
     Raises:
       DataError: if no canvas holds an image at its new size.
     """
-    if sides is None:
+    if min_max_size is None:
         return nearest_canvas(sizes, canvases)
-    new = [size_by_sides(size, sides) for size in np.reshape(sizes, (-1, 2)).tolist()]
+    new = [
+        size_from_min_max(size, min_max_size)
+        for size in np.reshape(sizes, (-1, 2)).tolist()
+    ]
     return smallest_canvas(np.array(new), canvases)
 
 
@@ -64,8 +68,8 @@ def fitted_size(
     size: tuple[int, int],
     canvas: tuple[int, int],
     *,
-    stretch: bool = False,
-    sides: tuple[int, int] | None = None,
+    keep_aspect: bool = True,
+    min_max_size: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
     """The largest (height, width) of the shape of `size` that fits into `canvas`.
 
@@ -74,13 +78,13 @@ def fitted_size(
     Args:
       size: (height, width) of the image.
       canvas: (height, width).
-      stretch: all of the canvas instead, whatever becomes of the shape.
-      sides: what `size_by_sides` says instead, whatever the canvas.
+      keep_aspect: whether the shape is kept; else the canvas is the size.
+      min_max_size: what `size_from_min_max` says instead, whatever the canvas.
     """
-    if stretch:
+    if not keep_aspect:
         return canvas
-    if sides is not None:
-        return size_by_sides(size, sides)
+    if min_max_size is not None:
+        return size_from_min_max(size, min_max_size)
     ratio = min(canvas[0] / size[0], canvas[1] / size[1])
     height, width = (max(1, round(side * ratio)) for side in size)
     return height, width
@@ -90,8 +94,8 @@ def resize_to_canvas(
     example: Example,
     canvas: tuple[int, int],
     *,
-    stretch: bool = False,
-    sides: tuple[int, int] | None = None,
+    keep_aspect: bool = True,
+    min_max_size: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> tuple[Example, np.ndarray]:
     """Scales an example to the largest size that fits, into the upper left corner.
@@ -103,8 +107,8 @@ def resize_to_canvas(
     Args:
       example: not modified.
       canvas: (height, width).
-      stretch: fill all of the canvas, whatever becomes of the shape.
-      sides: see `size_by_sides`; that size must fit into the canvas.
+      keep_aspect: whether the shape is kept; else the canvas is filled.
+      min_max_size: see `size_from_min_max`; that size must fit into the canvas.
       out: uint8 zeros to draw on, as large as the canvas or larger, made here if None.
         On float32 pixels keep their fractions, and are never averaged: torchvision's
         numbers.
@@ -114,7 +118,9 @@ def resize_to_canvas(
       per old pixel (height, width). As the new size is whole, the two differ slightly.
     """
     old_size = example.image.shape[:2]
-    height, width = fitted_size(old_size, canvas, stretch=stretch, sides=sides)
+    height, width = fitted_size(
+        old_size, canvas, keep_aspect=keep_aspect, min_max_size=min_max_size
+    )
     scale = np.array([height / old_size[0], width / old_size[1]])
     image = np.zeros((*canvas, 3), np.uint8) if out is None else out
     corner = image[:height, :width]
@@ -128,32 +134,34 @@ def resize_to_canvas(
     return moved._replace(image=image), scale.astype(np.float32)
 
 
-def size_by_sides(size: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
+def size_from_min_max(
+    size: tuple[int, int], min_max_size: tuple[int, int]
+) -> tuple[int, int]:
     """The (height, width) that torchvision resizes an image to: rounded down.
 
     Args:
       size: (height, width) of the image.
-      sides: what the shorter side becomes, unless the longer one would become more than
-        the second number.
+      min_max_size: what the shorter side becomes, unless the longer one would become
+        more than the second number.
     """
-    factor = min(sides[0] / min(size), sides[1] / max(size))
+    factor = min(min_max_size[0] / min(size), min_max_size[1] / max(size))
     height, width = (max(1, math.floor(side * factor)) for side in size)
     return height, width
 
 
-def canvases_of_sides(
-    sides: tuple[int, int], *, multiple: int = 32
+def canvases_from_min_max(
+    min_max_size: tuple[int, int], *, multiple: int = 32
 ) -> tuple[tuple[int, int], ...]:
     """The canvases that torchvision puts images on, one by one: no larger than needed.
 
     Args:
-      sides: as in `size_by_sides`.
+      min_max_size: as in `size_from_min_max`.
       multiple: of which all heights and widths are.
 
     Returns:
       (height, width) of each.
     """
-    shorter, longer = (-(-side // multiple) * multiple for side in sides)
+    shorter, longer = (-(-side // multiple) * multiple for side in min_max_size)
     upright = [(height, shorter) for height in range(shorter, longer + 1, multiple)]
     upright += [(longer, width) for width in range(multiple, shorter, multiple)]
     lying = [(width, height) for height, width in upright]
@@ -199,9 +207,9 @@ def _interpolated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each new pixel the two old ones around it, and the weight of the second."""
-    centres = np.arange(new, dtype=np.float32) + np.float32(0.5)
+    centers = np.arange(new, dtype=np.float32) + np.float32(0.5)
     # As torch's fused product and difference: exact, then rounded once.
-    where = np.multiply(np.float32(old / new), centres, dtype=float) - 0.5
+    where = np.multiply(np.float32(old / new), centers, dtype=float) - 0.5
     where = np.maximum(where, 0).astype(np.float32)
     low = where.astype(np.int32)
     return low, np.minimum(low + 1, old - 1), where - low.astype(np.float32)

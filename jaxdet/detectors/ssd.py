@@ -179,7 +179,7 @@ TORCHVISION = SSDConfig(
 def vgg16_300(norm: NormType = "none", dtype: jnp.dtype = jnp.float32) -> ExtraStages:
     """The paper's backbone for 300x300 pixels: 38, 19, 10, 5, 3 and 1 cells a side.
 
-    Images should fill their canvas (`InputConfig.stretch`).
+    Images should fill their canvas (`InputConfig.keep_aspect=False`).
     """
     return ExtraStages(
         VGG16SSD(norm=norm, dtype=dtype),

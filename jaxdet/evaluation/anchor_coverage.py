@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxdet.config import ConfigError
 from jaxdet.data import transforms
-from jaxdet.data.batching import InputConfig, scaled
 from jaxdet.data.dataset import DataSet
+from jaxdet.data.input_config import InputConfig, scale_canvas
 from jaxdet.detectors.detector import Detector
 from jaxdet.ops.coverage import Coverage
 
@@ -56,7 +56,7 @@ def check(detector: Detector, data_set: DataSet, config: InputConfig) -> None:
         count = len(objects.boxes)
         if count == 0:
             return
-        canvases = [scaled(canvas, factor) for canvas in config.canvases]
+        canvases = [scale_canvas(canvas, factor) for canvas in config.canvases]
         every.append(measure(detector.coverage, objects, canvases))
         sides.append(objects.sides)
     found = every[0]._replace(best=np.max([each.best for each in every], axis=0))
@@ -73,7 +73,7 @@ def check(detector: Detector, data_set: DataSet, config: InputConfig) -> None:
         "the canvases; experiments.anchor_coverage draws it"
     )
     # Augmentation may make them larger or smaller than they were measured.
-    augmented = config.expand or config.crop or config.random_crop
+    augmented = config.expand or config.iou_crop or config.random_crop
     resized = augmented or config.scale_jitter != (1.0, 1.0)
     if missed.all() and not resized:
         raise ConfigError(message)
@@ -93,8 +93,8 @@ def place(
     """
     boxes, sizes, canvases, count = [np.zeros((0, 4), np.float32)], [], [], 0
     order = np.random.default_rng(0).permutation(len(data_set))
-    of_each = transforms.canvas_of_each(
-        data_set.sizes, config.canvases, sides=config.sides
+    of_each = transforms.assign_canvases(
+        data_set.sizes, config.canvases, min_max_size=config.min_max_size
     )
     for position in order:
         objects = data_set.objects[position]
@@ -102,9 +102,9 @@ def place(
         old, canvas = data_set.sizes[position], of_each[position]
         new = transforms.fitted_size(
             tuple(old.tolist()),
-            scaled(config.canvases[canvas], factor),
-            stretch=config.stretch,
-            sides=config.sides,
+            scale_canvas(config.canvases[canvas], factor),
+            keep_aspect=config.keep_aspect,
+            min_max_size=config.min_max_size,
         )
         scale = (np.array(new) / old)[[1, 0, 1, 0]]
         boxes.append((kept * scale).astype(np.float32))

@@ -10,8 +10,8 @@ import tqdm
 
 from jaxdet import parallel
 from jaxdet.data import batching, masks
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.recall import proposal_recall

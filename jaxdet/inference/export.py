@@ -92,7 +92,11 @@ def save(
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; it must be at least 1")
     placing = Placing(
-        canvases, config.stretch, config.sides, config.fractions, config.max_regions
+        canvases,
+        config.keep_aspect,
+        config.min_max_size,
+        config.float_pixels,
+        config.max_regions,
     )
 
     def predict(weights: dict, arrays: dict) -> tuple:
@@ -115,7 +119,9 @@ def save(
     program = jax.export.export(jax.jit(predict), platforms=PLATFORMS)
     members = {_ABOUT: _as_array(json.dumps(about).encode())}
     for canvas in canvases:
-        arrays = _shapes(placing._replace(canvases=(canvas,), sides=None), batch_size)
+        arrays = _shapes(
+            placing._replace(canvases=(canvas,), min_max_size=None), batch_size
+        )
         members[_program_name(canvas)] = _as_array(program(weights, arrays).serialize())
     members |= {_WEIGHT + name: array for name, array in weights.items()}
     _write(pathlib.Path(file), members)

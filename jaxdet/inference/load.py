@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
+from jaxdet.data.input_config import InputConfig
 from jaxdet.data.proposals import selective_search
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
@@ -89,9 +89,9 @@ def detect_with(
         trained.variables,
         label_names(trained.detector, trained.run.class_names),
         canvases=config.canvases,
-        stretch=config.stretch,
-        sides=config.sides,
-        fractions=config.fractions,
+        keep_aspect=config.keep_aspect,
+        min_max_size=config.min_max_size,
+        float_pixels=config.float_pixels,
         min_score=min_score,
         propose=propose,
         max_regions=config.max_regions,
@@ -161,9 +161,9 @@ def make_detect(
     class_names: Sequence[str],
     *,
     canvases: Sequence[tuple[int, int]],
-    stretch: bool = False,
-    sides: tuple[int, int] | None = None,
-    fractions: bool = False,
+    keep_aspect: bool = True,
+    min_max_size: tuple[int, int] | None = None,
+    float_pixels: bool = False,
     min_score: float = 0.0,
     propose: Propose | None = None,
     max_regions: int = 0,
@@ -176,9 +176,9 @@ def make_detect(
       class_names: the name of each label.
       canvases: (height, width) of each canvas that images may be resized to; one
         compilation each. An image goes to the one of nearest aspect ratio.
-      stretch: whether it fills that canvas, without keeping its shape.
-      sides: see `InputConfig`.
-      fractions: see `InputConfig`.
+      keep_aspect: whether it keeps its shape; else it fills that canvas.
+      min_max_size: see `InputConfig`.
+      float_pixels: see `InputConfig`.
       min_score: lower scores are left out.
       propose: from an image to its proposals, for a detector that needs some.
       max_regions: how many of them it takes, the best; 0: it needs none.
@@ -194,7 +194,7 @@ def make_detect(
             f"max_regions is {max_regions}, but propose is None; a function from an "
             "image to `Proposals` is needed"
         )
-    placing = Placing(canvases, stretch, sides, fractions, max_regions)
+    placing = Placing(canvases, keep_aspect, min_max_size, float_pixels, max_regions)
     predict = jax.jit(detector.predict)
     variables = jax.device_put(variables)
 

@@ -31,9 +31,9 @@ class Placing(NamedTuple):
     """How images become arrays of one shape; the fields are those of `InputConfig`."""
 
     canvases: tuple[tuple[int, int], ...]  # (height, width) of each
-    stretch: bool = False
-    sides: tuple[int, int] | None = None
-    fractions: bool = False
+    keep_aspect: bool = True
+    min_max_size: tuple[int, int] | None = None
+    float_pixels: bool = False
     max_regions: int = 0  # 0: the detector needs no proposals
 
 
@@ -64,10 +64,15 @@ def place(
             "1"
         )
     size, canvases = shape[:2], placing.canvases
-    rule = {"stretch": placing.stretch, "sides": placing.sides}
+    rule = {
+        "keep_aspect": placing.keep_aspect,
+        "min_max_size": placing.min_max_size,
+    }
     sizes = np.array([size])
     canvas = canvases[
-        transforms.canvas_of_each(sizes, canvases, sides=placing.sides)[0]
+        transforms.assign_canvases(sizes, canvases, min_max_size=placing.min_max_size)[
+            0
+        ]
     ]
     objects = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
     proposals = _NO_PROPOSALS
@@ -75,7 +80,7 @@ def place(
         proposals = propose(image)
     best, scores = (values[: placing.max_regions] for values in proposals)
     example = transforms.Example(image, *objects, regions=best)
-    blank = np.zeros((*canvas, 3), np.float32 if placing.fractions else np.uint8)
+    blank = np.zeros((*canvas, 3), np.float32 if placing.float_pixels else np.uint8)
     example, scale = transforms.resize_to_canvas(example, canvas, **rule, out=blank)
     arrays = {
         "images": example.image[None],

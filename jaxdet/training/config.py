@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jaxdet.data.batching import InputConfig, require_numbers
+from jaxdet.data.input_config import InputConfig, require_numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 from jaxdet import parallel
 from jaxdet.config import ConfigError
 from jaxdet.data import batching, transforms
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, DataSet, Objects
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation import anchor_coverage
 from jaxdet.evaluation.evaluate import (
@@ -141,7 +141,7 @@ def train(
         trace = Trace(workdir, start=start, config=config, log=log)
         stack.callback(trace.close)
         batches = _batches(
-            data_set, config, start=start, stop=config.steps, place=shard_to_devices
+            data_set, config, start=start, stop=config.steps, transfer=shard_to_devices
         )
         stack.callback(batches.close)
         signals = stack.enter_context(_HeldSignals())
@@ -242,7 +242,7 @@ def _batches(
     *,
     start: int,
     stop: int,
-    place: Callable | None = None,
+    transfer: Callable | None = None,
 ) -> Iterator:
     return batching.training_batches(
         data_set,
@@ -251,7 +251,7 @@ def _batches(
         seed=config.seed,
         start=start,
         stop=stop,
-        place=place,
+        transfer=transfer,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
@@ -321,8 +321,8 @@ def _effective_values(
 def _canvases_with_images(
     data_set: DataSet, config: InputConfig
 ) -> tuple[tuple[int, int], ...]:
-    index = transforms.canvas_of_each(
-        data_set.sizes, config.canvases, sides=config.sides
+    index = transforms.assign_canvases(
+        data_set.sizes, config.canvases, min_max_size=config.min_max_size
     )
     met = tuple(config.canvases[i] for i in np.unique(index))
     return dataclasses.replace(config, canvases=met).training_canvases

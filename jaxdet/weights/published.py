@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import CACHE_VARIABLE
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_shapes
 from jaxdet.inference.load import Found, Trained, detect_with, published
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
@@ -62,7 +62,7 @@ SSD_MOBILENET_V2_CONFIG = SSDConfig(
     std=(0.5, 0.5, 0.5),
 )
 SSD_MOBILENET_V2_INPUT = InputConfig(
-    canvases=((300, 300),), stretch=True, fractions=True
+    canvases=((300, 300),), keep_aspect=False, float_pixels=True
 )
 SSD_MOBILENET_V2_BACKBONE = MobileNetV2(
     wide=True,

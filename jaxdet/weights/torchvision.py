@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import serialize
@@ -455,17 +455,17 @@ def trained(
     Raises:
       WeightsError: as `load`.
     """
-    from jaxdet.data.transforms import canvases_of_sides
+    from jaxdet.data.transforms import canvases_from_min_max
     from jaxdet.inference.load import published
 
     state = _read(source)
     name = name or recognise(state)
     detector, canvas = of_coco(name), _model(name).canvas
     if canvas is not None:
-        config = InputConfig(canvases=(canvas,), stretch=True, fractions=True)
+        config = InputConfig(canvases=(canvas,), keep_aspect=False, float_pixels=True)
     else:
-        canvases = canvases_of_sides(SIDES, multiple=canvas_multiple)
-        config = InputConfig(canvases=canvases, sides=SIDES, fractions=True)
+        canvases = canvases_from_min_max(SIDES, multiple=canvas_multiple)
+        config = InputConfig(canvases=canvases, min_max_size=SIDES, float_pixels=True)
     return published(detector, load(state, name), config)
 
 

@@ -10,7 +10,7 @@ from jaxdet.data.transforms import Example, resize_to_canvas
 
 
 def marked(height=60, width=80, boxes=((10, 20, 30, 50), (50, 5, 70, 25))):
-    """An image whose i-th box is filled with the colour 10 (i + 1), all else 200."""
+    """An image whose i-th box is filled with the color 10 (i + 1), all else 200."""
     image = np.full((height, width, 3), 200, np.uint8)
     for i, (x1, y1, x2, y2) in enumerate(boxes):
         image[y1:y2, x1:x2] = 10 * (i + 1)
@@ -24,7 +24,7 @@ def marked(height=60, width=80, boxes=((10, 20, 30, 50), (50, 5, 70, 25))):
 
 
 def seen(example):
-    """The boxes that the colours of `marked` fill, one for each label."""
+    """The boxes that the colors of `marked` fill, one for each label."""
     found = []
     for label in example.labels:
         rows, columns = np.nonzero(example.image[..., 0] == 10 * (label + 1))
@@ -33,15 +33,15 @@ def seen(example):
 
 
 def part_seen(rng, example):
-    return augmentation.jitter_scale(rng, example, (60, 60))[0]
+    return augmentation.scale_jitter(rng, example, (60, 60))[0]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        augmentation.distort_colours,
+        augmentation.distort_colors,
         augmentation.expand,
-        augmentation.crop,
+        augmentation.iou_crop,
         augmentation.random_crop,
         part_seen,
     ],
@@ -50,6 +50,7 @@ def test_a_change_is_a_function_of_generator_and_example(change):
     given = marked()._replace(
         masks=np.ones((2, 4, 4), np.float32),
         regions=np.array([[0, 0, 20, 20]], np.float32),
+        region_scores=np.ones(1, np.float32),
     )
     for values in given:
         values.setflags(write=False)
@@ -67,7 +68,7 @@ def test_a_change_is_a_function_of_generator_and_example(change):
 
 @pytest.mark.parametrize(
     "change",
-    [augmentation.expand, augmentation.crop, augmentation.random_crop, part_seen],
+    [augmentation.expand, augmentation.iou_crop, augmentation.random_crop, part_seen],
 )
 def test_boxes_stay_where_their_colours_are(rng, change):
     counts = []
@@ -75,13 +76,13 @@ def test_boxes_stay_where_their_colours_are(rng, change):
         changed = change(rng, marked())
         np.testing.assert_allclose(changed.boxes, seen(changed))
         counts.append(len(changed.boxes))
-    every = {augmentation.expand: {2}, augmentation.crop: {0, 1, 2}}
+    every = {augmentation.expand: {2}, augmentation.iou_crop: {0, 1, 2}}
     assert set(counts) == every.get(change, {1, 2})
 
 
 @pytest.mark.parametrize(
     "change",
-    [augmentation.expand, augmentation.crop, augmentation.random_crop, part_seen],
+    [augmentation.expand, augmentation.iou_crop, augmentation.random_crop, part_seen],
 )
 def test_images_without_objects(rng, change):
     sizes = set()
@@ -135,7 +136,7 @@ def test_a_patch_cut_out_by_hand():
 
 def test_masks_are_cut_with_their_boxes():
     # Half of the object lies in the patch: the right half of a mask that grows from
-    # left to right, whose cells' centres are at 1/4, 1/2, .. of the way.
+    # left to right, whose cells' centers are at 1/4, 1/2, .. of the way.
     ramp = np.tile(np.array([0, 1, 2, 3], np.float32), (4, 1))
     given = marked(60, 80, [(20, 10, 40, 50)])._replace(masks=ramp[None])
     stays = np.ones(1, bool)
@@ -149,13 +150,13 @@ def test_masks_are_cut_with_their_boxes():
 
 
 def test_objects_stay_in_sampled_patches_by_their_centre(monkeypatch):
-    # The first object's centre (20, 35) lies in the patch, the second's (60, 15) not,
+    # The first object's center (20, 35) lies in the patch, the second's (60, 15) not,
     # and the third's (40, 30) on its right border, which belongs to the next patch.
     given = marked(boxes=[(10, 20, 30, 50), (35, 5, 85, 25), (38, 28, 42, 32)])
     patch = np.array([15, 10, 40, 45])
     monkeypatch.setattr(augmentation, "_find_patch", lambda *_: patch)
     monkeypatch.setattr(augmentation, "_LEAST_IOU", (None,) * 1000)
-    cut = augmentation.crop(np.random.default_rng(0), given)
+    cut = augmentation.iou_crop(np.random.default_rng(0), given)
     np.testing.assert_array_equal(cut.labels, [0])
 
 
@@ -165,7 +166,7 @@ def test_patches_are_as_large_and_overlap_as_much_as_they_say(monkeypatch):
     given = marked(60, 80, [(20, 10, 60, 50)])
     unchanged, overlaps = 0, []
     for _ in range(200):
-        cut = augmentation.crop(rng, given)
+        cut = augmentation.iou_crop(rng, given)
         height, width = cut.image.shape[:2]
         if (height, width) == (60, 80):
             unchanged += 1
@@ -183,7 +184,7 @@ def test_the_object_that_a_patch_overlaps_stays_in_it(monkeypatch):
     monkeypatch.setattr(augmentation, "_LEAST_IOU", (0.1,))
     rng = np.random.default_rng(0)
     for _ in range(200):
-        cut = augmentation.crop(rng, marked(boxes=[(0, 0, 40, 60)]))
+        cut = augmentation.iou_crop(rng, marked(boxes=[(0, 0, 40, 60)]))
         assert len(cut.boxes) == 1
 
 
@@ -196,7 +197,7 @@ def test_each_condition_is_drawn(monkeypatch):
     monkeypatch.setattr(augmentation, "_find_patch", find_patch)
     rng, given = np.random.default_rng(0), marked()
     for _ in range(700):
-        assert augmentation.crop(rng, given) is given  # no patch was found
+        assert augmentation.iou_crop(rng, given) is given  # no patch was found
     for least in (0.1, 0.3, 0.5, 0.7, 0.9, None):
         assert 70 < asked.count(least) < 130
     assert 70 < 700 - len(asked) < 130
@@ -206,9 +207,9 @@ def test_crowds_are_no_objects_to_overlap(monkeypatch):
     monkeypatch.setattr(augmentation, "_LEAST_IOU", (0.9,) * 100)
     small = marked(60, 80, [(0, 0, 4, 4)])  # no patch overlaps it by so much
     rng = np.random.default_rng(0)
-    assert all(augmentation.crop(rng, small) is small for _ in range(5))
+    assert all(augmentation.iou_crop(rng, small) is small for _ in range(5))
     crowd = small._replace(crowd=np.ones(1, bool))
-    assert any(augmentation.crop(rng, crowd) is not crowd for _ in range(5))
+    assert any(augmentation.iou_crop(rng, crowd) is not crowd for _ in range(5))
 
 
 def test_objects_stay_in_random_patches_by_their_visible_part(monkeypatch):
@@ -241,7 +242,7 @@ def test_objects_stay_in_random_patches_by_their_visible_part(monkeypatch):
 
 def stretched_to_twice_its_size(rng, example):
     canvas, twice = example.image.shape[:2], (2.0, 2.0)
-    return augmentation.jitter_scale(rng, example, canvas, factors=twice)[0]
+    return augmentation.scale_jitter(rng, example, canvas, factors=twice)[0]
 
 
 def places(height, width):
@@ -302,22 +303,22 @@ def test_random_patches_are_of_any_size_and_place(rng):
 
 
 @pytest.mark.parametrize(
-    ("factor", "stretch", "part", "size"),
+    ("factor", "keep_aspect", "part", "size"),
     [
-        (0.5, False, (20, 40), (10, 20)),  # 20 x 40 fits into 40 x 40 as it is
-        (1.0, False, (20, 40), (20, 40)),
-        (2.0, False, (20, 20), (40, 40)),  # 40 x 80, of which half is seen
-        (4.0, False, (10, 10), (40, 40)),
-        (0.5, True, (20, 40), (20, 20)),
-        (2.0, True, (10, 20), (40, 40)),  # 80 x 80
-        (100.0, False, (1, 1), (40, 40)),
-        (0.001, False, (20, 40), (1, 1)),
+        (0.5, True, (20, 40), (10, 20)),  # 20 x 40 fits into 40 x 40 as it is
+        (1.0, True, (20, 40), (20, 40)),
+        (2.0, True, (20, 20), (40, 40)),  # 40 x 80, of which half is seen
+        (4.0, True, (10, 10), (40, 40)),
+        (0.5, False, (20, 40), (20, 20)),
+        (2.0, False, (10, 20), (40, 40)),  # 80 x 80
+        (100.0, True, (1, 1), (40, 40)),
+        (0.001, True, (20, 40), (1, 1)),
     ],
 )
-def test_jittered_sizes_by_hand(rng, factor, stretch, part, size):
+def test_jittered_sizes_by_hand(rng, factor, keep_aspect, part, size):
     given = marked(20, 40, ())
-    seen, new_size = augmentation.jitter_scale(
-        rng, given, (40, 40), factors=(factor, factor), stretch=stretch
+    seen, new_size = augmentation.scale_jitter(
+        rng, given, (40, 40), factors=(factor, factor), keep_aspect=keep_aspect
     )
     assert seen.image.shape[:2] == part and new_size == size
 
@@ -325,9 +326,9 @@ def test_jittered_sizes_by_hand(rng, factor, stretch, part, size):
 def test_jittered_pictures_have_their_boxes_on_the_canvas(rng):
     factors, counts = [], []
     for _ in range(150):
-        part, size = augmentation.jitter_scale(rng, marked(), (90, 100))
+        part, size = augmentation.scale_jitter(rng, marked(), (90, 100))
         (height, width), canvas = size, np.zeros((90, 100, 3), np.uint8)
-        placed, scale = resize_to_canvas(part, size, stretch=True, out=canvas)
+        placed, scale = resize_to_canvas(part, size, keep_aspect=False, out=canvas)
         factors.append(scale.mean() / 1.25)  # 60 x 80 fits with 75 x 100
         counts.append(len(placed.boxes))
         assert canvas[:height, :width].all()
@@ -368,7 +369,7 @@ YES, NO = 0.4, 0.6
 def distorted(pixel, **drawn):
     given = marked(1, 1, ())._replace(image=np.array([[pixel]], np.uint8))
     rng = Fixed(**drawn)
-    changed = augmentation.distort_colours(rng, given)
+    changed = augmentation.distort_colors(rng, given)
     assert not rng.chances and not rng.values
     return changed.image[0, 0].tolist()
 
@@ -396,7 +397,7 @@ def test_hue_and_saturation_are_those_of_colorsys(pixel):
 
 
 def test_contrast_comes_before_or_after_saturation():
-    # 1.5 times 200 is clipped to 255 before the colour is looked at, or after.
+    # 1.5 times 200 is clipped to 255 before the color is looked at, or after.
     drawn = {"values": [1.5, 0.5]}
     first = distorted([200, 100, 50], chances=[NO, YES, YES, YES, NO], **drawn)
     last = distorted([200, 100, 50], chances=[NO, YES, NO, YES, NO], **drawn)
@@ -405,6 +406,6 @@ def test_contrast_comes_before_or_after_saturation():
 
 def test_colours_change_boxes_in_nothing(rng):
     given = marked()
-    changed = augmentation.distort_colours(rng, given)
+    changed = augmentation.distort_colors(rng, given)
     assert changed.boxes is given.boxes and changed.labels is given.labels
     assert changed.image.shape == given.image.shape

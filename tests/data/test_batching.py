@@ -2,7 +2,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import re
 
 import chex
 import jax
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdet.data import batching
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, Proposals
+from jaxdet.data.input_config import InputConfig
 from tests.data.in_memory import in_memory_data_set
 
 CONFIG = InputConfig(
@@ -36,103 +35,6 @@ def mixed():
 
 def take(batches, count):
     return list(itertools.islice(batches, count))
-
-
-class TestInputConfig:
-    def test_the_ends_of_the_ranges_are_allowed(self):
-        InputConfig(canvases=((1, 1),), max_objects=1, flip=0.0, workers=0, prefetch=1)
-        InputConfig(max_regions=0, mask_size=0)
-        InputConfig(flip=1.0, too_many_objects="drop", unreadable_images="skip")
-
-    @pytest.mark.parametrize(
-        ("field", "value", "allowed"),
-        [
-            ("canvases", (), "one or more (height, width), both at least 1"),
-            ("canvases", ((32, 32), (0, 32)), "one or more"),
-            ("canvases", ((32, -32),), "one or more"),
-            ("canvases", ((32, 32, 3),), "one or more"),
-            ("max_objects", 0, "at least 1"),
-            ("max_regions", -1, "at least 0"),
-            ("mask_size", -1, "at least 0"),
-            ("too_many_objects", "skip", "one of ('error', 'drop')"),
-            ("unreadable_images", "drop", "one of ('error', 'skip')"),
-            ("max_unreadable", 1.5, "in [0, 1]"),
-            ("flip", -0.1, "in [0, 1]"),
-            ("flip", 1.1, "in [0, 1]"),
-            ("flip", float("nan"), "a finite number"),
-            ("distort_colours", 2.0, "in [0, 1]"),
-            ("expand", -0.5, "in [0, 1]"),
-            ("crop", 1.5, "in [0, 1]"),
-            ("random_crop", -1.0, "in [0, 1]"),
-            ("scale_jitter", (0.0, 1.0), "two numbers above 0, the second no less"),
-            ("scale_jitter", (2.0, 0.1), "two numbers above 0"),
-            ("scale_jitter", (1.0, float("inf")), "finite numbers"),
-            ("scale_jitter", (0.1, 1.0, 2.0), "two numbers above 0"),
-            ("multi_scale", (), "one or more numbers above 0"),
-            ("multi_scale", (1.0, 0.0), "one or more numbers above 0"),
-            ("multi_scale", (float("inf"),), "finite numbers"),
-            ("canvases", ((100.5, 64),), "whole numbers"),
-            ("canvases", ((64, float("nan")),), "whole numbers"),
-            ("max_objects", 10.0, "a whole number"),
-            ("sides", (), "two numbers from 1 on, the second no less"),
-            ("sides", (800,), "two numbers from 1 on"),
-            ("sides", (800, 600), "two numbers from 1 on"),
-            ("sides", (800.5, 1333), "whole numbers"),
-            ("workers", -1, "at least 0"),
-            ("prefetch", 0, "at least 1"),
-        ],
-    )
-    def test_what_is_out_of_range_is_named(self, field, value, allowed):
-        message = f"{field} is {value!r}; it must be {allowed}"
-        with pytest.raises(ValueError, match=re.escape(message)):
-            InputConfig(**{field: value})
-
-
-class TestPlan:
-    def test_every_image_is_in_every_epoch(self, mixed):
-        for epoch in range(3):
-            positions, canvases, _ = batching.plan_epoch(mixed, CONFIG, 3, 0, epoch)
-            assert positions.shape == (5, 3)  # ceil(7 / 3) + ceil(4 / 3)
-            assert sorted(canvases) == [0, 0, 0, 1, 1]
-            assert set(positions.ravel()) == set(range(11))
-        assert batching.steps_per_epoch(mixed, CONFIG, 3) == 5
-
-    def test_a_batch_holds_images_of_one_canvas_and_none_twice(self, mixed):
-        tall = {1, 4, 8, 10}
-        positions, canvases, _ = batching.plan_epoch(mixed, CONFIG, 3, 0, 0)
-        for row, canvas in zip(positions, canvases, strict=True):
-            assert len(set(row)) == 3
-            assert (set(row) <= tall) == (canvas == 1)
-            assert not set(row) & tall or canvas == 1
-
-    def test_a_canvas_with_fewer_images_than_a_batch_repeats_them(self):
-        data_set = in_memory_data_set(images_of([WIDE, TALL, TALL]))
-        positions, canvases, _ = batching.plan_epoch(data_set, CONFIG, 5, 0, 0)
-        assert sorted(canvases) == [0, 1]
-        assert set(positions[list(canvases).index(0)]) == {0}
-        assert sorted(np.unique(positions[list(canvases).index(1)])) == [1, 2]
-
-    def test_seed_and_epoch_decide_the_order(self):
-        data_set = in_memory_data_set(images_of([WIDE] * 40 + [TALL] * 40))
-        plans = [
-            batching.plan_epoch(data_set, CONFIG, 8, seed, epoch)
-            for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1)]
-        ]
-        chex.assert_trees_all_equal(plans[0], plans[1])
-        orders = {tuple(positions.ravel()) for positions, *_ in plans}
-        assert len(orders) == 4
-        company = [set(map(frozenset, positions)) for positions, *_ in plans]
-        assert not company[0] & company[2] and not company[0] & company[3]
-        canvases = plans[0][1]
-        assert np.count_nonzero(np.diff(canvases)) > 1 and len(canvases) == 10
-
-    def test_nearest_canvas_is_by_log_ratio(self):
-        # Ratios 1 and 4: their middle is 2 by logarithm, 2.5 without it.
-        config = InputConfig(canvases=((10, 10), (40, 10)))
-        data_set = in_memory_data_set(images_of([(19, 10), (21, 10), (10, 90)]))
-        positions, canvases, _ = batching.plan_epoch(data_set, config, 1, 0, 0)
-        canvas_of = dict(zip(positions[:, 0], canvases, strict=True))
-        assert canvas_of == {0: 0, 1: 1, 2: 0}
 
 
 class TestTraining:
@@ -512,9 +414,9 @@ class TestMasks:
 class TestAugmentation:
     ALL = dataclasses.replace(
         CONFIG,
-        distort_colours=1.0,
+        distort_colors=1.0,
         expand=0.5,
-        crop=1.0,
+        iou_crop=1.0,
         random_crop=0.5,
         scale_jitter=(0.5, 1.5),
     )
@@ -552,7 +454,7 @@ class TestAugmentation:
     )
     def test_all_that_is_known_moves_with_the_image(self, marked, left_out):
         config = dataclasses.replace(
-            self.ALL, distort_colours=0.0, mask_size=2, max_regions=2, **left_out
+            self.ALL, distort_colors=0.0, mask_size=2, max_regions=2, **left_out
         )
         counts, regions = [], []
         for batch in self.run(marked, config, stop=20):
@@ -579,7 +481,7 @@ class TestAugmentation:
         assert set(counts) == {0, 1} and not all(regions)
 
     @pytest.mark.parametrize(
-        "name", ["distort_colours", "expand", "crop", "random_crop"]
+        "name", ["distort_colors", "expand", "iou_crop", "random_crop"]
     )
     def test_each_is_done_as_often_as_asked(self, marked, name):
         def changed(probability):
@@ -618,7 +520,7 @@ class TestAugmentation:
 
     def test_jittered_images_that_fill_their_canvas_whatever_their_shape(self):
         data_set = in_memory_data_set(images_of([(16, 16)]))
-        config = dataclasses.replace(CONFIG, stretch=True, scale_jitter=(0.5, 0.5))
+        config = dataclasses.replace(CONFIG, keep_aspect=False, scale_jitter=(0.5, 0.5))
         (batch,) = self.run(data_set, config, stop=1)
         np.testing.assert_array_equal(batch.sizes, [[8, 16]] * 4)
 
@@ -634,30 +536,6 @@ class TestMultiScale:
     CONFIG = dataclasses.replace(
         CONFIG, canvases=((64, 100), (96, 64)), multi_scale=(0.5, 1.0, 1.5)
     )
-
-    def test_canvases_by_hand(self):
-        # 50 and 150 are rounded to 64 and 160; a factor of 1 rounds nothing.
-        landscape = ((32, 64), (64, 100), (96, 160))
-        upright = ((64, 32), (96, 64), (128, 96))  # 48 and 144: Python rounds to even
-        assert self.CONFIG.training_canvases == (*landscape, *upright)
-        tiny = dataclasses.replace(self.CONFIG, multi_scale=(0.01, 0.02))
-        assert tiny.training_canvases == ((32, 32),)
-        assert CONFIG.training_canvases == CONFIG.canvases
-
-    def test_each_batch_draws_one(self, mixed):
-        count = batching.steps_per_epoch(mixed, self.CONFIG, 3)
-        seen = []
-        for epoch in range(60):
-            plan = batching.plan_epoch(mixed, self.CONFIG, 3, 0, epoch)
-            positions, canvases, factors = plan
-            chex.assert_shape([canvases, factors], (count,))
-            seen.extend(factors)
-            chex.assert_trees_all_equal(
-                (positions, canvases),
-                batching.plan_epoch(mixed, CONFIG, 3, 0, epoch)[:2],
-            )
-        for factor in (0.5, 1.0, 1.5):  # 300 draws: four standard deviations
-            assert 0.22 < np.mean(np.array(seen) == factor) < 0.44
 
     def test_images_and_boxes_fill_the_canvas_that_was_drawn(self, mixed):
         run = batching.training_batches(
@@ -698,7 +576,7 @@ class TestStretch:
     @pytest.mark.parametrize("training", [True, False])
     def test_images_fill_their_canvas(self, training):
         data_set = in_memory_data_set(images_of([(15, 20)]), [[(4, 3, 8, 6, 1)]])
-        config = dataclasses.replace(CONFIG, flip=0.0, stretch=True)
+        config = dataclasses.replace(CONFIG, flip=0.0, keep_aspect=False)
         (batch,) = (
             batching.training_batches(data_set, config, batch_size=1, seed=0, stop=1)
             if training
@@ -719,8 +597,8 @@ class TestTorchvisionsPixels:
             CONFIG,
             flip=0.0,
             canvases=((64, 64), (32, 32), (16, 32)),
-            sides=(15, 31),
-            fractions=True,
+            min_max_size=(15, 31),
+            float_pixels=True,
         )
         (batch,) = (
             batching.training_batches(data_set, config, batch_size=1, seed=0, stop=1)
@@ -736,26 +614,9 @@ class TestTorchvisionsPixels:
 
     def test_no_canvas_holds_an_image(self):
         data_set = in_memory_data_set(images_of([(10, 20)]))
-        config = dataclasses.replace(CONFIG, canvases=((8, 8),), sides=(15, 31))
+        config = dataclasses.replace(CONFIG, canvases=((8, 8),), min_max_size=(15, 31))
         with pytest.raises(DataError, match=r"canvases is .*resized to 15x30"):
             next(batching.evaluation_batches(data_set, config, batch_size=1))
-
-    @pytest.mark.parametrize(
-        ("fields", "problem"),
-        [
-            ({"sides": (0, 5)}, r"sides is \(0, 5\)"),
-            ({"sides": (8, 5)}, r"sides is \(8, 5\)"),
-            ({"sides": (8,)}, r"sides is \(8,\)"),
-            ({"sides": (5, 8), "stretch": True}, r"stretch is True.* False with sides"),
-            ({"sides": (5, 8), "crop": 1.0}, r"crop is 1\.0.* 0 with sides"),
-            ({"sides": (5, 8), "random_crop": 0.1}, r"random_crop .* 0 with sides"),
-            ({"sides": (5, 8), "scale_jitter": (1, 2)}, r"scale_jitter .* with sides"),
-            ({"sides": (5, 8), "multi_scale": (1, 2)}, r"multi_scale .* with sides"),
-        ],
-    )
-    def test_impossible_rules(self, fields, problem):
-        with pytest.raises(ValueError, match=problem):
-            dataclasses.replace(CONFIG, **fields)
 
 
 class TestCheck:

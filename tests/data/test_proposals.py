@@ -14,14 +14,14 @@ from tests.data.in_memory import in_memory_data_set
 
 
 def scene(seed, size=(48, 64)):
-    """A grey image with two coloured rectangles, and their boxes."""
+    """A gray image with two colored rectangles, and their boxes."""
     rng = np.random.default_rng(seed)
     image = np.full((*size, 3), 128, np.uint8)
     boxes = []
-    for colour, left in (((250, 20, 20), 2), ((20, 20, 250), size[1] // 2 + 2)):
+    for color, left in (((250, 20, 20), 2), ((20, 20, 250), size[1] // 2 + 2)):
         x, y = left + rng.integers(0, 6), rng.integers(2, 12)
         width, height = rng.integers(14, 22, 2)
-        image[y : y + height, x : x + width] = colour
+        image[y : y + height, x : x + width] = color
         boxes.append((x, y, x + width, y + height, 0))
     return image, boxes
 

@@ -16,7 +16,7 @@ def example(image, boxes=()):
 
 
 def bilinear(image, height, width):
-    """Samples at the centres of the new pixels; the border pixels reach outwards."""
+    """Samples at the centers of the new pixels; the border pixels reach outwards."""
     rows, row_weights = _neighbours(image.shape[0], height)
     columns, column_weights = _neighbours(image.shape[1], width)
     picked = image.astype(float)[rows][:, :, columns]  # [2, H, 2, W, 3]
@@ -24,9 +24,9 @@ def bilinear(image, height, width):
 
 
 def _neighbours(old, new):
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(centres)
-    weights = np.stack([1 - (centres - first), centres - first])
+    centers = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centers)
+    weights = np.stack([1 - (centers - first), centers - first])
     return np.clip([first, first + 1], 0, old - 1).astype(int), weights
 
 
@@ -47,10 +47,10 @@ def test_fitted_size(size, canvas, fitted):
 
 
 def test_stretching_fills_the_canvas(rng):
-    assert transforms.fitted_size((50, 100), (64, 32), stretch=True) == (64, 32)
+    assert transforms.fitted_size((50, 100), (64, 32), keep_aspect=False) == (64, 32)
     image = rng.integers(0, 256, (20, 30, 3), np.uint8)
     given = example(image, [[0, 0, 30, 20], [3, 2, 6, 10]])
-    resized, scale = transforms.resize_to_canvas(given, (40, 33), stretch=True)
+    resized, scale = transforms.resize_to_canvas(given, (40, 33), keep_aspect=False)
     np.testing.assert_allclose(scale, [2, 1.1], rtol=1e-6)
     np.testing.assert_allclose(resized.boxes, [[0, 0, 33, 40], [3.3, 4, 6.6, 20]])
     expected = bilinear(image, 40, 33)
@@ -180,14 +180,14 @@ def test_regions_move_with_the_image_and_masks_are_mirrored():
 )
 def test_torchvisions_sizes_and_canvases(old, new):
     sides = (800, 1333)
-    assert transforms.size_by_sides(old, sides) == new
-    canvases = transforms.canvases_of_sides(sides)
-    which = transforms.canvas_of_each(np.array([old]), canvases, sides=sides)[0]
+    assert transforms.size_from_min_max(old, sides) == new
+    canvases = transforms.canvases_from_min_max(sides)
+    which = transforms.assign_canvases(np.array([old]), canvases, min_max_size=sides)[0]
     assert canvases[which] == tuple(-(-side // 32) * 32 for side in new)
 
 
 def test_canvases_of_sides_by_hand():
-    canvases = transforms.canvases_of_sides((5, 10), multiple=4)
+    canvases = transforms.canvases_from_min_max((5, 10), multiple=4)
     upright = {(8, 8), (12, 8), (12, 4)}
     assert set(canvases) == upright | {(8, 12), (4, 12)}
     assert len(canvases) == 5
@@ -195,8 +195,8 @@ def test_canvases_of_sides_by_hand():
 
 def test_an_image_that_no_canvas_holds():
     with pytest.raises(DataError, match=r"canvases is .*resized to 10x20"):
-        transforms.canvas_of_each(
-            np.array([[5, 5], [5, 10]]), [(16, 16)], sides=(10, 20)
+        transforms.assign_canvases(
+            np.array([[5, 5], [5, 10]]), [(16, 16)], min_max_size=(10, 20)
         )
 
 
@@ -205,22 +205,22 @@ def test_pixels_keep_their_fractions_on_floats():
     image[0, :, 0] = [0, 10, 20, 31]
     canvas = np.zeros((2, 8, 3), np.float32)
     resized, scale = transforms.resize_to_canvas(
-        example(image, [[1, 0, 2, 1]]), (2, 8), sides=(1, 3), out=canvas
+        example(image, [[1, 0, 2, 1]]), (2, 8), min_max_size=(1, 3), out=canvas
     )
-    # Centres of three pixels among four: 1/6, 1 1/2 and 2 5/6.
+    # Centers of three pixels among four: 1/6, 1 1/2 and 2 5/6.
     expected = [10 / 6, 15, 20 + 11 * 5 / 6]
     np.testing.assert_allclose(canvas[0, :3, 0], expected, rtol=1e-6)
     assert not canvas[1].any() and not canvas[:, 3:].any()
     np.testing.assert_allclose(scale, [1, 0.75])
     np.testing.assert_allclose(resized.boxes, [[0.75, 0, 1.5, 1]])
-    # Six of four: the first centre, at -1/6, and the last lie outside.
+    # Six of four: the first center, at -1/6, and the last lie outside.
     wide = np.zeros((1, 6, 3), np.float32)
-    transforms.resize_to_canvas(example(image), (1, 6), stretch=True, out=wide)
+    transforms.resize_to_canvas(example(image), (1, 6), keep_aspect=False, out=wide)
     expected = [0, 5, 10 + 10 / 6, 10 + 50 / 6, 20 + 11 / 2, 31]
     np.testing.assert_allclose(wide[0, :, 0], expected, rtol=1e-6)
     # Nothing is averaged, however small it becomes: this is sampled at 1 1/2.
     tiny = np.zeros((1, 1, 3), np.float32)
-    transforms.resize_to_canvas(example(image), (1, 1), stretch=True, out=tiny)
+    transforms.resize_to_canvas(example(image), (1, 1), keep_aspect=False, out=tiny)
     assert tiny[0, 0, 0] == 15
 
 

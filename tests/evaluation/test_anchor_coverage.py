@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdet.config import ConfigError
-from jaxdet.data.batching import InputConfig
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.evaluation import anchor_coverage
 from tests.data.in_memory import in_memory_data_set
@@ -86,7 +86,12 @@ def test_objects_are_measured_on_the_canvases_of_training():
 
 @pytest.mark.parametrize(
     "change",
-    [{"scale_jitter": (1.0, 8.0)}, {"expand": 0.5}, {"crop": 1.0}, {"random_crop": 1}],
+    [
+        {"scale_jitter": (1.0, 8.0)},
+        {"expand": 0.5},
+        {"iou_crop": 1.0},
+        {"random_crop": 1},
+    ],
 )
 def test_objects_that_augmentation_resizes_are_not_refused(change, caplog):
     config = dataclasses.replace(INPUT, **change)
@@ -115,7 +120,7 @@ def test_objects_lie_where_batches_have_them():
     )
     assert scaled.boxes.tolist() == [[8, 0, 16, 16]]
     assert (scaled.sizes.tolist(), scaled.canvases.tolist()) == ([[16, 32]], [1])
-    stretched = InputConfig(canvases=((32, 32),), stretch=True)
+    stretched = InputConfig(canvases=((32, 32),), keep_aspect=False)
     objects = anchor_coverage.place(
         in_memory_data_set([(16, 64)], [rows[0]]), stretched, most=1
     )

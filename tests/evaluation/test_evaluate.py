@@ -8,8 +8,8 @@ import pytest
 from pycocotools import mask as run_lengths
 
 from jaxdet.data import batching
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation import evaluate
 from jaxdet.structs import Detections

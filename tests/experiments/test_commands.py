@@ -50,9 +50,9 @@ from experiments.lecture import scale_comparison
 from jaxdet import parallel
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco, digits, tfds, voc
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig

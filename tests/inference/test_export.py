@@ -15,8 +15,8 @@ from PIL import Image
 
 import experiments.export
 from experiments import detect
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, Proposals
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.inference import export, load
 from jaxdet.inference.load import Trained
@@ -306,7 +306,7 @@ def test_the_command_takes_all_sources(monkeypatch, tmp_path, retinanet):
         saved.append((trained, canvases, batch_size))
 
     monkeypatch.setattr(export, "save", save)
-    published = trained(retinanet.detector, {}, sides=(800, 1333))
+    published = trained(retinanet.detector, {}, min_max_size=(800, 1333))
     monkeypatch.setattr(published, "trained_ssd_mobilenet_v2", lambda: retinanet)
     monkeypatch.setattr(torchvision, "trained", lambda weights: published)
     monkeypatch.setattr(load, "load_trained", lambda workdir, step: (workdir, step))

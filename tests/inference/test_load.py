@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import Proposals
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.inference import load
 from jaxdet.structs import Detections
@@ -64,7 +64,7 @@ def test_a_stretched_picture_fills_its_canvas():
         {"sure": np.float32(0.75)},
         ("cat", "dog"),
         canvases=CANVASES[:1],
-        stretch=True,
+        keep_aspect=False,
     )
     found = detect(np.zeros((40, 200, 3), np.uint8))
     expected = [[100, 20, 200, 40], [0, 0, 200, 40]]
@@ -82,8 +82,8 @@ def test_torchvisions_pixels():
         {"sure": np.float32(0.75)},
         ("cat", "dog"),
         canvases=[(64, 64), (32, 64)],
-        sides=(30, 63),
-        fractions=True,
+        min_max_size=(30, 63),
+        float_pixels=True,
     )
     found = detect(np.zeros((20, 40, 3), np.uint8))
     expected = [[20, 10, 40, 20], [0, 0, 40, 20]]
@@ -95,12 +95,12 @@ def test_a_run_says_whether_pictures_are_stretched(tmp_path):
         found = predict({"sure": 0.75}, batch)
         return found.replace(scores=found.scores * 0 + batch.sizes[:, :1] / 100)
 
-    for stretch, height in ((True, 64), (False, 32)):
+    for keep_aspect, height in ((False, 64), (True, 32)):
         config = TrainingConfig(
-            input=InputConfig(canvases=((64, 64),), stretch=stretch)
+            input=InputConfig(canvases=((64, 64),), keep_aspect=keep_aspect)
         )
         detector = Detector(None, None, sizes, num_classes=2)
-        workdir = tmp_path / str(stretch)
+        workdir = tmp_path / str(keep_aspect)
         save_run(workdir, detector, in_memory_data_set([]), config)
         trained = load.Trained(detector, {}, load_run(workdir))
         found = load.detect_with(trained)(np.zeros((40, 80, 3), np.uint8))

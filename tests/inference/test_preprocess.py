@@ -22,7 +22,7 @@ def test_a_wide_picture_by_hand():
 
 
 def test_a_stretched_picture_with_fractions():
-    placing = preprocess.Placing(((64, 64),), stretch=True, fractions=True)
+    placing = preprocess.Placing(((64, 64),), keep_aspect=False, float_pixels=True)
     arrays = preprocess.place(np.full((32, 128, 3), 7, np.uint8), placing)
     assert arrays["images"].dtype == np.float32 and (arrays["images"] == 7).all()
     np.testing.assert_array_equal(arrays["sizes"], [[64, 64]])
@@ -53,7 +53,7 @@ def test_proposals_move_with_the_picture_and_are_padded(count):
 
 
 def test_canvases_that_hold_no_picture():
-    placing = preprocess.Placing(((64, 64),), sides=(60, 100))
+    placing = preprocess.Placing(((64, 64),), min_max_size=(60, 100))
     with pytest.raises(DataError, match=r"canvases is .* resized to 60x90"):
         preprocess.place(np.zeros((20, 30, 3), np.uint8), placing)
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import command_line
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.detectors.roi_heads import RoIHeadsConfig

@@ -17,8 +17,8 @@ import pytest
 from jaxdet import parallel
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
+from jaxdet.data.input_config import InputConfig
 from jaxdet.ops.coverage import Coverage
 from jaxdet.training import train as train_module
 from jaxdet.training.checkpoint import load_variables

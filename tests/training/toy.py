@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataSet, Objects
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector, from_network
 from jaxdet.ops.losses import device_mean_count
 from jaxdet.structs import Batch, Detections, GroundTruth

@@ -102,7 +102,11 @@ def test_the_recipe_makes_the_same_detector(monkeypatch):
     names = dict(zip(trained.run.category_ids, trained.run.class_names, strict=True))
     assert (names[1], names[17], names[90]) == ("person", "cat", "toothbrush")
     config = trained.run.training.input
-    assert config.canvases == ((300, 300),) and config.stretch and config.fractions
+    assert (
+        config.canvases == ((300, 300),)
+        and not config.keep_aspect
+        and config.float_pixels
+    )
 
 
 @pytest.fixture(scope="module")

@@ -60,9 +60,10 @@ class Parity:
         self.canvas, self.backbone, self.epsilon = CANVAS, model.backbone, None
         if model.canvas is None:  # a ResNet's; all golden ones have this
             self.backbone, self.epsilon = self.backbone.clone(epsilon=1e-5), 1e-5
-            self.rule = {"sides": (self.about["min_size"], self.about["max_size"])}
+            sizes = self.about["min_size"], self.about["max_size"]
+            self.rule = {"min_max_size": sizes}
         else:
-            self.canvas, self.rule = model.canvas, {"stretch": True}
+            self.canvas, self.rule = model.canvas, {"keep_aspect": False}
         self.detector = torchvision.build(name, epsilon=self.epsilon)
         self.first_id = torchvision.MODELS[name].first_id
         config, *_ = model.make.args
@@ -796,11 +797,11 @@ def test_a_checkpoint_is_ready_to_detect(monkeypatch):
     assert trained.run.category_ids[11] == 13
     assert deserialize(trained.run.recipe).num_classes == 80
     config = trained.run.training.input
-    assert config.sides == (800, 1333)
-    assert config.fractions
+    assert config.min_max_size == (800, 1333)
+    assert config.float_pixels
     assert (800, 1088) in config.canvases  # of 640x480, a photograph
     fewer = torchvision.trained(names_of(name), canvas_multiple=448)
     assert len(fewer.run.training.input.canvases) == 5
     config = torchvision.trained(names_of("ssd300_vgg16")).run.training.input
     assert config.canvases == ((300, 300),)
-    assert config.stretch and config.fractions
+    assert not config.keep_aspect and config.float_pixels

@@ -1,7 +1,7 @@
 """Handwritten digits on photographs: the data set that needs no download.
 
 Scikit-learn's 1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998) are
-drawn, larger, turned, slanted and in any colour, onto crops of the photographs that
+drawn, larger, turned, slanted and in any color, onto crops of the photographs that
 come with scikit-learn and scikit-image. Boxes are tight around the ink, and the ink is
 the mask. The result is kept as a TFDS data set.
 """
@@ -209,7 +209,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def _encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    # Without subsampling, which smears the colour of thin strokes.
+    # Without subsampling, which smears the color of thin strokes.
     PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
     return buffer.getvalue()
 
@@ -299,7 +299,7 @@ def _write(
     shear = np.array([[1, rng.uniform(-_MAX_SHEAR, _MAX_SHEAR)], [0, 1]])
     matrix = scale * rotation @ shear
     side = int(np.ceil(12 * scale))  # room for the corners of the turned grid
-    # The centre of the glyph, 3.5 in pixel centres, goes to that of the patch.
+    # The center of the glyph, 3.5 in pixel centers, goes to that of the patch.
     offset = (side - 1) / 2 - matrix @ [3.5, 3.5]
     ink = cv2.warpAffine(
         glyph, np.column_stack([matrix, offset]), (side, side), flags=cv2.INTER_CUBIC
@@ -340,12 +340,12 @@ def _find_place(
 
 
 def _blend(rng: np.random.Generator, canvas: np.ndarray, ink: np.ndarray) -> None:
-    """Draws the ink onto `canvas`, in place, in a colour that can be seen there."""
-    colours = np.concatenate([rng.uniform(0, 255, (32, 3)), [[0] * 3, [255] * 3]])
+    """Draws the ink onto `canvas`, in place, in a color that can be seen there."""
+    colors = np.concatenate([rng.uniform(0, 255, (32, 3)), [[0] * 3, [255] * 3]])
     below = canvas[ink > _VISIBLE][::4]  # a sample is enough
-    squares = (below[:, None] - colours) ** 2 @ _LUMINANCE  # [pixels, colours]
+    squares = (below[:, None] - colors) ** 2 @ _LUMINANCE  # [pixels, colors]
     contrast = np.sqrt(np.quantile(squares, 0.1, axis=0))
     visible = np.flatnonzero(contrast >= _MIN_CONTRAST)
     best = visible[0] if len(visible) else contrast.argmax()
     alpha = rng.uniform(*_OPACITY) * ink[..., None]
-    canvas += alpha * (colours[best] - canvas)
+    canvas += alpha * (colors[best] - canvas)

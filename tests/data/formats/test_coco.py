@@ -39,8 +39,8 @@ def content():
 def load(tmp_path):
     """Writes the json and its images, then loads them."""
     (tmp_path / "images" / "deep").mkdir(parents=True)
-    for name, colour in (("b.png", "blue"), ("deep/a.png", "red")):
-        PIL.Image.new("RGB", (60, 40), colour).save(tmp_path / "images" / name)
+    for name, color in (("b.png", "blue"), ("deep/a.png", "red")):
+        PIL.Image.new("RGB", (60, 40), color).save(tmp_path / "images" / name)
 
     def load(content, **options):
         text = content if isinstance(content, str) else json.dumps(content)

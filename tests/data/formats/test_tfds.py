@@ -83,9 +83,9 @@ def prepare(tmp_path):
     return prepare
 
 
-def encoded(height, width, format="JPEG", mode="RGB", colour="red", **options):
+def encoded(height, width, format="JPEG", mode="RGB", color="red", **options):
     buffer = io.BytesIO()
-    PIL.Image.new(mode, (width, height), colour).save(buffer, format, **options)
+    PIL.Image.new(mode, (width, height), color).save(buffer, format, **options)
     return io.BytesIO(buffer.getvalue())
 
 
@@ -118,7 +118,7 @@ def test_the_layout_of_coco(prepare):
             coco_example(139, encoded(40, 80)),
             coco_example(
                 42,
-                encoded(16, 32, mode="L", colour=9),
+                encoded(16, 32, mode="L", color=9),
                 (1, 77, box, 79, False),
                 (2, 5, line, 3, False),
                 (3, 6, FEATURES.BBox(0.0, 0.0, 1.0, 0.125), 0, True),

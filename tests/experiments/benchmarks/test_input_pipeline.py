@@ -10,9 +10,9 @@ from experiments import retinanet_folder
 from experiments.benchmarks import input_pipeline
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco
+from jaxdet.data.input_config import InputConfig
 from jaxdet.nn.backbones.resnet import ResNet
 
 TINY = InputConfig(canvases=((48, 96), (96, 64)), workers=2)

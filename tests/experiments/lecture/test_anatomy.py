@@ -9,9 +9,9 @@ from PIL import Image
 
 from experiments.digits import MASK_RCNN, box_head
 from experiments.lecture import anatomy
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats.coco import CATEGORY_IDS
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork, fcos
 from jaxdet.detectors.mask_rcnn import mask_rcnn

@@ -24,8 +24,8 @@ from experiments.lecture.speed_accuracy import (
     table,
 )
 from jaxdet.config import ConfigError
-from jaxdet.data.batching import InputConfig
 from jaxdet.data.formats import digits
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.serialization import deserialize
 from tests.data.in_memory import in_memory_data_set
 
