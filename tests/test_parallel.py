@@ -157,7 +157,7 @@ def test_batches_are_on_the_devices_before_their_step():
         batch_size=4,
         seed=0,
         stop=config.steps,
-        place=parallel.shard_to_devices,
+        transfer=parallel.shard_to_devices,
     )
     update, seen = make_train_step(toy.toy(), config), set()
     key, state = parallel.replicate(jax.random.key(0)), None

@@ -32,10 +32,10 @@ RECIPE = Recipe(
         weight_decay=5e-4,
         input=InputConfig(
             canvases=((300, 300),),
-            stretch=True,
+            keep_aspect=False,
             distort_colors=1.0,
             expand=0.5,
-            crop=1.0,
+            iou_crop=1.0,
         ),
     ),
     metrics="voc07",

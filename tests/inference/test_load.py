@@ -173,7 +173,7 @@ def test_proposals_reach_the_detector_and_come_back_in_their_place():
 
 
 def test_what_others_trained_is_like_a_run_folder(tmp_path):
-    config = InputConfig(canvases=CANVASES, fractions=True)
+    config = InputConfig(canvases=CANVASES, float_pixels=True)
     detector = Detector(None, None, predict, num_classes=80, recipe={"call": "some"})
     trained = load.published(detector, {"sure": np.float32(0.75)}, config)
     assert trained.run.training.input == config
