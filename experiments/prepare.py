@@ -68,12 +68,10 @@ def _load_voc(folders, images, splits, masks) -> dict[str, DataSet]:
     if images or masks:
         raise DataError("--images and --masks are for json files, not for VOC folders")
     splits = splits or ("trainval",)
-    load = functools.partial(voc.load, *folders)
-    found = [load(split=split, class_names=None).class_names for split in splits]
-    names = sorted(set().union(*found))
-    if set(names) <= set(voc.CLASSES):
-        names = voc.CLASSES  # though a small part of VOC may not show them all
-    return {_tfds_name(split): load(split=split, class_names=names) for split in splits}
+    load = functools.partial(
+        voc.load, *folders, class_names=voc.find_class_names(*folders, splits=splits)
+    )
+    return {_tfds_name(split): load(split=split) for split in splits}
 
 
 def _load_coco(files, images, splits, masks, bad_boxes) -> dict[str, DataSet]:

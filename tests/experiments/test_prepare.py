@@ -71,7 +71,7 @@ def test_voc(voc_folder, tmp_path):
     for split, label in (("train", "cat"), ("validation", "bus")):
         data_set = tfds.load("voc2007", split, data_dir=tmp_path)
         assert data_set.image_ids == (split[:5].removesuffix("id"),)
-        assert data_set.class_names == voc.CLASSES
+        assert data_set.class_names == voc.CLASS_NAMES
         (objects,) = data_set.objects
         np.testing.assert_allclose(objects.boxes, [[2, 0, 20, 9]], rtol=1e-6)
         assert data_set.class_names[objects.labels[0]] == label

@@ -15,28 +15,11 @@ from jaxdet.data import image_files
 from jaxdet.data.dataset import DataError, DataSet, Objects
 from jaxdet.data.formats.coco import OVERHANG, ground_truth_from_objects
 
-CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+_NAMES = """
+aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
+person pottedplant sheep sofa train tvmonitor
+"""
+CLASS_NAMES = tuple(_NAMES.split())
 """The twenty of VOC 2007 to 2012."""
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -47,7 +30,7 @@ logger = logging.getLogger(__name__)
 def load(
     *folders: str | os.PathLike,
     split: str = "trainval",
-    class_names: Sequence[str] | None = CLASSES,
+    class_names: Sequence[str] | None = CLASS_NAMES,
 ) -> DataSet:
     """One split of `Annotations/*.xml`; they are checked, and that images are there.
 
@@ -62,8 +45,8 @@ def load(
         `ImageSets/Main/`. Several, such as 2007 and 2012, become one data set; its
         image ids then begin with the name of the folder, `VOC2007/000005`.
       split: lists the images, `ImageSets/Main/<split>.txt`.
-      class_names: label k is `class_names[k]`; None: all names found, in alphabetical
-        order.
+      class_names: label k is `class_names[k]`; None: the twenty of VOC if no other name
+        is found, else all names found, in alphabetical order.
 
     Raises:
       ValueError: no folder is given.
@@ -80,13 +63,10 @@ def load(
             f"{', '.join(map(str, places))}: image ids begin with the names of the "
             "folders; allowed: folders of different names"
         )
-    entries = [entry for place in places for entry in _list_images(place, split)]
     name = f"{'+'.join(place.name for place in places)} {split}"
-    progress = tqdm(entries, name, unit="image", delay=2, leave=False)
-    annotations = [_read_annotation(entry) for entry in progress]
+    entries, annotations = _read_split(places, split, name)
     if class_names is None:
-        found = {row.name for annotation in annotations for row in annotation.rows}
-        class_names = sorted(found)
+        class_names = _order_names(annotations)
     labels = {name: label for label, name in enumerate(class_names)}
     objects = [_objects(annotation, labels) for annotation in annotations]
     dropped = sum(len(annotation.rows) for annotation in annotations)
@@ -119,6 +99,29 @@ def load(
     )
 
 
+def find_class_names(
+    *folders: str | os.PathLike, splits: Sequence[str]
+) -> tuple[str, ...]:
+    """Finds the classes of several splits together.
+
+    Args:
+      *folders: see `load`.
+      splits: which of them to read.
+
+    Returns:
+      The twenty of VOC if no other name is found, else all names found, in alphabetical
+      order.
+
+    Raises:
+      DataError: see `load`.
+    """
+    places = [pathlib.Path(folder) for folder in folders]
+    read = [_read_split(places, split, split)[1] for split in splits]
+    return _order_names(
+        [annotation for annotations in read for annotation in annotations]
+    )
+
+
 class _Entry(NamedTuple):
     """One image of a split."""
 
@@ -143,6 +146,19 @@ class _Annotation(NamedTuple):
     file: pathlib.Path
     size: tuple[int, int]  # (height, width)
     rows: list[_Row]
+
+
+def _read_split(
+    folders: Sequence[pathlib.Path], split: str, name: str
+) -> tuple[list[_Entry], list[_Annotation]]:
+    entries = [entry for folder in folders for entry in _list_images(folder, split)]
+    progress = tqdm(entries, name, unit="image", delay=2, leave=False)
+    return entries, [_read_annotation(entry) for entry in progress]
+
+
+def _order_names(annotations: Sequence[_Annotation]) -> tuple[str, ...]:
+    names = {row.name for annotation in annotations for row in annotation.rows}
+    return CLASS_NAMES if names <= set(CLASS_NAMES) else tuple(sorted(names))
 
 
 def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:

@@ -202,7 +202,7 @@ class TestSetsOfTfds:
         np.testing.assert_array_equal(objects.boxes, [[3, 3, 8, 8]] * 2)
         np.testing.assert_array_equal(objects.labels, [2, 19])
         np.testing.assert_array_equal(objects.crowd, [False, True])
-        assert data.class_names == voc.CLASSES and data.image_ids == (0,)
+        assert data.class_names == voc.CLASS_NAMES and data.image_ids == (0,)
 
     @pytest.mark.parametrize("name", ["coco/2014", "coco/2017"])
     def test_coco(self, load, name):

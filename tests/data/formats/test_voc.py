@@ -48,14 +48,14 @@ def test_a_small_folder_by_hand(folder):
     )
     data = voc.load(root)
     assert data.name == "VOC2007 trainval"
-    assert data.class_names == voc.CLASSES and len(set(voc.CLASSES)) == 20
+    assert data.class_names == voc.CLASS_NAMES and len(set(voc.CLASS_NAMES)) == 20
     assert data.category_ids == tuple(range(20))
     assert data.image_ids == ("000012", "000005")  # in the order of the split
     np.testing.assert_array_equal(data.sizes, [[40, 60], [40, 60]])
     found, nothing = data.objects
     # Pixels 1 to 60 of 60 are the edges 0 and 60.
     np.testing.assert_array_equal(found.boxes, [[0, 0, 60, 40], [10, 20, 11.5, 30]])
-    assert [voc.CLASSES[label] for label in found.labels] == ["person", "cat"]
+    assert [voc.CLASS_NAMES[label] for label in found.labels] == ["person", "cat"]
     np.testing.assert_array_equal(found.crowd, [False, True])
     assert nothing.boxes.shape == (0, 4)
     for objects in data.objects:
@@ -71,7 +71,7 @@ def test_the_ground_truth_keeps_difficult_objects_apart(folder):
     difficult, plain = truth["annotations"]
     assert difficult["iscrowd"] == 1 and difficult["bbox"] == [0, 0, 10, 10]
     assert plain["iscrowd"] == 0 and plain["bbox"] == [1, 2, 9, 8]
-    assert plain["area"] == 72 and plain["category_id"] == voc.CLASSES.index("dog")
+    assert plain["area"] == 72 and plain["category_id"] == voc.CLASS_NAMES.index("dog")
 
 
 def test_several_folders_are_one_set(folder):
@@ -80,7 +80,7 @@ def test_several_folders_are_one_set(folder):
     data = voc.load(old, new)
     assert data.name == "VOC2007+VOC2012 trainval"
     assert data.image_ids == ("VOC2007/a", "VOC2012/a", "VOC2012/b")
-    labels = [voc.CLASSES[objects.labels[0]] for objects in data.objects[:2]]
+    labels = [voc.CLASS_NAMES[objects.labels[0]] for objects in data.objects[:2]]
     assert labels == ["cat", "dog"]
     with pytest.raises(DataError, match="folders of different names"):
         voc.load(old, old)
