@@ -3,16 +3,12 @@
 import os
 import pathlib
 
-# Before jax is imported. Laws about devices need several of them; and what is run once
-# or twice is compiled in a third of the time without optimisations and with XLA's older
-# way to emit fused loops.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=4",
-        "--xla_cpu_use_fusion_emitters=false",
-    ]
-)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # once: workers inherit it
+    from tests import environment
+
+    HOME = environment.isolate()  # as long as this is referred to
+    environment.set_xla_flags()
+# What is run once or twice takes less time without optimisations.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What a test compiles is nobody else's.
