@@ -7,12 +7,12 @@ import subprocess
 import sys
 import tempfile
 
-import jax
 import tensorflow_datasets as tfds
 
 from jaxdet.data.dataset import cache_folder
 from tests import environment
 
+ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import pathlib
 import jax
@@ -26,17 +26,20 @@ def test_home_and_caches_are_the_sessions_own():
     assert home.parent == pathlib.Path(tempfile.gettempdir())
     assert home != pathlib.Path(pwd.getpwuid(os.getuid()).pw_dir)
     assert cache_folder() == home / ".cache" / "jaxdet"
-    programs = pathlib.Path(jax.config.jax_compilation_cache_dir)
-    assert home in programs.parents
+    assert home in pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parents
     assert pathlib.Path(os.environ["XDG_CACHE_HOME"]) == home / ".cache"
     assert home in pathlib.Path(tfds.core.constants.DATA_DIR).expanduser().parents
 
 
 def test_subprocesses_have_the_same():
     command = [sys.executable, "-c", PROGRAM]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    programs = jax.config.jax_compilation_cache_dir
-    assert said.split() == [str(pathlib.Path.home()), str(cache_folder()), programs]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    programs = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert done.stdout.split() == [
+        str(pathlib.Path.home()),
+        str(cache_folder()),
+        programs,
+    ]
 
 
 def test_isolation_makes_empty_folders(monkeypatch, tmp_path):
