@@ -123,26 +123,20 @@ def main(
             f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
             "torchvision's"
         )
-    published = None
-    if weights is not None:
-        state = read_state_dict(weights)
-        name = torchvision.recognise(state)
-        published = torchvision.MODELS[name].published
-        multiple = canvas_multiple or 32
-        trained = torchvision.trained(state, name, canvas_multiple=multiple)
-    elif workdir is not None:
+    documented = None
+    if workdir is not None:  # it knows its classes, which VOC is read for
         trained = load_trained(workdir, step=step)
+        classless = trained.detector.num_classes is None
+        names = None if classless else trained.run.class_names
+        max_regions = trained.run.training.input.max_regions
     else:
-        trained = published.trained_ssd_mobilenet_v2()
-    detector, config = trained.detector, trained.run.training.input
+        names, max_regions = coco.CLASS_NAMES, 0
     source = workdir or weights or "SSD-MobileNetV2"
-    if proposal_file is not None and not config.max_regions:
+    if proposal_file is not None and not max_regions:
         raise DataError(
             f"--proposal-file {proposal_file}, but the detector of {source} takes none"
         )
-    classless = detector.num_classes is None
     if voc_folders:
-        names = None if classless else trained.run.class_names
         data_set = voc.load(*voc_folders, split=split or "test", class_names=names)
     elif data is not None:
         split = split or "val2017"
@@ -150,18 +144,25 @@ def main(
         data_set = coco.load(annotations, data / split)
     else:
         data_set = _load(annotations, images, tfds_directory, split or "validation")
-    if not classless and trained.run.class_names != data_set.class_names:
+    if weights is not None:
+        state = read_state_dict(weights)
+        name = torchvision.recognise(state)
+        documented = torchvision.MODELS[name].published
+        multiple = canvas_multiple or 32
+        trained = torchvision.trained(state, name, canvas_multiple=multiple)
+    elif workdir is None:
+        trained = published.trained_ssd_mobilenet_v2()
+    detector, config = trained.detector, trained.run.training.input
+    if names is not None and trained.run.class_names != data_set.class_names:
         raise DataError(
             f"{source} knows the classes {trained.run.class_names}, "
             f"{data_set.name} has {data_set.class_names}"
         )
-    if config.max_regions:
+    if max_regions:
         data_set = (
             proposals.load(proposal_file, data_set)
             if proposal_file
-            else proposals.with_selective_search(
-                data_set, max_per_image=config.max_regions
-            )
+            else proposals.with_selective_search(data_set, max_per_image=max_regions)
         )
     detections = detect_all(
         detector, trained.variables, data_set, config, batch_size=batch_size
@@ -174,8 +175,8 @@ def main(
     measure = METRICS[metrics] if metrics else default_metrics(detector)
     measured = measure(data_set.ground_truth(), detections)
     print(format_metrics(measured))
-    if published is not None and "AP" in measured:
-        print(_beside_published(measured, published))
+    if documented is not None and "AP" in measured:
+        print(_beside_published(measured, documented))
     if pictures:
         shown = [found for found in detections if found["score"] >= min_score]
         names = label_names(detector, data_set.class_names)

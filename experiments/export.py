@@ -47,8 +47,13 @@ def main(
       output: the file.
 
     Raises:
-      DataError: for a run folder and `weights` together.
+      DataError: for a run folder and `weights` together, and a batch or canvas without
+        images or pixels.
     """
+    if batch_size < 1:
+        raise DataError(f"--batch-size is {batch_size}; it must be at least 1")
+    if any(side < 1 for canvas in canvases for side in canvas):
+        raise DataError(f"--canvases is {canvases}; sides must be at least 1")
     if workdir is not None and weights is not None:
         raise DataError(
             f"--weights {weights} and the run folder {workdir}; one detector at a time"

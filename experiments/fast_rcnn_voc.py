@@ -59,8 +59,9 @@ def main(
     """
     if backbone_weights is None:
         training = command_line.from_scratch(training, recipe=TRAINING)
+    data_sets = voc_recipes.load(data, years, proposal_files)
     network = voc_recipes.vgg16(backbone_weights, precision)
-    data_set, validation = voc_recipes.load_with_proposals(data, years, proposal_files)
+    data_set, validation = voc_recipes.with_proposals(data_sets)
     train(
         fast_rcnn.fast_rcnn(detector, network.backbone, network.box_head),
         data_set,

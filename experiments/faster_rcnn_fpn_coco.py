@@ -45,10 +45,12 @@ def main(
         more arithmetic.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
-    backbone, pretrained, training = coco_recipes.backbone(
+    backbone, training = coco_recipes.backbone(
         backbone_weights, precision, training, TRAINING, remat=remat
     )
-    data_set = coco_recipes.load(data, "train")
+    data_set, validation = (
+        coco_recipes.load(data, split) for split in ("train", "val")
+    )
     detector = command_line.with_classes_of(data_set, detector, recipe=DETECTOR)
     train(
         faster_rcnn(
@@ -59,8 +61,8 @@ def main(
         data_set,
         training,
         workdir=workdir,
-        validation=coco_recipes.load(data, "val"),
-        pretrained=pretrained,
+        validation=validation,
+        pretrained=coco_recipes.pretrained(backbone_weights),
     )
 
 

@@ -71,8 +71,9 @@ def train_vgg16(
     """
     if backbone_weights is None:
         training = command_line.from_scratch(training, recipe=VGG16_TRAINING)
+    data_sets = voc_recipes.load(data, years)
     network = voc_recipes.vgg16(backbone_weights, precision)
-    _train(detector, network, voc_recipes.load(data, years), training, workdir)
+    _train(detector, network, data_sets, training, workdir)
 
 
 def train_resnet50_c4(
@@ -99,8 +100,9 @@ def train_resnet50_c4(
     """
     if backbone_weights is None:
         training = command_line.from_scratch(training, recipe=RESNET50_C4_TRAINING)
+    data_sets = voc_recipes.load(data, years)
     network = voc_recipes.resnet50_c4(backbone_weights, precision)
-    _train(detector, network, voc_recipes.load(data, years), training, workdir)
+    _train(detector, network, data_sets, training, workdir)
 
 
 def _train(detector, network, data_sets, training, workdir):

@@ -56,8 +56,9 @@ def main(
       precision: of the network's arithmetic; parameters and losses are float32.
       workdir: the run folder; started again, a run goes on where it stopped.
     """
+    data_sets = voc_recipes.load(data, years, proposal_files)
     network = voc_recipes.alexnet(backbone_weights, precision)
-    data_set, validation = voc_recipes.load_with_proposals(data, years, proposal_files)
+    data_set, validation = voc_recipes.with_proposals(data_sets)
     train(
         rcnn.rcnn(detector, network.backbone, network.box_head),
         data_set,

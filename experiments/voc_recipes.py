@@ -32,17 +32,38 @@ class Halves(NamedTuple):
     pretrained: Callable[[dict], dict] | None  # for `train`
 
 
-def load(data: pathlib.Path, years: Years) -> tuple[DataSet, DataSet]:
+def load(
+    data: pathlib.Path, years: Years, files: ProposalFiles = None
+) -> tuple[DataSet, DataSet]:
     """Trainval of the years, and test of 2007.
 
     Args:
       data: `VOCdevkit`, with `VOC2007` and `VOC2012`; or the folder `voc` of prepared
         TFDS sets, with `2007` and `2012`, or that of the prepared `voc/2007` alone.
       years: "07+12" takes a folder that holds both.
+      files: of region proposals, for trainval and for test.
 
     Raises:
-      DataError: a file is missing or not as it should be.
+      DataError: a file is missing, broken, or, of proposals, of other images.
     """
+    data_sets = _load(data, years)
+    return data_sets if files is None else tuple(map(proposals.load, files, data_sets))
+
+
+def with_proposals(data_sets: tuple[DataSet, DataSet]) -> tuple[DataSet, DataSet]:
+    """Those without proposals get selective search's: hours, on first use.
+
+    All else is to be checked before.
+    """
+    return tuple(
+        proposals.with_selective_search(data_set)
+        if data_set.proposals is None
+        else data_set
+        for data_set in data_sets
+    )
+
+
+def _load(data: pathlib.Path, years: Years) -> tuple[DataSet, DataSet]:
     if (data / "2007").is_dir():  # TFDS's folder of all years
         read = functools.partial(tfds.load, data_dir=data.parent)
         train = [read(f"voc/20{year}", "train+validation") for year in years.split("+")]
@@ -57,25 +78,6 @@ def load(data: pathlib.Path, years: Years) -> tuple[DataSet, DataSet]:
         )
     splits = ("train+validation", "test")
     return tuple(tfds.load_directory(data, split) for split in splits)
-
-
-def load_with_proposals(
-    data: pathlib.Path, years: Years, files: ProposalFiles = None
-) -> tuple[DataSet, DataSet]:
-    """As `load`, with the proposals of two files, for trainval and for test.
-
-    Args:
-      data: as in `load`.
-      years: as in `load`.
-      files: for trainval and for test; None: selective search's, made on first use.
-
-    Raises:
-      DataError: a file is missing, broken or of other images.
-    """
-    data_sets = load(data, years)
-    if files is None:
-        return tuple(map(proposals.with_selective_search, data_sets))
-    return tuple(map(proposals.load, files, data_sets))
 
 
 def alexnet(file: pathlib.Path | None, precision: Precision) -> Halves:

@@ -130,8 +130,9 @@ def main(
         raise DataError(f"--run {run} and --weights {weights}; one detector at a time")
     if not 0 <= min_score <= 1:
         raise DataError(f"--min-score is {min_score}; it must be in [0, 1]")
+    image = None if photo is None else image_files.read(photo)
     trained = _trained(run, weights, step)
-    image, truth = _photo(photo, trained)
+    image, truth = _photo(trained) if image is None else (image, None)
     drawn, config = {}, WITHOUT_NETWORK
     if trained is not None:
         config = trained.run.training.input
@@ -480,12 +481,8 @@ def _trained(
         return None
 
 
-def _photo(
-    photo: pathlib.Path | None, trained: Trained | None
-) -> tuple[np.ndarray, Objects | None]:
-    """The image, and its objects where they are known."""
-    if photo is not None:
-        return image_files.read(photo), None
+def _photo(trained: Trained | None) -> tuple[np.ndarray, Objects | None]:
+    """An image that suits the detector, and its objects where they are known."""
     if trained is not None and trained.run.data_set.startswith("digits"):
         scenes = digits.load("validation")
         return scenes.read_image(SCENE), scenes.objects[SCENE]

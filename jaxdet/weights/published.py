@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdet.data.dataset import CACHE_VARIABLE
+from jaxdet.data.dataset import cache_folder
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_shapes
@@ -148,9 +148,8 @@ def _again(package: Package) -> str:
 
 def _kept_state_dict(package: Package) -> dict[str, np.ndarray]:
     """The tensors of a `.pth` file, kept as `.npz` when it is read first."""
-    folder = pathlib.Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/jaxdet")
     name = f"{package.module}-{package.sha256[:16]}.npz"
-    kept = folder.expanduser() / "pretrained" / name
+    kept = cache_folder() / "pretrained" / name
     if kept.exists():
         try:
             return state_dict.read_state_dict(kept)

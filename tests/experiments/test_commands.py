@@ -27,9 +27,11 @@ from PIL import Image
 
 import experiments.digits
 from experiments import (
+    anatomy,
     command_line,
     detect,
     evaluate,
+    export,
     fast_rcnn_voc,
     faster_rcnn_folder,
     faster_rcnn_fpn_coco,
@@ -833,7 +835,7 @@ def test_proposals_of_voc_folders_are_trained_on(
         for part in (data_set, options["validation"]):
             assert len(part) == 1 and 1 <= len(part.proposals[0].scores) <= 3
     with pytest.raises(DataError, match=r"test\.json: image 'test' is not in"):
-        voc_recipes.load_with_proposals(voc_folder, "07", files[::-1])
+        voc_recipes.load(voc_folder, "07", files[::-1])
 
 
 def test_proposals_are_made_for_one_data_set(tmp_path):
@@ -887,6 +889,69 @@ def test_images_to_evaluate_on_need_their_annotations(script, tmp_path):
     words = r"--validation-images \S+ without --validation-annotations"
     with pytest.raises(DataError, match=words):
         script.main(tmp_path / "train.json", tmp_path, validation_images=tmp_path)
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """No weights may be read, be they those of a file or of a package."""
+
+    def read(file):
+        raise AssertionError(f"{file} is read too early")
+
+    monkeypatch.setattr(weights, "read_state_dict", read)
+    monkeypatch.setattr(evaluate, "read_state_dict", read)
+    monkeypatch.setattr(pretrained, "published_file", read)
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        rcnn_voc.main,
+        sppnet_voc.main,
+        fast_rcnn_voc.main,
+        faster_rcnn_voc.train_vgg16,
+        faster_rcnn_voc.train_resnet50_c4,
+        ssd300_voc.main,
+        retinanet_coco.main,
+        faster_rcnn_fpn_coco.main,
+        mask_rcnn_coco.main,
+    ],
+)
+def test_recipes_check_their_data_before_they_read_weights(main, tmp_path, unread):
+    with pytest.raises(DataError, match=r"cannot be read|no such"):
+        main(tmp_path / "nowhere", tmp_path / "some.pth")
+
+
+def test_transfer_checks_options_and_data_before_it_reads_weights(
+    coco_folder, tmp_path, unread
+):
+    data = coco_folder / "annotations" / "instances_val2017.json"
+    with pytest.raises(DataError, match=r"none\.json: cannot be read"):
+        transfer_folder.main(tmp_path / "none.json", tmp_path)
+    seven = dataclasses.replace(transfer_folder.DETECTOR, num_classes=7)
+    with pytest.raises(ConfigError, match="num-classes is 7"):
+        transfer_folder.main(data, coco_folder / "val2017", seven)
+
+
+@pytest.mark.parametrize("given", [{}, {"weights": pathlib.Path("some.pth")}])
+def test_other_scripts_check_options_and_data_before_they_read_weights(
+    given, tmp_path, unread
+):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(DataError, match="cannot be read"):
+        evaluate.main(**given, data=nowhere)
+    with pytest.raises(DataError, match=r"cannot be read|no such"):
+        evaluate.main(**given, voc_folders=(nowhere,))
+    with pytest.raises(DataError, match=r"--proposal-file p\.npz"):
+        evaluate.main(**given, proposal_file=pathlib.Path("p.npz"))
+    with pytest.raises(DataError, match="--batch-size is 0"):
+        export.main(**given, batch_size=0)
+    with pytest.raises(DataError, match="--canvases"):
+        export.main(**given, canvases=((64, 0),))
+    with pytest.raises(DataError, match="no such file"):
+        detect.main((nowhere,), **given)
+    with pytest.raises(DataError):
+        anatomy.main(nowhere, **given)
 
 
 @pytest.fixture
