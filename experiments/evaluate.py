@@ -33,7 +33,7 @@ from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.voc import voc_metrics
 from jaxdet.inference.load import load_trained
 from jaxdet.visualize import truth_beside_detections
-from jaxdet.weights import torchvision
+from jaxdet.weights import published, torchvision
 from jaxdet.weights.state_dict import read_state_dict
 
 METRICS = {

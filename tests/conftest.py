@@ -56,8 +56,8 @@ def golden_ssd():
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder of real data sets; tests that need it are skipped without it."""
-    default = pathlib.Path(__file__).parents[2] / "shared" / "datasets"
-    folder = pathlib.Path(os.environ.get("JAXDET_DATA", default))
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}; set JAXDET_DATA")
-    return folder
+    if not (folder := os.environ.get("JAXDET_DATA")):
+        pytest.skip("needs real data sets; set JAXDET_DATA to their folder")
+    if not pathlib.Path(folder).is_dir():
+        pytest.skip(f"no real data at JAXDET_DATA={folder}")
+    return pathlib.Path(folder)

@@ -898,9 +898,9 @@ def unread(monkeypatch):
     def read(file):
         raise AssertionError(f"{file} is read too early")
 
-    monkeypatch.setattr(weights, "read_state_dict", read)
+    monkeypatch.setattr(state_dict, "read_state_dict", read)
     monkeypatch.setattr(evaluate, "read_state_dict", read)
-    monkeypatch.setattr(pretrained, "published_file", read)
+    monkeypatch.setattr(published, "published_file", read)
 
 
 @pytest.mark.parametrize(

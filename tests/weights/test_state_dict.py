@@ -22,6 +22,7 @@ from jaxdet.nn.layers import max_pool
 from jaxdet.ops import images
 from jaxdet.weights import published, state_dict
 from jaxdet.weights.state_dict import WeightsError
+from tests import optional
 from tests.conftest import GOLDEN
 from tests.detectors import scenes
 from tests.golden import replay
@@ -310,8 +311,11 @@ def test_safetensors_hold_state_dicts(rng, tmp_path):
         state_dict.read_state_dict(tmp_path / "some.safetensors")
 
 
+@pytest.mark.optional
 def test_pth_files_hold_state_dicts(rng, tmp_path):
-    torch = pytest.importorskip("torch", reason="a .pth file is written by torch")
+    optional.need("torch", optional.TORCH)
+    import torch
+
     state = {"conv1.weight": rng.random((2, 3), np.float32), "bn1.bias": np.ones(3)}
     tensors = {name: torch.tensor(tensor) for name, tensor in state.items()}
     torch.save(tensors, tmp_path / "some.pth")

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.benchmarks import ops, timing
 from jaxdet.config import ConfigError
+from tests import optional
 
 TINY = ops.Sizes(
     height=64,
@@ -78,11 +79,14 @@ def test_the_resnet_learns_by_all_of_its_parameters():
 
 
 @pytest.mark.slow
+@pytest.mark.optional
 def test_the_rival_of_the_resnet_gives_stages_of_the_same_shapes():
+    optional.need("torchvision", optional.TORCH)
     try:
         rivals = ops._torchvision_operators()
     except ConfigError as error:
-        pytest.skip(f"torchvision does not work: {error}")
+        again = f"pip install --force-reinstall {optional.TORCH}"
+        pytest.skip(f"torchvision does not work: {error}; {again}")
     _, two = ops._backbone_cases(dataclasses.replace(TINY, depth=50))
     calls = rivals[two.name](two)
     ours = jax.eval_shape(two.function, *two.arguments).values()

@@ -12,14 +12,19 @@ import pytest
 
 from experiments.benchmarks import models
 from jaxdet.config import ConfigError
+from tests import optional
+
+pytestmark = pytest.mark.optional
 
 
 @pytest.fixture(scope="module")
 def rivals():
+    optional.need("torchvision", optional.TORCH)
     try:
         return importlib.import_module("experiments.benchmarks.rivals")
     except (ImportError, RuntimeError) as error:  # without its operators
-        pytest.skip(f"torchvision does not work: {error}")
+        again = f"pip install --force-reinstall {optional.TORCH}"
+        pytest.skip(f"torchvision does not work: {error}; {again}")
 
 
 @pytest.mark.slow
