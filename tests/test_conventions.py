@@ -26,7 +26,7 @@ ALLOWED = {
     "__init__": {"detectors", "training", "evaluation", "inference"} | DATA,
     "config": set(),
     "structs": set(),
-    "parallel": {"structs"},
+    "parallel": {"config", "structs"},
     "ops": {"ops", "structs"},
     "visualize": {"structs", "ops"},
     "nn": {"nn", "structs"},

@@ -27,7 +27,6 @@ from PIL import Image
 
 import experiments.digits
 from experiments import (
-    anatomy,
     command_line,
     detect,
     evaluate,
@@ -48,7 +47,7 @@ from experiments import (
     transfer_folder,
     voc_recipes,
 )
-from experiments.lecture import scale_comparison
+from experiments.lecture import anatomy, scale_comparison
 from jaxdet import parallel
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
