@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from experiments import command_line, quickstart
 from experiments.command_line import Precision
+from jaxdet.config import Postprocessing, Preprocessing
 from jaxdet.data import proposals
 from jaxdet.data.dataset import DataSet
 from jaxdet.data.formats import digits
@@ -94,10 +95,10 @@ MASK_RCNN = mask_rcnn.MaskRCNNConfig(
 FCOS = fcos.FCOSConfig(
     num_classes=10,
     levels=(3, 4),
-    limits=(24.0,),  # half of the digits to each level
+    regression_ranges=(24.0,),  # half of the digits to each level
     channels=64,
     head_depth=2,
-    detections=50,
+    postprocessing=Postprocessing(nms_threshold=0.6, max_detections=50),
 )
 
 
@@ -109,11 +110,10 @@ def _standing(*sides: float) -> tuple[tuple[float, float], ...]:
 SSD = ssd.SSDConfig(
     num_classes=10,
     levels=(3, 4),
-    steps=(8.0, 16.0),
-    shapes=(_standing(14, 18, 23), _standing(29, 37, 46)),
-    detections=50,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    strides=(8.0, 16.0),
+    default_box_sizes=(_standing(14, 18, 23), _standing(29, 37, 46)),
+    postprocessing=dataclasses.replace(ssd.PAPER.postprocessing, max_detections=50),
+    preprocessing=Preprocessing(),
 )
 
 

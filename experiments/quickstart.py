@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from experiments import command_line
 from experiments.command_line import Precision
+from jaxdet.config import Anchors, Postprocessing
 from jaxdet.data.formats import digits
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
@@ -22,12 +23,14 @@ from jaxdet.training.train import train
 DETECTOR = RetinaNetConfig(
     num_classes=10,
     levels=(3, 4),
-    anchor_sizes=((14.0, 20.0), (28.0, 40.0)),
-    anchor_ratios=(1.0, 2.0),  # digits are taller than wide
+    anchors=Anchors(
+        ((14.0, 20.0), (28.0, 40.0)),
+        ratios=(1.0, 2.0),  # digits are taller than wide
+    ),
     channels=64,
     head_depth=2,
     head_norm="group",
-    detections=50,
+    postprocessing=Postprocessing(max_detections=50),
 )
 BACKBONE = ResNet(depth=10, width=32, norm="group", coarsest=4)
 TRAINING = TrainingConfig(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from experiments import command_line
 from experiments.command_line import Precision
+from jaxdet.config import Anchors
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.nn.backbones.resnet import ResNet
@@ -23,7 +24,7 @@ from jaxdet.training.train import train
 
 DETECTOR = RetinaNetConfig(
     levels=(3, 4, 5, 6),
-    anchor_sizes=tuple((size, size * 2**0.5) for size in (16.0, 32.0, 64.0, 128.0)),
+    anchors=Anchors(tuple((size, size * 2**0.5) for size in (16.0, 32.0, 64.0, 128.0))),
     channels=64,
     head_depth=2,
     head_norm="group",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from experiments import command_line, voc_recipes
 from experiments.command_line import Precision
+from jaxdet.config import Preprocessing
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import ssd
 from jaxdet.detectors.ssd import SSDConfig
@@ -23,9 +24,7 @@ from jaxdet.training.train import train
 from jaxdet.weights import state_dict
 
 # Pixels as torchvision's VGG-16 has learned them, not as the authors'.
-DETECTOR = dataclasses.replace(
-    ssd.PAPER, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
+DETECTOR = dataclasses.replace(ssd.PAPER, preprocessing=Preprocessing())
 TRAINING = TrainingConfig(
     steps=120_000,
     batch_size=32,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from experiments import command_line, retinanet_folder
 from experiments.command_line import Precision
+from jaxdet.config import Preprocessing
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.nn.backbones.efficientnet import MEAN, STD, EfficientNetLite0, first_stages
 from jaxdet.training.config import TrainingConfig
@@ -26,7 +27,9 @@ from jaxdet.training.train import train
 from jaxdet.weights import published
 from jaxdet.weights.state_dict import put_into
 
-DETECTOR = dataclasses.replace(retinanet_folder.DETECTOR, mean=MEAN, std=STD)
+DETECTOR = dataclasses.replace(
+    retinanet_folder.DETECTOR, preprocessing=Preprocessing(MEAN, STD)
+)
 TRAINING = dataclasses.replace(
     retinanet_folder.TRAINING,
     steps=500,

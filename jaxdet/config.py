@@ -9,6 +9,7 @@ FocalLossConfig(alpha=3)  # ValueError: alpha is 3; it must be in [0, 1]
 """
 
 import dataclasses
+import itertools
 import math
 import types
 import typing
@@ -56,6 +57,17 @@ class Rising:
 
 
 @dataclasses.dataclass(frozen=True)
+class Consecutive:
+    """A bound on a tuple of whole numbers: each is the one before, plus one."""
+
+    def __contains__(self, values: tuple[int, ...]) -> bool:
+        return all(b - a == 1 for a, b in itertools.pairwise(values))
+
+    def __str__(self) -> str:
+        return "consecutive"
+
+
+@dataclasses.dataclass(frozen=True)
 class NotEmpty:
     """A bound on a tuple: it has at least one item."""
 
@@ -71,12 +83,16 @@ Size = Annotated[int, InRange(0)]
 Positive = Annotated[float, InRange(0, above=True)]
 NonNegative = Annotated[float, InRange(0)]
 Fraction = Annotated[float, InRange(0, 1)]
+Probability = Annotated[float, InRange(0, 1, above=True, below=True)]
+"""Neither impossible nor certain."""
 PositiveFraction = Annotated[float, InRange(0, 1, above=True)]
 Depth = Annotated[int, InRange(0, 100)]
 """Layers one after the other."""
 Level = Annotated[int, InRange(0, 16)]
 """Of a feature pyramid; its stride is two to this power."""
 Levels = Annotated[tuple[Level, ...], NotEmpty(), Rising()]
+PyramidLevels = Annotated[tuple[Level, ...], NotEmpty(), Consecutive()]
+"""Finest first."""
 
 
 @dataclass_transform(frozen_default=True)

@@ -214,7 +214,8 @@ def _one_stage(bench: Workbench, config: Any) -> None:
 
 def _backbone(bench: Workbench, config: Any, sizes: jax.Array | None) -> Any:
     batch = bench.batch
-    normalize = partial(images.normalize, mean=config.mean, std=config.std)
+    means = getattr(config, "preprocessing", config)
+    normalize = partial(images.normalize, mean=means.mean, std=means.std)
     pixels = bench.add("pixels", normalize, batch.images, batch.sizes, learns=False)
 
     def look(network, _, pixels, sizes):

@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator
 from experiments import command_line
 from experiments.benchmarks import models, report, speed
 from experiments.benchmarks.timing import medians
-from jaxdet.config import ConfigError
+from jaxdet.config import Anchors, ConfigError
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
@@ -177,7 +177,7 @@ def make(setting: Setting) -> Detector:
         config = RetinaNetConfig(
             num_classes=setting.classes,
             levels=(3, 4, 5, 6, 7),
-            anchor_sizes=sizes,
+            anchors=Anchors(sizes),
             channels=64,
             head_depth=1,
         )

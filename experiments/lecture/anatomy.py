@@ -240,9 +240,11 @@ def look(network: nn.Module, variables: Any, batch: Batch) -> Any:
     trunk = getattr(network.config, "rpn", network.config)
     sizes = batch.sizes if getattr(trunk, "mask_padding", True) else None
 
+    means = getattr(trunk, "preprocessing", trunk)
+
     def answer(network):
         pixels = images.normalize(
-            batch.images, batch.sizes, mean=trunk.mean, std=trunk.std
+            batch.images, batch.sizes, mean=means.mean, std=means.std
         )
         if isinstance(trunk, RPNConfig):
             return network.rpn_head(network.features(pixels, sizes), sizes)
@@ -284,7 +286,7 @@ def _of_one_stage(
     drawn = {
         "anchors": figures.anchor_labels(scene.picture, boxes, matches, scene.objects)
     }
-    softmax = isinstance(config, SSDConfig) and config.scores == "softmax"
+    softmax = isinstance(config, SSDConfig) and config.score_function == "softmax"
     if scene.labels is not None and not softmax:
         labels = np.where(matches.positive, scene.labels[matches.gt_index], -1)
         targets = np.asarray(jax.nn.one_hot(labels, logits.shape[-1]))  # -1: none
@@ -341,7 +343,9 @@ def _of_fcos(scene: Scene, config: FCOSConfig, said: tuple) -> dict[str, Figure]
     points = anchors.cell_centers(canvas, levels=config.levels, **grid)
     points = _flat(_by_level(scene, config, np.asarray(points)))
     distances = {
-        level: np.exp(x) if config.distances == "exp" else np.maximum(x, 0) * 2**level
+        level: np.exp(x)
+        if config.ltrb_activation == "exp"
+        else np.maximum(x, 0) * 2**level
         for level, x in _by_level(scene, config, sides).items()
     }
     distances = _flat(distances)
@@ -356,9 +360,9 @@ def _of_fcos(scene: Scene, config: FCOSConfig, said: tuple) -> dict[str, Figure]
     kept, valid = nms.nms(
         box_coding.decode_ltrb(distances, points),
         scores,
-        iou_threshold=config.nms_threshold,
+        iou_threshold=config.postprocessing.nms_threshold,
         max_output_size=len(figures.COLOURS),
-        valid=class_scores > config.score_threshold,
+        valid=class_scores > config.postprocessing.score_threshold,
     )
     best = np.asarray(kept[valid])
     return {
@@ -402,13 +406,16 @@ def _matches(
         boxes,
         scene.objects,
         there,
-        negative_iou=config.low_iou,
-        positive_iou=config.high_iou,
+        negative_iou=getattr(config, "negative_iou", None) or config.low_iou,
+        positive_iou=getattr(config, "positive_iou", None) or config.high_iou,
     )
 
 
 def _pyramid_anchors(scene: Scene, config: RetinaNetConfig | RPNConfig) -> np.ndarray:
-    boxes = anchors.pyramid_anchors(scene.batch.images.shape[1:3], **config.anchors)
+    options = config.anchors
+    if not isinstance(options, dict):
+        options = {"levels": config.levels, **vars(options)}
+    boxes = anchors.pyramid_anchors(scene.batch.images.shape[1:3], **options)
     return _flat(_by_level(scene, config, np.asarray(boxes)))
 
 
@@ -417,7 +424,7 @@ def _default_boxes(
 ) -> np.ndarray:
     maps = {}
     for level, step, shapes in zip(
-        config.levels, config.steps, config.shapes, strict=True
+        config.levels, config.strides, config.default_box_sizes, strict=True
     ):
         cells = logits[level].shape[1:3]
         boxes = anchors.default_boxes([cells], strides=[step], sizes=[shapes])

@@ -28,6 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import command_line, quickstart
+from jaxdet.config import Anchors
 from jaxdet.data.formats import digits
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.image_pyramid import (
@@ -47,13 +48,20 @@ MAGNIFIED = 3.0  # before COCO's evaluator, whose ranges end at 32 and 96 pixels
 LEVELS = dataclasses.replace(
     quickstart.DETECTOR,
     levels=(2, 3, 4),
-    anchor_sizes=((8.0, 11.3), (16.0, 22.6), (32.0, 45.3)),
+    anchors=Anchors(
+        ((8.0, 11.3), (16.0, 22.6), (32.0, 45.3)),
+        ratios=quickstart.DETECTOR.anchors.ratios,
+    ),
 )
-ONE_LEVEL = dataclasses.replace(LEVELS, levels=(3,), anchor_sizes=((16.0, 22.6),))
+ONE_LEVEL = dataclasses.replace(
+    LEVELS,
+    levels=(3,),
+    anchors=dataclasses.replace(LEVELS.anchors, sizes=((16.0, 22.6),)),
+)
 SCALES = (0.5, 1.0, 2.0)
 # An octave and a little more, so that objects between two scales are learned in both.
 LEARNED = AllScalesConfig(scales=SCALES, object_sizes=(11.3, 32.0))
-LOOKED_AT = ImagePyramidConfig(scales=SCALES, detections=50)
+LOOKED_AT = ImagePyramidConfig(scales=SCALES, max_detections=50)
 TRAINING = dataclasses.replace(quickstart.TRAINING, steps=1600)
 
 Way = Literal["image_pyramid", "plain_stages", "fpn"]

@@ -8,16 +8,17 @@ to five jobs shared.
 
 from experiments.recipe import Recipe
 from experiments.recipes import rpn_digits
+from jaxdet.config import Postprocessing
 from jaxdet.detectors.fcos import FCOSConfig
 
 RECIPE = Recipe(
     detector=FCOSConfig(
         num_classes=10,
         levels=(3, 4),
-        limits=(24.0,),  # half of the digits to each level
+        regression_ranges=(24.0,),  # half of the digits to each level
         channels=64,
         head_depth=2,
-        detections=50,
+        postprocessing=Postprocessing(nms_threshold=0.6, max_detections=50),
     ),
     backbone=rpn_digits.RECIPE.backbone,
     training=rpn_digits.TRAINING,

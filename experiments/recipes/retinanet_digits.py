@@ -8,6 +8,7 @@ AP50 95.0, in six minutes on two CPU cores.
 """
 
 from experiments.recipe import Recipe
+from jaxdet.config import Anchors, Postprocessing
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
 from jaxdet.nn.backbones.resnet import ResNet
@@ -17,12 +18,14 @@ RECIPE = Recipe(
     detector=RetinaNetConfig(
         num_classes=10,
         levels=(3, 4),
-        anchor_sizes=((14.0, 20.0), (28.0, 40.0)),
-        anchor_ratios=(1.0, 2.0),  # digits are taller than wide
+        anchors=Anchors(
+            ((14.0, 20.0), (28.0, 40.0)),
+            ratios=(1.0, 2.0),  # digits are taller than wide
+        ),
         channels=64,
         head_depth=2,
         head_norm="group",
-        detections=50,
+        postprocessing=Postprocessing(max_detections=50),
     ),
     backbone=ResNet(depth=10, width=32, norm="group", coarsest=4),
     training=TrainingConfig(

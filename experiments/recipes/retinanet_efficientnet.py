@@ -15,12 +15,14 @@ import dataclasses
 
 from experiments.recipe import Recipe
 from experiments.recipes import retinanet_small
+from jaxdet.config import Preprocessing
 from jaxdet.nn.backbones import efficientnet
 
 _BASE = retinanet_small.RECIPE
 RECIPE = Recipe(
     detector=dataclasses.replace(
-        _BASE.detector, mean=efficientnet.MEAN, std=efficientnet.STD
+        _BASE.detector,
+        preprocessing=Preprocessing(efficientnet.MEAN, efficientnet.STD),
     ),
     backbone=efficientnet.EfficientNetLite0(norm="frozen"),
     training=dataclasses.replace(

@@ -9,6 +9,7 @@ cores.
 """
 
 from experiments.recipe import Recipe
+from jaxdet.config import Anchors
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
 from jaxdet.nn.backbones.resnet import ResNet
@@ -17,7 +18,9 @@ from jaxdet.training.config import TrainingConfig
 RECIPE = Recipe(
     detector=RetinaNetConfig(
         levels=(3, 4, 5, 6),
-        anchor_sizes=tuple((size, size * 2**0.5) for size in (16.0, 32.0, 64.0, 128.0)),
+        anchors=Anchors(
+            tuple((size, size * 2**0.5) for size in (16.0, 32.0, 64.0, 128.0))
+        ),
         channels=64,
         head_depth=2,
         head_norm="group",

@@ -13,15 +13,14 @@ Target mAP on VOC 2007 test with both years: 77.2. Measured: not yet run.
 import dataclasses
 
 from experiments.recipe import Recipe
+from jaxdet.config import Preprocessing
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import ssd
 from jaxdet.training.config import TrainingConfig
 
 RECIPE = Recipe(
     # Pixels as torchvision's VGG-16 has learned them, not as the authors'.
-    detector=dataclasses.replace(
-        ssd.PAPER, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    ),
+    detector=dataclasses.replace(ssd.PAPER, preprocessing=Preprocessing()),
     backbone=ssd.vgg16_300(),
     training=TrainingConfig(
         steps=120_000,

@@ -3,19 +3,42 @@
 All of them take and return whole batches.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxdet.config import Postprocessing
+from jaxdet.config import Anchors, Postprocessing
+from jaxdet.ops import anchors, matching, nms
 from jaxdet.ops import boxes as box_ops
-from jaxdet.ops import matching, nms
 from jaxdet.structs import Detections, GroundTruth
 
 
+def anchor_grid(
+    shape: tuple[int, ...],
+    sizes: jax.Array | None,
+    levels: Sequence[int],
+    config: Anchors,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the anchors of a pyramid, and which of them lie in cells on their image.
+
+    Args:
+      shape: of the batch's pixels, `(B, H, W, 3)`.
+      sizes: `[B, 2]` true (height, width); None: all of the canvas is image.
+      levels: of the pyramid, finest first.
+      config: sizes and ratios of the anchors.
+
+    Returns:
+      `[A, 4]` boxes; `[B, A]` bool.
+    """
+    boxes = anchors.pyramid_anchors(shape[1:3], levels=levels, **vars(config))
+    layout = {"levels": levels, "per_cell": config.per_cell}
+    return boxes, anchors.inside_mask(shape, sizes, **layout)
+
+
 def match_anchors(
-    anchors: jax.Array,
+    boxes: jax.Array,
     inside: jax.Array,
     truth: GroundTruth,
     *,
@@ -25,7 +48,7 @@ def match_anchors(
     """Matches the anchors inside each image to its objects, except for crowds.
 
     Args:
-      anchors: `[A, 4]`, the same for all images.
+      boxes: `[A, 4]` anchors, the same for all images.
       inside: `[B, A]` bool; anchors outside are neither positive nor negative.
       truth: the objects, `N` slots an image.
       negative_iou: see `matching.match_by_iou`.
@@ -38,23 +61,23 @@ def match_anchors(
         matching.match_by_iou, negative_iou=negative_iou, positive_iou=positive_iou
     )
     valid = truth.valid & ~truth.crowd
-    matches = jax.vmap(match)(zero_outside(anchors, inside), truth.boxes, valid)
+    matches = jax.vmap(match)(zero_outside(boxes, inside), truth.boxes, valid)
     return ignore_outside(matches, inside)
 
 
-def zero_outside(anchors: jax.Array, inside: jax.Array) -> jax.Array:
+def zero_outside(boxes: jax.Array, inside: jax.Array) -> jax.Array:
     """Repeats anchors for each image, as zeros where they are outside of it.
 
     Zeros overlap nothing, so no object's best anchor is one in the padding.
 
     Args:
-      anchors: `[A, 4]`, the same for all images.
+      boxes: `[A, 4]` anchors, the same for all images.
       inside: `[B, A]` bool.
 
     Returns:
       `[B, A, 4]`.
     """
-    return jnp.where(inside[..., None], anchors[None], 0.0)
+    return jnp.where(inside[..., None], boxes[None], 0.0)
 
 
 def ignore_outside(matches: matching.Matches, inside: jax.Array) -> matching.Matches:
@@ -95,6 +118,32 @@ def gather(values: jax.Array, index: jax.Array) -> jax.Array:
     if values.shape[1] == 0:
         return jnp.zeros((*index.shape, *values.shape[2:]), values.dtype)
     return jax.vmap(lambda values, index: values[index])(values, index)
+
+
+def topk_per_level(
+    scores: jax.Array,
+    canvas: tuple[int, int],
+    *,
+    levels: Sequence[int],
+    per_cell: int,
+    k: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Selects the highest scores of each level of a pyramid.
+
+    Args:
+      scores: `[B, A, K]`.
+      canvas: see `anchors.topk_per_level`.
+      levels: see there.
+      per_cell: anchors, or points, in each cell.
+      k: scores of a level.
+
+    Returns:
+      Scores, anchors and classes, each `[B, M]`: level by level, best first.
+    """
+    topk = partial(
+        anchors.topk_per_level, canvas=canvas, levels=levels, per_cell=per_cell, k=k
+    )
+    return jax.vmap(topk)(scores)
 
 
 def postprocess(

@@ -89,7 +89,7 @@ def require_colours(config: Any) -> None:
 
 
 def preprocess(
-    batch: Batch, config: Preprocessing, *, mask_padding: bool = True
+    batch: Batch, config: Preprocessing, mask_padding: bool = True
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns what networks take: normalized pixels, and where the true images end.
 

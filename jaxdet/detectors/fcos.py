@@ -1,27 +1,41 @@
 """FCOS: fully convolutional one-stage object detection (Tian et al. 2019).
 
-No anchors: every cell of a feature pyramid stands for one point of the image. It says
-which class of object it lies in, how far that object's four sides are, and how central
-in the object it is; points far off centre guess the sides badly, and count for less.
+No anchors: every cell of a feature pyramid is one point of the image. For each, the
+network predicts the class of the object around it, the distances to that object's four
+sides, and its centerness: points far off the center predict the sides badly, so their
+scores are lowered.
 """
 
-import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.detectors.detector import Detector, from_network, require, require_colours
+from jaxdet.config import (
+    Count,
+    Depth,
+    Fraction,
+    NonNegative,
+    Positive,
+    Postprocessing,
+    Preprocessing,
+    Probability,
+    PyramidLevels,
+    Rising,
+    checked_dataclass,
+)
+from jaxdet.detectors import dense
+from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import FCOSHead
 from jaxdet.nn.layers import NormType
-from jaxdet.ops import anchors, box_coding, images, losses, matching, nms
-from jaxdet.ops import boxes as box_ops
+from jaxdet.ops import anchors, box_coding, losses, matching
 from jaxdet.ops.coverage import Coverage, points_in_charge
 from jaxdet.structs import Batch, Detections
 
@@ -32,134 +46,103 @@ _LARGEST_LOG = 12.0
 _LEAST_CENTERNESS = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class FCOSConfig:
-    """Numbers of FCOS; defaults are the paper's with all its improvements (Table 3).
+    """Configures FCOS; defaults are the paper's with all its improvements (Table 3).
 
     Sections in brackets.
-
-    Raises:
-      ValueError: for numbers that contradict each other or are out of their range.
     """
 
-    num_classes: int = 80
+    num_classes: Count = 80
     """K; labels run from 0 to K - 1."""
-    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    levels: PyramidLevels = (3, 4, 5, 6, 7)
     """Of the pyramid; strides are powers of two (3.2)."""
-    limits: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
-    """Distances, in canvas pixels, of a point's farthest side up to which a level is in
-    charge; of the last level there is none (3.2)."""
-    at_limits: Literal["both", "neither"] = "both"
-    """Which of two levels takes an object whose farthest side lies at their limit: both
-    (the authors' code) or neither (torchvision, detectron2)."""
-    centre_radius: float | None = 1.5
-    """Points learn an object so many strides around its centre, across and down; None:
-    all over its box (Table 3, "ctr. sampling")."""
-    point_offset: float = 0.5
-    """Of the point within its cell, in strides (3.1); torchvision uses 0."""
-    point_rounded: bool = False
-    """Cells lie whole pixels apart, as in torchvision."""
-    channels: int = 256
+    regression_ranges: Annotated[tuple[Positive, ...], Rising()] = (
+        64.0,
+        128.0,
+        256.0,
+        512.0,
+    )
+    """A level regresses objects whose farthest side lies within its range from a point:
+    canvas pixels where one level's range ends and the next one's begins (3.2)."""
+    inclusive_ranges: bool = True
+    """Whether both levels take an object whose farthest side lies where their ranges
+    meet (the authors' code), or neither (torchvision, detectron2)."""
+    center_radius: Positive | None = 1.5
+    """Points are positive so many strides around an object's center, across and down;
+    None: all over its box (Table 3, "ctr. sampling")."""
+    channels: Count = 256
     """Of the pyramid and the head."""
     extra_levels: Literal["c5", "p5"] = "p5"
     """What P6 is made from (3.2)."""
-    head_depth: int = 4
+    head_depth: Depth = 4
     """3x3 convolutions in each tower of the head (Figure 2)."""
     head_norm: NormType = "group"
     """Of the head's convolutions."""
     fpn_norm: NormType = "none"
     """Of the pyramid's convolutions."""
     level_scales: bool = True
-    """Whether sides are multiplied by a learned number for each level (3.2)."""
+    """Whether distances are multiplied by a learned number for each level (3.2)."""
     centerness_on: Literal["box", "class"] = "box"
-    """The tower that says the centerness (Table 3, "ctr. on reg."; Figure 2: class)."""
-    distances: Literal["exp", "relu"] = "relu"
-    """What makes the sides positive: pixels are their exponential (3.2), or they are
-    rectified and count strides (Table 3, "Normalization")."""
-    mask_padding: bool = True
-    """Treat an image as if the canvas ended where it ends; the references do not."""
-    focal_alpha: float = 0.25
+    """The tower that predicts the centerness (Table 3, "ctr. on reg."; Figure 2:
+    class)."""
+    ltrb_activation: Literal["exp", "relu"] = "relu"
+    """What makes distances positive: pixels are the exponential (3.2), or strides are
+    rectified (Table 3, "Normalization")."""
+    focal_alpha: Fraction = 0.25
     """Weight of the positive class."""
-    focal_gamma: float = 2.0
-    """How much easy points are toned down."""
-    prior: float = 0.01
+    focal_gamma: NonNegative = 2.0
+    """How much easy points are down-weighted."""
+    prior: Probability = 0.01
     """Score of every point and class at the start of training (4)."""
     box_loss: Literal["l2", "iou", "giou"] = "giou"
     """"iou": -ln IoU of the boxes (equation 2). "giou": 1 - GIoU (Table 3). "l2": the
     squares of the errors of the four distances, in strides, summed."""
-    box_weighting: Literal["centerness", "plain"] = "centerness"
-    """Whether positive points share the box loss by the centerness they should have, as
-    in the authors' code, or equally (equation 2, torchvision)."""
-    box_weight: float = 1.0
+    box_weighting: Literal["centerness", "uniform"] = "centerness"
+    """Whether box losses of positive points are averaged with their target centerness
+    as weight, as in the authors' code, or equally (equation 2, torchvision)."""
+    box_weight: NonNegative = 1.0
     """Of the box loss in the sum (equation 2, lambda)."""
-    score: Literal["product", "square_root"] = "product"
-    """Of class score and centerness (3.3), or its square root, which ranks the same."""
+    preprocessing: Preprocessing = Preprocessing()
+    postprocessing: Postprocessing = Postprocessing(nms_threshold=0.6)
+    """The top 1000 scores of each level are decoded (4)."""
     threshold_on: Literal["class", "score"] = "class"
-    """What is compared with `score_threshold`: the class score or the final one."""
-    score_threshold: float = 0.05
-    """Lower scores are no answers (4)."""
-    candidates: int = 1000
-    """Best scores per level that are decoded."""
-    nms_threshold: float = 0.6
-    """Of two answers of a class that overlap more, the better one stays."""
-    detections: int = 100
-    """Slots for the answers on one image."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue, on a scale from 0 to 1; ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Of the same."""
+    """What the score threshold is compared with: the class score, or its product with
+    the centerness (torchvision)."""
+    score: Literal["product", "square_root"] = "product"
+    """Of class score and centerness (3.3), or its square root, which ranks the same
+    (torchvision)."""
+    point_offset: Fraction = 0.5
+    """Of the point within its cell, in strides (3.1); torchvision uses 0."""
+    point_rounded: bool = False
+    """Whether cells lie whole pixels apart, for torchvision's weights."""
+    mask_padding: bool = True
+    """Whether an image's results do not depend on the padding around it; False for the
+    references' weights, which were trained without."""
 
-    def __post_init__(self):
-        check = partial(require, self)
-        for name in ("num_classes", "channels", "candidates", "detections"):
-            check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("head_depth", "box_weight", "focal_gamma"):
-            check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("score_threshold", "nms_threshold", "focal_alpha"):
-            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        check("prior", 0 < self.prior < 1, "between 0 and 1")
-        check("point_offset", 0 <= self.point_offset <= 1, "in [0, 1]")
-        require_colours(self)
-        radius = self.centre_radius
-        check("centre_radius", radius is None or radius > 0, "above 0, or None")
-        for name, allowed in (
-            ("at_limits", ("both", "neither")),
-            ("extra_levels", ("c5", "p5")),
-            ("head_norm", ("none", "group", "frozen")),
-            ("fpn_norm", ("none", "group", "frozen")),
-            ("centerness_on", ("box", "class")),
-            ("distances", ("exp", "relu")),
-            ("box_loss", ("l2", "iou", "giou")),
-            ("box_weighting", ("centerness", "plain")),
-            ("score", ("product", "square_root")),
-            ("threshold_on", ("class", "score")),
-        ):
-            check(name, getattr(self, name) in allowed, f"one of {allowed}")
-        levels = list(self.levels)
-        rising = levels and levels == list(range(levels[0], levels[-1] + 1))
-        check("levels", rising, "one or more, consecutive, finest first")
-        between = len(self.limits) == len(self.levels) - 1
-        check("limits", between, f"one between each two of levels {self.levels}")
-        rising = sorted({0.0, *self.limits})[1:]
-        check("limits", list(self.limits) == rising, "rising and above 0")
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that there is a range for every level."""
+        between = len(self.regression_ranges) == len(self.levels) - 1
+        allowed = f"one number between each two of the levels {self.levels}"
+        yield "regression_ranges", between, allowed
 
 
-# Without the improvements. Its code takes the square root of the scores in the end,
-# which changes neither their order nor which of them are answers.
+# Without the improvements. The authors' code takes the square root of the scores in the
+# end, which changes neither their order nor which of them are detections.
 PAPER = FCOSConfig(
-    centre_radius=None, centerness_on="class", distances="exp", box_loss="iou"
+    center_radius=None, centerness_on="class", ltrb_activation="exp", box_loss="iou"
 )
 
 TORCHVISION = FCOSConfig(
-    at_limits="neither",
+    inclusive_ranges=False,
+    level_scales=False,
+    box_weighting="uniform",
+    postprocessing=Postprocessing(score_threshold=0.2, nms_threshold=0.6),
+    threshold_on="score",
+    score="square_root",
     point_offset=0.0,
     point_rounded=True,
-    level_scales=False,
     mask_padding=False,
-    box_weighting="plain",
-    score="square_root",
-    threshold_on="score",
-    score_threshold=0.2,
 )
 
 
@@ -199,7 +182,7 @@ class FCOSNetwork(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`[B, H, W, 3]` -> class logits, sides, centerness logits.
+        """`[B, H, W, 3]` -> class logits, ltrb, centerness logits.
 
         `[B, A, K]`, `[B, A, 4]`, which are no distances yet, and `[B, A]`.
         """
@@ -207,12 +190,12 @@ class FCOSNetwork(nn.Module):
 
 
 def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
-    """Focal loss on all points; box loss and centerness on those in an object.
+    """Computes focal losses of all points, box and centerness losses of positive ones.
 
     Args:
       network: a bound `FCOSNetwork`.
       batch: with truth.
-      key: not used: FCOS draws nothing.
+      key: not used: FCOS samples nothing.
       config: see `FCOSConfig`.
       axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
@@ -222,64 +205,75 @@ def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
     """
     del key  # FCOS samples nothing.
     truth = batch.truth
-    canvas = batch.images.shape[1:3]
-    logits, sides, centerness = _look(network, batch, config)
-    # 1. Which object, if any, does each point lie in?
-    points, strides = _points(canvas, config), _strides(canvas, config)
-    match = partial(matching.match_points, points, **_charges(canvas, config))
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    logits, ltrb, centerness = network(pixels, sizes)  # [B, A, K], [B, A, 4], [B, A]
+    # 1. Assign to every point on the image the smallest object around it, if any.
+    points, strides, inside = _points(pixels.shape, sizes, config)
+    ranges = assignment_ranges(pixels.shape[1:3], config)
+    match = partial(matching.match_points, points, **ranges)
     index, positive = jax.vmap(match)(truth.boxes, truth.valid & ~truth.crowd)
-    used = _points_on_images(batch, config)
-    positive &= used
-    # 2. What should it have said?
-    matched = jax.vmap(lambda values, index: values[index])
-    labels = jnp.where(positive, matched(truth.labels, index), config.num_classes)
+    positive &= inside
+    # 2. Compute the targets of the points.
+    labels, target_boxes = dense.matched_targets(
+        truth, index, positive, num_classes=config.num_classes
+    )
     class_targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
-    targets = box_coding.encode_ltrb(matched(truth.boxes, index), points[None])
-    central = losses.centerness(targets)
-    # 3. How far off was it?
+    target_ltrb = box_coding.encode_ltrb(target_boxes, points[None])
+    target_centerness = losses.centerness(target_ltrb)
+    # 3. Compute the losses point by point.
     focal = losses.sigmoid_focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
-    misses = _box_misses(sides, targets, points, strides, config)
-    cross_entropy = losses.sigmoid_focal_loss(
-        centerness, central, alpha=None, gamma=0.0
+    box_loss = _box_loss_per_point(ltrb, target_ltrb, points, strides, config)
+    entropy = losses.sigmoid_focal_loss(
+        centerness, target_centerness, alpha=None, gamma=0.0
     )
-    # 4. On average over the points in objects, on all devices.
+    # 4. Average them over the positive points of all devices.
     count = losses.device_mean_count(positive, axis_name=axis_name)
     weights, least = positive.astype(jnp.float32), 1.0
     if config.box_weighting == "centerness":
-        weights, least = weights * central, _LEAST_CENTERNESS
-    share = losses.device_mean_sum(weights, axis_name=axis_name, minimum=least)
-    class_loss = jnp.sum(focal, where=used[..., None]) / count
-    box_loss = jnp.sum(misses * weights, where=positive) / share
-    centerness_loss = jnp.sum(cross_entropy, where=positive) / count
+        weights, least = weights * target_centerness, _LEAST_CENTERNESS
+    total = losses.device_mean_sum(weights, axis_name=axis_name, minimum=least)
     metrics = {
-        "class_loss": class_loss,
-        "box_loss": box_loss,
-        "centerness_loss": centerness_loss,
+        "class_loss": jnp.sum(focal, where=inside[..., None]) / count,
+        "box_loss": jnp.sum(box_loss * weights, where=positive) / total,
+        "centerness_loss": jnp.sum(entropy, where=positive) / count,
         "positives": jnp.mean(jnp.sum(positive, axis=1, dtype=jnp.float32)),
     }
-    return class_loss + config.box_weight * box_loss + centerness_loss, metrics
+    box_loss = config.box_weight * metrics["box_loss"]
+    return metrics["class_loss"] + box_loss + metrics["centerness_loss"], metrics
 
 
 def predict(network, batch: Batch, *, config: FCOSConfig) -> Detections:
-    """The best scores of each level, decoded, clipped and thinned class by class.
+    """Decodes the top scores of each level and removes duplicates by NMS.
 
     Args:
       network: a bound `FCOSNetwork`.
-      batch: truth is not looked at.
+      batch: its truth is not used.
       config: see `FCOSConfig`.
 
     Returns:
-      `Detections` `[B, D]`, best first, D being `config.detections`.
+      `Detections` `[B, config.postprocessing.max_detections]`, best first.
     """
-    logits, sides, centerness = _look(network, batch, config)
-    canvas = batch.images.shape[1:3]
-    used = _points_on_images(batch, config)
-    distances = _distances(sides, _strides(canvas, config), config)
-    boxes = box_coding.decode_ltrb(distances, _points(canvas, config)[None])
-    answer = partial(_detect, canvas=canvas, config=config)
-    return jax.vmap(answer)(logits, centerness, boxes, used, batch.sizes)
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    logits, ltrb, centerness = network(pixels, sizes)  # [B, A, K], [B, A, 4], [B, A]
+    points, strides, inside = _points(pixels.shape, sizes, config)
+    boxes = box_coding.decode_ltrb(_distances(ltrb, strides, config), points[None])
+    class_scores = jax.nn.sigmoid(logits)
+    scores = class_scores * jax.nn.sigmoid(centerness)[..., None]
+    if config.score == "square_root":
+        scores = jnp.sqrt(scores)
+    compared = class_scores if config.threshold_on == "class" else scores
+    kept = inside[..., None] & (compared > config.postprocessing.score_threshold)
+    scores, index, labels = dense.topk_per_level(
+        jnp.where(kept, scores, -1.0),
+        pixels.shape[1:3],
+        levels=config.levels,
+        per_cell=1,
+        k=config.postprocessing.pre_nms_topk,
+    )
+    boxes = dense.gather(boxes, index)
+    return dense.postprocess(boxes, scores, labels, batch.sizes, config.postprocessing)
 
 
 def coverage(
@@ -298,14 +292,14 @@ def coverage(
       config: see `FCOSConfig`.
     """
     del sizes  # No point of an object lies beyond its image.
-    radius = math.inf if config.centre_radius is None else config.centre_radius
+    radius = math.inf if config.center_radius is None else config.center_radius
     points = points_in_charge(
         canvas,
         boxes,
         levels=config.levels,
-        limits=tuple(itertools.pairwise((0.0, *config.limits, math.inf))),
+        limits=tuple(itertools.pairwise((0.0, *config.regression_ranges, math.inf))),
         reaches=[radius * 2**level for level in config.levels],
-        inclusive=config.at_limits == "both",
+        inclusive=config.inclusive_ranges,
         offset=config.point_offset,
         rounded=config.point_rounded,
     )
@@ -324,97 +318,54 @@ def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
     )
 
 
-def _look(network, batch: Batch, config: FCOSConfig):
-    pixels = images.normalize(
-        batch.images, batch.sizes, mean=config.mean, std=config.std
-    )
-    return network(pixels, batch.sizes if config.mask_padding else None)
+def assignment_ranges(canvas: tuple[int, int], config: FCOSConfig) -> dict:
+    """Returns what objects each point may be assigned, as arguments of `match_points`.
 
-
-def _points(canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
-    """`[A, 2]`."""
-    return anchors.cell_centers(
-        canvas,
-        levels=config.levels,
-        offset=config.point_offset,
-        rounded=config.point_rounded,
-    )
-
-
-def _points_on_images(batch: Batch, config: FCOSConfig) -> jax.Array:
-    """`[B, A]`: points of cells that an image's own canvas would have."""
-    return anchors.inside_mask(
-        batch.images.shape,
-        batch.sizes if config.mask_padding else None,
-        levels=config.levels,
-        per_cell=1,
-    )
-
-
-def _charges(canvas: tuple[int, int], config: FCOSConfig) -> dict:
-    """Which objects each point may take, as `match_points` wants it."""
-    each = partial(_of_levels, canvas=canvas, config=config)
-    radius = None
-    if config.centre_radius is not None:
-        radius = each([config.centre_radius * 2**level for level in config.levels])
-    low, high = each([0.0, *config.limits]), each([*config.limits, math.inf])
+    Args:
+      canvas: (height, width) in pixels.
+      config: see `FCOSConfig`.
+    """
+    ends, radius = config.regression_ranges, config.center_radius
+    ranges = list(itertools.pairwise((0.0, *ends, math.inf)))
+    radii = [(radius or 0) * 2**level for level in config.levels]
     return {
-        "regression_ranges": jnp.stack([low, high], axis=-1),
-        "inclusive": config.at_limits == "both",
-        "center_radius": radius,
+        "regression_ranges": _per_point(ranges, canvas, config),
+        "inclusive": config.inclusive_ranges,
+        "center_radius": None if radius is None else _per_point(radii, canvas, config),
     }
 
 
-def _strides(canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
-    """`[A, 1]` canvas pixels."""
-    strides = [2**level for level in config.levels]
-    return _of_levels(strides, canvas=canvas, config=config)[:, None]
+def _points(shape, sizes, config: FCOSConfig):
+    """(x, y) `[A, 2]` and strides `[A, 1]` of points, and which are inside `[B, A]`."""
+    canvas, levels = shape[1:3], config.levels
+    points = anchors.cell_centers(
+        canvas, levels=levels, offset=config.point_offset, rounded=config.point_rounded
+    )
+    strides = _per_point([2**level for level in levels], canvas, config)[:, None]
+    return points, strides, anchors.inside_mask(shape, sizes, levels=levels, per_cell=1)
 
 
-def _of_levels(values, *, canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
-    """A value of each level for each of its points, `[A]`."""
+def _per_point(values, canvas: tuple[int, int], config: FCOSConfig) -> jax.Array:
+    """Repeats the value of each level for all of its points, `[A, ...]`."""
     counts = [
         anchors.num_anchors(canvas, levels=[level], per_cell=1)
         for level in config.levels
     ]
-    return jnp.asarray(np.repeat(np.array(values, np.float32), counts))
+    return jnp.asarray(np.repeat(np.array(values, np.float32), counts, axis=0))
 
 
-def _distances(sides: jax.Array, strides: jax.Array, config: FCOSConfig) -> jax.Array:
-    """`[B, A, 4]` pixels, none negative."""
-    if config.distances == "exp":
-        return jnp.exp(jnp.minimum(sides, _LARGEST_LOG))
-    return jnp.minimum(nn.relu(sides) * strides[None], math.exp(_LARGEST_LOG))
+def _distances(ltrb: jax.Array, strides: jax.Array, config: FCOSConfig) -> jax.Array:
+    """Makes distances of `[B, A, 4]` predictions, in pixels, none negative."""
+    if config.ltrb_activation == "exp":
+        return jnp.exp(jnp.minimum(ltrb, _LARGEST_LOG))
+    return jnp.minimum(nn.relu(ltrb) * strides[None], math.exp(_LARGEST_LOG))
 
 
-def _box_misses(sides, targets, points, strides, config: FCOSConfig) -> jax.Array:
-    """`[B, A]`: the box loss of every point, whether or not it counts."""
-    distances = _distances(sides, strides, config)
+def _box_loss_per_point(ltrb, targets, points, strides, config: FCOSConfig):
+    """Two of `[B, A, 4]`, `[A, 2]`, `[A, 1]` -> `[B, A]`, of all points."""
+    distances = _distances(ltrb, strides, config)
     if config.box_loss == "l2":
         return jnp.sum(((distances - targets) / strides[None]) ** 2, axis=-1)
     measure = {"iou": losses.iou_loss, "giou": losses.giou_loss}[config.box_loss]
     boxes = (box_coding.decode_ltrb(d, points[None]) for d in (distances, targets))
     return measure(*boxes)
-
-
-def _detect(logits, centerness, boxes, used, size, *, canvas, config):
-    """One image: `[A, K]`, `[A]`, `[A, 4]`, `[A]`, `[2]` -> `Detections` of it."""
-    class_scores = jax.nn.sigmoid(logits)
-    scores = class_scores * jax.nn.sigmoid(centerness)[:, None]
-    if config.score == "square_root":
-        scores = jnp.sqrt(scores)
-    judged = class_scores if config.threshold_on == "class" else scores
-    scores = jnp.where(used[:, None] & (judged > config.score_threshold), scores, -1.0)
-    layout = {"levels": config.levels, "per_cell": 1}
-    scores, index, labels = anchors.topk_per_level(
-        scores, canvas, **layout, k=config.candidates
-    )
-    found = box_ops.clip(boxes[index], size)
-    return nms.select_detections(
-        found,
-        scores,
-        labels,
-        iou_threshold=config.nms_threshold,
-        max_detections=config.detections,
-        valid=(scores > 0) & jnp.all(jnp.isfinite(found), axis=-1),
-    )

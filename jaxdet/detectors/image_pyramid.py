@@ -1,137 +1,135 @@
-"""Image pyramids: a detector that looks at an image in several sizes.
+"""Image pyramids: a detector runs on an image at several scales.
 
-The oldest way to find objects of all sizes: a detector of one size of object sees the
-image smaller and larger (Rowley et al. 1998; Felzenszwalb et al. 2010). Detectors that
-find several sizes by themselves gain too, for a multiple of the time.
+The oldest way to detect objects of all sizes: a detector of one size of object runs on
+the image made smaller and larger (Rowley et al. 1998; Felzenszwalb et al. 2010).
+Detectors of several sizes gain from it too, for a multiple of the time.
 """
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.detectors.detector import Detector, require
+from jaxdet.config import (
+    Count,
+    Fraction,
+    NonNegative,
+    NotEmpty,
+    Positive,
+    PositiveFraction,
+    checked_dataclass,
+)
+from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import serialize
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, nms
 from jaxdet.ops.coverage import Coverage
 from jaxdet.structs import Batch, Detections
 
+Scales = Annotated[tuple[Positive, ...], NotEmpty()]
 
-@dataclasses.dataclass(frozen=True)
+
+@checked_dataclass
 class ImagePyramidConfig:
-    """What is looked at, and how the answers become one.
+    """Configures what scales are predicted at, and how the detections are merged."""
 
-    Raises:
-      ValueError: for a number out of its range, naming the field and what is allowed.
-    """
-
-    scales: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Pixels looked at per pixel of the canvas, down and across."""
+    scales: Scales = (0.5, 1.0, 2.0)
+    """Of the canvas, down and across."""
     flip: bool = False
-    """Look at the mirror image as well, in every size."""
-    nms_threshold: float = 0.5
-    """Of two answers of a class that overlap more, the better one stays."""
-    detections: int = 100
-    """Slots for the answers on one image."""
-    vote_iou: float | None = None
-    """From it on, answers of a class are averaged with the one that stays (Gidaris and
-    Komodakis 2015, with 0.5), and two that stay may then overlap more than
-    `nms_threshold`; None: they go."""
-
-    def __post_init__(self):
-        _require_scales(self)
-        require(self, "nms_threshold", 0 <= self.nms_threshold <= 1, "in [0, 1]")
-        require(self, "detections", self.detections >= 1, "at least 1")
-        right = self.vote_iou is None or 0 < self.vote_iou <= 1
-        require(self, "vote_iou", right, "in (0, 1], or None")
+    """Whether to predict on the mirror image as well, at every scale."""
+    nms_threshold: Fraction = 0.5
+    """Of two boxes of a class with a higher IoU, the lower-scoring one is removed."""
+    max_detections: Count = 100
+    """Detections an image."""
+    voting_iou: PositiveFraction | None = None
+    """Detections of a class with this IoU or more are averaged with the one that is
+    kept (Gidaris and Komodakis 2015, with 0.5), and two that are kept may then overlap
+    more than `nms_threshold`; None: they are only removed."""
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class AllScalesConfig:
-    """In what sizes images are learned.
+    """Configures what scales are trained at."""
 
-    Raises:
-      ValueError: for a number out of its range, naming the field and what is allowed.
-    """
+    scales: Scales = (0.5, 1.0, 2.0)
+    """Of the canvas, down and across."""
+    object_sizes: tuple[NonNegative, NonNegative] | None = None
+    """Least and greatest square root of an object's area, in scaled pixels; others are
+    background at that scale. None: all are objects at every scale."""
 
-    scales: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Pixels looked at per pixel of the canvas, down and across."""
-    object_sizes: tuple[float, float] | None = None
-    """Least and greatest square root of an object's area, in pixels looked at; others
-    are background at that scale. None: all are objects at every scale."""
-
-    def __post_init__(self):
-        _require_scales(self)
-        if self.object_sizes is not None:
-            low, high = self.object_sizes
-            require(self, "object_sizes", 0 <= low < high, "0 <= least < greatest")
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that sizes rise."""
+        low, high = self.object_sizes or (0, 1)
+        yield "object_sizes", low < high, "least < greatest"
 
 
 def predict(
     variables, batch: Batch, *, detector: Detector, config: ImagePyramidConfig
 ) -> Detections:
-    """The detector's answers on every view, thinned class by class.
+    """Predicts on every view of each image and merges the detections by NMS.
 
     Masks stay what they are within their boxes; region proposals follow their image.
 
     Args:
       variables: of the detector.
-      batch: truth is not looked at.
-      detector: asked at each scale; with `config.flip` about mirrored images too.
+      batch: its truth is not used.
+      detector: predicts at each scale; with `config.flip` on mirrored images too.
       config: see `ImagePyramidConfig`.
 
     Returns:
-      `Detections` `[B, config.detections]`, best first, in pixels of the given canvas.
+      `Detections` `[B, config.max_detections]`, best first, in pixels of the given
+      canvas.
 
     Raises:
       ValueError: if boxes are to be averaged that have masks, which would not fit.
     """
     views = batch.replace(truth=None)
     if config.flip:  # as one batch, so that each size is compiled once
-        views = _joined([views, _mirrored(views)], axis=0)
-    answers = []
+        views = _concatenate([views, _mirror(views)], axis=0)
+    detections = []
     for scale in config.scales:
-        found = detector.predict(variables, _rescaled(views, scale))
-        answers.append(found.replace(boxes=found.boxes / scale))
-    found = _joined(answers, axis=1)
+        of_scale = detector.predict(variables, _rescale(views, scale))
+        detections.append(of_scale.replace(boxes=of_scale.boxes / scale))
+    detections = _concatenate(detections, axis=1)
     if config.flip:
         count = len(batch.images)
-        as_it_is = jax.tree.map(lambda values: values[:count], found)
-        mirrored = jax.tree.map(lambda values: values[count:], found)
-        found = _joined([as_it_is, _mirrored_answers(mirrored, batch.sizes)], axis=1)
-    if config.vote_iou is not None and found.masks is not None:
-        raise ValueError(
-            f"vote_iou is {config.vote_iou}, but the detector finds masks, which would "
-            "not fit averaged boxes; it must be None"
+        original, mirrored = (
+            jax.tree.map(lambda values, part=part: values[part], detections)
+            for part in (slice(count), slice(count, None))
         )
-    return jax.vmap(partial(_merge, config=config))(found, batch.sizes)
+        mirrored = _mirror_detections(mirrored, batch.sizes)
+        detections = _concatenate([original, mirrored], axis=1)
+    if config.voting_iou is not None and detections.masks is not None:
+        raise ValueError(
+            f"voting_iou is {config.voting_iou}, but the detector predicts masks, "
+            "which would not fit averaged boxes; it must be None"
+        )
+    return jax.vmap(partial(_merge, config=config))(detections, batch.sizes)
 
 
 def image_pyramid(detector: Detector, config: ImagePyramidConfig) -> Detector:
-    """The detector, predicting at several scales; it learns as before.
+    """Makes a detector predict at several scales; its training stays as it is.
 
     Args:
       detector: any; its `predict` is traced once for each scale, whose canvas has a
         shape of its own, and all of it is one program.
       config: see `ImagePyramidConfig`.
     """
-    make = partial(image_pyramid, config=config)
     return detector._replace(
         predict=partial(predict, detector=detector, config=config),
-        recipe=_recipe(make, detector),
+        recipe=_recipe(partial(image_pyramid, config=config), detector),
     )
 
 
 def at_all_scales(detector: Detector, config: AllScalesConfig) -> Detector:
-    """The detector, learning each batch at all scales; it predicts as before.
+    """Trains a detector on each batch at all scales; its predictions stay as they are.
 
     Training for an `image_pyramid` of the same scales: with `object_sizes` it learns to
-    find what is of one size, and to pass over what it will see again in another. Loss
+    detect objects of one size, and to ignore what other scales bring to that size. Loss
     and metrics are means over the scales.
 
     Args:
@@ -140,29 +138,22 @@ def at_all_scales(detector: Detector, config: AllScalesConfig) -> Detector:
     """
 
     def loss(variables, batch: Batch, key, axis_name: str | None = None):
-        answers = []
+        results = []
         keys = jax.random.split(key, len(config.scales))
         for scale, scale_key in zip(config.scales, keys, strict=True):
-            view = _rescaled(batch, scale)
+            view = _rescale(batch, scale)
             if config.object_sizes is not None:
-                view = _fitting(view, config.object_sizes)
-            answers.append(
+                view = _only_objects_of_sizes(view, config.object_sizes)
+            results.append(
                 detector.loss(variables, view, scale_key, axis_name=axis_name)
             )
-        return jax.tree.map(lambda *parts: sum(parts) / len(parts), *answers)
+        return jax.tree.map(lambda *parts: sum(parts) / len(parts), *results)
 
-    make = partial(at_all_scales, config=config)
     coverage = None
     if detector.coverage is not None:
         coverage = partial(_coverage, detector=detector, config=config)
-    return detector._replace(
-        loss=loss, recipe=_recipe(make, detector), coverage=coverage
-    )
-
-
-def _require_scales(config: ImagePyramidConfig | AllScalesConfig) -> None:
-    right = len(config.scales) > 0 and min(config.scales) > 0
-    require(config, "scales", right, "one or more numbers above 0")
+    recipe = _recipe(partial(at_all_scales, config=config), detector)
+    return detector._replace(loss=loss, recipe=recipe, coverage=coverage)
 
 
 def _coverage(
@@ -194,40 +185,40 @@ def _recipe(make: partial, detector: Detector) -> dict | None:
     return serialize(make) | {"arguments": [detector.recipe]}
 
 
-def _joined(parts: list, *, axis: int):
-    """Structs of the same shapes, array by array."""
+def _concatenate(parts: list, *, axis: int):
+    """Concatenates structs array by array."""
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis), *parts)
 
 
 def _merge(
-    found: Detections, size: jax.Array, *, config: ImagePyramidConfig
+    views: Detections, size: jax.Array, *, config: ImagePyramidConfig
 ) -> Detections:
-    """One image: `[D]` answers of all views, in canvas pixels -> `[detections]`."""
-    boxes = box_ops.clip(found.boxes, size)
-    candidates = {"scores": found.scores, "labels": found.labels, "valid": found.valid}
+    """Merges an image's `[D]` detections in all views into `[max_detections]`."""
+    boxes = box_ops.clip(views.boxes, size)
+    candidates = {"scores": views.scores, "labels": views.labels, "valid": views.valid}
     keep, valid = nms.batched_nms(
         boxes,
         **candidates,
         iou_threshold=config.nms_threshold,
-        max_output_size=config.detections,
+        max_output_size=config.max_detections,
     )
-    kept = jax.tree.map(lambda values: values[keep], found.replace(boxes=boxes))
-    if config.vote_iou is not None:
+    kept = jax.tree.map(lambda values: values[keep], views.replace(boxes=boxes))
+    if config.voting_iou is not None:
         voted = nms.box_voting(
-            boxes, keep=keep, **candidates, iou_threshold=config.vote_iou
+            boxes, keep=keep, **candidates, iou_threshold=config.voting_iou
         )
         kept = kept.replace(boxes=voted)
     return nms.clear_padding(kept.replace(valid=valid))
 
 
-def _rescaled(batch: Batch, scale: float) -> Batch:
-    """The batch on a canvas `scale` times as high and wide; at 1 it is the same."""
+def _rescale(batch: Batch, scale: float) -> Batch:
+    """Resizes a batch to a canvas `scale` times as high and wide; not at 1."""
     if scale == 1:
         return batch
-    resize = partial(_rescaled_image, scale=scale)
+    resize = partial(_rescale_image, scale=scale)
     batch = batch.replace(
         images=jax.vmap(resize)(batch.images, batch.sizes),
-        sizes=_rescaled_size(batch.sizes, scale),
+        sizes=_rescale_sizes(batch.sizes, scale),
         scales=batch.scales * scale,
     )
     if batch.truth is not None:
@@ -239,35 +230,35 @@ def _rescaled(batch: Batch, scale: float) -> Batch:
     return batch
 
 
-def _rescaled_image(image: jax.Array, size: jax.Array, *, scale: float) -> jax.Array:
+def _rescale_image(image: jax.Array, size: jax.Array, *, scale: float) -> jax.Array:
     """`[H, W, 3]` -> `[ceil(H * scale), ceil(W * scale), 3]`, of the same dtype.
 
-    Pixels at the border get their share of the pixels inside alone, so none is darker
-    for what lies outside.
+    Pixels at the border are averages of pixels inside alone, so the black outside makes
+    none darker.
     """
     inside = _inside(image.shape, size).astype(jnp.float32)
     pixels = images.rescale(image * inside, scale)
     shares = images.rescale(inside, scale)
     pixels = jnp.where(shares > 0, pixels / shares, 0.0)
-    inside = _inside(pixels.shape, _rescaled_size(size, scale))
+    inside = _inside(pixels.shape, _rescale_sizes(size, scale))
     if jnp.issubdtype(image.dtype, jnp.integer):
         pixels = jnp.round(pixels)
     return jnp.where(inside, pixels, 0.0).astype(image.dtype)
 
 
-def _rescaled_size(size: jax.Array, scale: float) -> jax.Array:
-    # Rounded, so that the centre of the last pixel is at most half a pixel outside.
+def _rescale_sizes(size: jax.Array, scale: float) -> jax.Array:
+    # Rounded, so that the center of the last pixel is at most half a pixel outside.
     return jnp.maximum(jnp.round(size * scale), 1).astype(size.dtype)
 
 
 def _inside(shape: Sequence[int], size: jax.Array) -> jax.Array:
-    """`[H, W, 1]`: the pixels of the true image."""
+    """`[H, W, 1]` bool, True for the pixels of the true image."""
     rows, columns = jnp.arange(shape[0]) < size[0], jnp.arange(shape[1]) < size[1]
     return (rows[:, None] & columns[None])[..., None]
 
 
-def _fitting(batch: Batch, object_sizes: tuple[float, float]) -> Batch:
-    """The batch with only those objects as targets whose size is in the range."""
+def _only_objects_of_sizes(batch: Batch, object_sizes: tuple[float, float]) -> Batch:
+    """Makes padding of the objects whose size is not in the range."""
     low, high = object_sizes
     truth = batch.truth
     size = jnp.sqrt(box_ops.area(truth.boxes))
@@ -275,8 +266,8 @@ def _fitting(batch: Batch, object_sizes: tuple[float, float]) -> Batch:
     return batch.replace(truth=truth.replace(valid=truth.valid & fits))
 
 
-def _mirrored(batch: Batch) -> Batch:
-    """Every image mirrored within its true width, its regions too."""
+def _mirror(batch: Batch) -> Batch:
+    """Mirrors every image, and its regions, within its true width."""
     columns = jnp.arange(batch.images.shape[2])[None]
     widths = batch.sizes[:, 1:]
     source = jnp.where(columns < widths, widths - 1 - columns, columns)
@@ -285,21 +276,20 @@ def _mirrored(batch: Batch) -> Batch:
     )
     if batch.regions is not None:
         regions = batch.regions
-        boxes = _mirrored_boxes(regions.boxes, regions.valid, batch.sizes)
+        boxes = _mirror_boxes(regions.boxes, regions.valid, batch.sizes)
         batch = batch.replace(regions=regions.replace(boxes=boxes))
     return batch
 
 
-def _mirrored_answers(found: Detections, sizes: jax.Array) -> Detections:
-    """What was found in mirrored images, in the images."""
-    found = found.replace(boxes=_mirrored_boxes(found.boxes, found.valid, sizes))
-    if found.masks is not None:
-        found = found.replace(masks=found.masks[..., ::-1])
-    return found
+def _mirror_detections(detections: Detections, sizes: jax.Array) -> Detections:
+    """Mirrors detections, and their masks, within images of `sizes`."""
+    boxes = _mirror_boxes(detections.boxes, detections.valid, sizes)
+    masks = None if detections.masks is None else detections.masks[..., ::-1]
+    return detections.replace(boxes=boxes, masks=masks)
 
 
-def _mirrored_boxes(boxes: jax.Array, valid: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`[B, D, 4]` within images of `sizes`; padding stays zeros."""
+def _mirror_boxes(boxes: jax.Array, valid: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Mirrors `[B, D, 4]` within images of `sizes`; padding stays zeros."""
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     widths = sizes[:, 1:].astype(boxes.dtype)
     mirrored = jnp.stack([widths - x2, y1, widths - x1, y2], axis=-1)

@@ -1,12 +1,13 @@
 """RetinaNet: focal loss for dense object detection (Lin et al. 2017).
 
-One network looks once at every cell of a feature pyramid and, for each of nine anchor
-boxes there, says which class it answers for and how it should move. Nearly all anchors
-are easy background; the focal loss keeps their number from drowning the rest.
+One network predicts, for each of nine anchors in every cell of a feature pyramid, the
+object's class and how the anchor should move to become its box. Nearly all anchors are
+easy background; the focal loss keeps their number from drowning the rest.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
@@ -15,12 +16,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.detectors.detector import Detector, from_network, require, require_colours
+from jaxdet.config import (
+    Anchors,
+    Count,
+    Depth,
+    Fraction,
+    NonNegative,
+    PositiveFraction,
+    Postprocessing,
+    Preprocessing,
+    Probability,
+    PyramidLevels,
+    checked_dataclass,
+)
+from jaxdet.detectors import dense
+from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import DenseHead
 from jaxdet.nn.layers import NormType
-from jaxdet.ops import anchors, box_coding, images, losses, matching, nms
-from jaxdet.ops import boxes as box_ops
+from jaxdet.ops import box_coding, losses
 from jaxdet.ops.coverage import Coverage, of_pyramid
 from jaxdet.structs import Batch, Detections
 
@@ -33,132 +47,69 @@ def _whole_octaves(*sizes: int) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(int(s)) for s in octave) for octave in _octaves(*sizes))
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class RetinaNetConfig:
-    """Numbers of RetinaNet; defaults are the paper's, sections in brackets.
+    """Configures RetinaNet; defaults are the paper's, sections in brackets."""
 
-    Raises:
-      ValueError: for numbers that contradict each other or are out of their range.
-    """
-
-    num_classes: int = 80
+    num_classes: Count = 80
     """K; labels run from 0 to K - 1."""
-    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    levels: PyramidLevels = (3, 4, 5, 6, 7)
     """Of the pyramid; strides are powers of two (3)."""
-    anchor_sizes: tuple[tuple[float, ...], ...] = _octaves(32, 64, 128, 256, 512)
-    """Square roots of the areas in canvas pixels, a tuple per level (4)."""
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height over width (4)."""
-    anchor_offset: float = 0.5
-    """Of the centre within its cell, in strides; torchvision and detectron2 use 0."""
-    anchor_rounded: bool = False
-    """Whole pixels, as torchvision."""
-    channels: int = 256
+    anchors: Anchors = Anchors(_octaves(32, 64, 128, 256, 512))
+    """Three sizes and three ratios in each cell (4)."""
+    channels: Count = 256
     """Of the pyramid and the heads (4)."""
     top_down: bool = True
-    """Whether levels take up what coarser ones have found; False: the backbone's stages
-    side by side, an ablation of the pyramid."""
+    """Whether coarser levels are added to finer ones; False: the backbone's stages side
+    by side, an ablation of the pyramid."""
     extra_levels: Literal["c5", "p5"] = "c5"
     """What P6 is made from (4, footnote 2)."""
-    head_depth: int = 4
+    head_depth: Depth = 4
     """3x3 convolutions in each head before its last one (4)."""
     head_norm: NormType = "none"
-    """Of the heads' convolutions; "group" learns from scratch."""
+    """Of the heads' convolutions; "group" trains from scratch."""
     fpn_norm: NormType = "none"
     """Of the pyramid's convolutions."""
-    mask_padding: bool = True
-    """Treat an image as if the canvas ended where it ends; the references do not."""
-    low_iou: float = 0.4
-    """Below it with every object, an anchor is background (4)."""
-    high_iou: float = 0.5
-    """From it on, an anchor answers for the object (4)."""
-    focal_alpha: float = 0.25
+    negative_iou: Fraction = 0.4
+    """Anchors that overlap every object less are background (4)."""
+    positive_iou: PositiveFraction = 0.5
+    """Anchors that overlap an object as much or more are matched to it (4)."""
+    focal_alpha: Fraction = 0.25
     """Weight of the positive class (5.1)."""
-    focal_gamma: float = 2.0
-    """How much easy anchors are toned down (5.1)."""
-    prior: float = 0.01
+    focal_gamma: NonNegative = 2.0
+    """How much easy anchors are down-weighted (5.1)."""
+    prior: Probability = 0.01
     """Score of every anchor and class at the start of training (3.3)."""
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
-    """On the deltas, or on the boxes that they make."""
-    box_beta: float = 0.0
+    """On the deltas, or on the boxes that they decode to."""
+    box_beta: NonNegative = 0.0
     """Where smooth L1 turns from square to linear; 0 is L1."""
-    box_weight: float = 1.0
+    box_weight: NonNegative = 1.0
     """Of the box loss in the sum."""
-    normalise_by: Literal["batch", "image"] = "batch"
-    """Divide by the positive anchors of the whole batch (4.1), or of each image."""
-    score_threshold: float = 0.05
-    """Lower scores are no answers (4.1)."""
-    candidates: int = 1000
-    """Best scores per level that are decoded (4.1)."""
-    nms_threshold: float = 0.5
-    """Of two answers of a class that overlap more, the better one stays (4.1)."""
-    detections: int = 100
-    """Slots for the answers on one image."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue, on a scale from 0 to 1; ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Of the same."""
+    preprocessing: Preprocessing = Preprocessing()
+    postprocessing: Postprocessing = Postprocessing()
+    """The top 1000 scores of each level are decoded (4.1)."""
+    mask_padding: bool = True
+    """Whether an image's results do not depend on the padding around it; False for the
+    references' weights, which were trained without."""
+    normalize_by: Literal["batch", "image"] = "batch"
+    """Divide losses by the positive anchors of the whole batch (4.1); or of each image,
+    as torchvision."""
 
-    def __post_init__(self):
-        check = partial(require, self)
-        for name in ("num_classes", "channels", "candidates", "detections"):
-            check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("head_depth", "box_beta", "box_weight", "focal_gamma"):
-            check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("score_threshold", "nms_threshold", "focal_alpha"):
-            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        ratios = self.anchor_ratios
-        check("anchor_ratios", ratios and min(ratios) > 0, "one or more above 0")
-        check("anchor_offset", 0 <= self.anchor_offset <= 1, "in [0, 1]")
-        require_colours(self)
-        check("prior", 0 < self.prior < 1, "between 0 and 1")
-        for name, allowed in (
-            ("box_loss", ("smooth_l1", "giou")),
-            ("normalise_by", ("batch", "image")),
-            ("extra_levels", ("c5", "p5")),
-            ("head_norm", ("none", "group", "frozen")),
-            ("fpn_norm", ("none", "group", "frozen")),
-        ):
-            check(name, getattr(self, name) in allowed, f"one of {allowed}")
-        levels = list(self.levels)
-        rising = levels and levels == list(range(levels[0], levels[-1] + 1))
-        check("levels", rising, "one or more, consecutive, finest first")
-        sizes = self.anchor_sizes
-        one_each = len(sizes) == len(self.levels)
-        check("anchor_sizes", one_each, f"a tuple for each of levels {self.levels}")
-        right = len({len(level) for level in sizes}) == 1
-        check("anchor_sizes", right, "as many sizes a level, for the heads are shared")
-        right = all(level and min(level) > 0 for level in sizes)
-        check("anchor_sizes", right, "one or more above 0 a level")
-        check("high_iou", 0 < self.high_iou <= 1, "in (0, 1]")
-        right = 0 <= self.low_iou <= self.high_iou
-        check("low_iou", right, f"in [0, high_iou], which is {self.high_iou}")
-
-    @property
-    def anchors(self) -> dict:
-        """Arguments of `anchors.pyramid_anchors`."""
-        return {
-            "sizes": self.anchor_sizes,
-            "ratios": self.anchor_ratios,
-            "levels": self.levels,
-            "offset": self.anchor_offset,
-            "rounded": self.anchor_rounded,
-        }
-
-    @property
-    def anchors_per_cell(self) -> int:
-        """Sizes times ratios."""
-        return len(self.anchor_sizes[0]) * len(self.anchor_ratios)
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that levels have anchors, and the order of the thresholds."""
+        one_each = len(self.anchors.sizes) == len(self.levels)
+        yield "anchors", one_each, f"sizes for each of the levels {self.levels}"
+        rising = self.negative_iou <= self.positive_iou
+        yield "negative_iou", rising, f"at most positive_iou, {self.positive_iou}"
 
 
 TORCHVISION = RetinaNetConfig(
-    anchor_sizes=_whole_octaves(32, 64, 128, 256, 512),
-    anchor_offset=0.0,
-    anchor_rounded=True,
+    anchors=Anchors(_whole_octaves(32, 64, 128, 256, 512), offset=0.0, rounded=True),
     extra_levels="p5",
+    postprocessing=Postprocessing(max_detections=300),
     mask_padding=False,
-    normalise_by="image",
-    detections=300,
+    normalize_by="image",
 )
 
 # Its second version, trained for longer (torchvision, pull request 5756).
@@ -166,9 +117,11 @@ TORCHVISION_V2 = dataclasses.replace(
     TORCHVISION, extra_levels="c5", head_norm="group", box_loss="giou"
 )
 
-# Its normaliser is a moving average over steps (0.9, from 100) of each GPU's positives;
-# here it is the batch's own count, so that a loss is a function of the batch alone.
-DETECTRON2 = RetinaNetConfig(anchor_offset=0.0, mask_padding=False)
+# detectron2 divides by a moving average over steps (0.9, from 100) of each GPU's count
+# of positives; here it is the batch's own, so that a loss depends on its batch alone.
+DETECTRON2 = RetinaNetConfig(
+    anchors=Anchors(_octaves(32, 64, 128, 256, 512), offset=0.0), mask_padding=False
+)
 
 
 class RetinaNetNetwork(nn.Module):
@@ -196,10 +149,10 @@ class RetinaNetNetwork(nn.Module):
             dtype=dtype,
         )
         head = partial(DenseHead, depth=config.head_depth, norm=config.head_norm)
-        shapes = config.anchors_per_cell
+        per_cell = config.anchors.per_cell
         logit = -math.log((1 - config.prior) / config.prior)
-        self.class_head = head(shapes * config.num_classes, bias=logit, dtype=dtype)
-        self.box_head = head(shapes * 4, dtype=dtype)
+        self.class_head = head(per_cell * config.num_classes, bias=logit, dtype=dtype)
+        self.box_head = head(per_cell * 4, dtype=dtype)
 
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
@@ -214,12 +167,12 @@ class RetinaNetNetwork(nn.Module):
 
 
 def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None):
-    """Focal loss on all but the ignored anchors, a box loss on the positive ones.
+    """Computes the focal loss of all but ignored anchors, a box loss of positive ones.
 
     Args:
       network: a bound `RetinaNetNetwork`.
       batch: with truth.
-      key: not used: RetinaNet draws nothing.
+      key: not used: RetinaNet samples nothing.
       config: see `RetinaNetConfig`.
       axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
@@ -228,32 +181,33 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
       positive anchors of an image, on average.
     """
     del key  # RetinaNet samples nothing.
-    truth = batch.truth
-    logits, deltas = _look(network, batch, config)  # [B, A, K], [B, A, 4]
-    # 1. Which object, if any, does each anchor answer for?
-    boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
-    match = partial(
-        matching.match_by_iou, negative_iou=config.low_iou, positive_iou=config.high_iou
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    logits, deltas = network(pixels, sizes)  # [B, A, K], [B, A, 4]
+    # 1. Match every anchor to an object or to the background, or ignore it.
+    boxes, inside = dense.anchor_grid(
+        pixels.shape, sizes, config.levels, config.anchors
     )
-    used = _anchors_on_images(batch, config)
-    on_image = jnp.where(used[..., None], boxes[None], 0.0)  # no best one in padding
-    matches = jax.vmap(match)(on_image, truth.boxes, truth.valid & ~truth.crowd)
-    positive = matches.positive & used
-    # 2. What should it have said?
-    matched = jax.vmap(lambda values, index: values[index])
-    labels = matched(truth.labels, matches.gt_index)
-    labels = jnp.where(positive, labels, config.num_classes)  # K: background
+    matches = dense.match_anchors(
+        boxes,
+        inside,
+        batch.truth,
+        negative_iou=config.negative_iou,
+        positive_iou=config.positive_iou,
+    )
+    positive, used = matches.positive, matches.positive | matches.negative
+    # 2. Gather the targets of the matched anchors.
+    labels, target_boxes = dense.matched_targets(
+        batch.truth, matches.gt_index, positive, num_classes=config.num_classes
+    )
     class_targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
-    target_boxes = matched(truth.boxes, matches.gt_index)
-    # 3. How far off was it?
+    # 3. Sum the losses of each image, and divide them by the number of positives.
     focal = losses.sigmoid_focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
-    judged = positive | (matches.negative & used)
-    class_loss = jnp.sum(focal, axis=(1, 2), where=judged[..., None])  # [B]
-    misses = _box_misses(deltas, target_boxes, boxes, config)
-    box_loss = jnp.sum(misses, axis=1, where=positive)  # [B]
-    if config.normalise_by == "image":
+    class_loss = jnp.sum(focal, axis=(1, 2), where=used[..., None])  # [B]
+    box_loss = _box_loss_per_anchor(deltas, target_boxes, boxes, config)
+    box_loss = jnp.sum(box_loss, axis=1, where=positive)  # [B]
+    if config.normalize_by == "image":
         count = jnp.maximum(jnp.sum(positive, axis=1), 1) * len(positive)
     else:
         count = losses.device_mean_count(positive, axis_name=axis_name)
@@ -267,23 +221,32 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
 
 
 def predict(network, batch: Batch, *, config: RetinaNetConfig) -> Detections:
-    """The best scores of each level, decoded, clipped and thinned class by class.
+    """Decodes the top scores of each level and removes duplicates by NMS.
 
     Args:
       network: a bound `RetinaNetNetwork`.
-      batch: truth is not looked at.
+      batch: its truth is not used.
       config: see `RetinaNetConfig`.
 
     Returns:
-      `Detections` `[B, D]`, best first, D being `config.detections`.
+      `Detections` `[B, config.postprocessing.max_detections]`, best first.
     """
-    logits, deltas = _look(network, batch, config)
-    boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
-    used = _anchors_on_images(batch, config)
-    answer = partial(
-        _detect, anchor_boxes=boxes, canvas=batch.images.shape[1:3], config=config
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    logits, deltas = network(pixels, sizes)  # [B, A, K], [B, A, 4]
+    boxes, inside = dense.anchor_grid(
+        pixels.shape, sizes, config.levels, config.anchors
     )
-    return jax.vmap(answer)(logits, deltas, used, batch.sizes)
+    scores = jax.nn.sigmoid(logits)
+    kept = inside[..., None] & (scores > config.postprocessing.score_threshold)
+    scores, index, labels = dense.topk_per_level(
+        jnp.where(kept, scores, -1.0),
+        pixels.shape[1:3],
+        levels=config.levels,
+        per_cell=config.anchors.per_cell,
+        k=config.postprocessing.pre_nms_topk,
+    )
+    boxes = box_coding.decode(dense.gather(deltas, index), boxes[index])
+    return dense.postprocess(boxes, scores, labels, batch.sizes, config.postprocessing)
 
 
 def coverage(
@@ -302,8 +265,9 @@ def coverage(
       config: see `RetinaNetConfig`.
     """
     del sizes  # The best anchor's cell is one of the image's.
-    best = of_pyramid(canvas, boxes, **config.anchors)
-    return Coverage(best, config.low_iou, config.high_iou, "IoU with the best anchor")
+    best = of_pyramid(canvas, boxes, levels=config.levels, **vars(config.anchors))
+    measure = "IoU with the best anchor"
+    return Coverage(best, config.negative_iou, config.positive_iou, measure)
 
 
 def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
@@ -318,50 +282,12 @@ def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
     )
 
 
-def _look(network, batch: Batch, config: RetinaNetConfig):
-    normalize = partial(images.normalize, mean=config.mean, std=config.std)
-    pixels = jax.vmap(normalize)(batch.images, batch.sizes)
-    return network(pixels, batch.sizes if config.mask_padding else None)
-
-
-def _anchors_on_images(batch: Batch, config: RetinaNetConfig) -> jax.Array:
-    """`[B, A]`: anchors of cells that an image's own canvas would have."""
-    return anchors.inside_mask(
-        batch.images.shape,
-        batch.sizes if config.mask_padding else None,
-        levels=config.levels,
-        per_cell=config.anchors_per_cell,
-    )
-
-
-def _box_misses(deltas, target_boxes, boxes, config: RetinaNetConfig) -> jax.Array:
-    """`[B, A]`: the box loss of every anchor, whether or not it counts."""
+def _box_loss_per_anchor(deltas, target_boxes, boxes, config: RetinaNetConfig):
+    """`[B, A, 4]`, `[B, A, 4]`, `[A, 4]` -> `[B, A]`, of all anchors."""
     if config.box_loss == "giou":
         decoded = box_coding.decode(deltas, boxes[None])
         return losses.giou_loss(decoded, target_boxes)
     targets = box_coding.encode(target_boxes, boxes[None])
     return jnp.sum(
         losses.smooth_l1_loss(deltas, targets, beta=config.box_beta), axis=-1
-    )
-
-
-def _detect(logits, deltas, used, size, *, anchor_boxes, canvas, config):
-    """One image: `[A, K]`, `[A, 4]`, `[A]`, `[2]` -> `Detections` of it alone."""
-    scores = jax.nn.sigmoid(logits)
-    scores = jnp.where(used[:, None] & (scores > config.score_threshold), scores, -1.0)
-    scores, index, labels = anchors.topk_per_level(
-        scores,
-        canvas,
-        levels=config.levels,
-        per_cell=config.anchors_per_cell,
-        k=config.candidates,
-    )
-    found = box_ops.clip(box_coding.decode(deltas[index], anchor_boxes[index]), size)
-    return nms.select_detections(
-        found,
-        scores,
-        labels,
-        iou_threshold=config.nms_threshold,
-        max_detections=config.detections,
-        valid=(scores > 0) & jnp.all(jnp.isfinite(found), axis=-1),
     )

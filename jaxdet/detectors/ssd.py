@@ -1,48 +1,53 @@
 """SSD: single shot multibox detector (Liu et al. 2016).
 
-Stages of a backbone, ever coarser, each look for objects of a size of their own: a
-convolution on each says for every default box there which class it answers for and how
-it should move. Nearly all default boxes are background; of these only the hardest
-teach, three for each that answers for an object.
+Stages of a backbone, ever coarser, each detect objects of a size of their own: a
+convolution on each predicts for every default box its class and how it should move.
+Nearly all default boxes are background; only the hardest of these are trained, three
+for each that is matched to an object.
 """
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.detectors.detector import (
-    Detector,
-    from_network,
-    of_level,
-    require,
-    require_colours,
+from jaxdet.config import (
+    Count,
+    Levels,
+    NonNegative,
+    NotEmpty,
+    Positive,
+    PositiveFraction,
+    Postprocessing,
+    Preprocessing,
+    Size,
+    checked_dataclass,
 )
+from jaxdet.detectors import dense
+from jaxdet.detectors.detector import Detector, from_network, of_level, preprocess
 from jaxdet.nn.backbones.vgg import VGG16SSD
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.layers import Conv, NormType, inside_mask, zero_outside
-from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
-from jaxdet.ops import boxes as box_ops
+from jaxdet.ops import anchors, box_coding, losses, matching, sampling
 from jaxdet.ops.coverage import Coverage, best_iou
 from jaxdet.structs import Batch, Detections
 
-Shapes = tuple[tuple[tuple[float, float], ...], ...]
+BoxSizes = tuple[tuple[float, float], ...]
 
 
-def paper_shapes(
+def paper_box_sizes(
     sides: Sequence[float],
     ratios: Sequence[Sequence[float]],
     *,
     longest: float = math.inf,
-) -> Shapes:
-    """Default boxes of each map, as the paper makes them (2.2).
+) -> tuple[BoxSizes, ...]:
+    """Returns the sizes of default boxes as the paper defines them (2.2).
 
     Args:
       sides: in pixels, one more than there are maps.
@@ -59,120 +64,96 @@ def paper_shapes(
         itertools.pairwise(sides), ratios, strict=True
     ):
         between = math.sqrt(side * following)
-        shapes = [(side, side), (between, between)]
+        sizes = [(side, side), (between, between)]
         for root in map(math.sqrt, map_ratios):
-            shapes += [(side / root, side * root), (side * root, side / root)]
-        maps.append(tuple((min(h, longest), min(w, longest)) for h, w in shapes))
+            sizes += [(side / root, side * root), (side * root, side / root)]
+        maps.append(tuple((min(h, longest), min(w, longest)) for h, w in sizes))
     return tuple(maps)
 
 
-def tensorflow_shapes() -> Shapes:
-    """Default boxes of each of six maps, as TensorFlow's SSD-MobileNetV2 has them.
+def tensorflow_box_sizes() -> tuple[BoxSizes, ...]:
+    """Returns the sizes of the default boxes of TensorFlow's SSD-MobileNetV2.
 
     Returns:
-      For each map the (height, width) of its boxes, in pixels: three on the first map,
-      six on the others; sides are from 0.2 to 0.95 of a canvas of 300 pixels, evenly
-      spaced.
+      For each of six maps the (height, width) of its boxes, in pixels: three on the
+      first map, six on the others; sides are from 0.2 to 0.95 of a canvas of 300
+      pixels, evenly spaced.
     """
     scales = [0.2 + 0.15 * index for index in range(6)] + [1.0]
-    found = [[(0.1, 1.0), (0.2, 2.0), (0.2, 0.5)]]
+    maps = [[(0.1, 1.0), (0.2, 2.0), (0.2, 0.5)]]
     for scale, following in itertools.pairwise(scales[1:]):
         of_map = [(scale, ratio) for ratio in (1.0, 2.0, 0.5, 3.0, 0.3333)]
-        found.append([*of_map, (math.sqrt(scale * following), 1.0)])
+        maps.append([*of_map, (math.sqrt(scale * following), 1.0)])
     return tuple(
         tuple(
             (300 * scale / math.sqrt(ratio), 300 * scale * math.sqrt(ratio))
             for scale, ratio in of_map
         )
-        for of_map in found
+        for of_map in maps
     )
 
 
 _RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
-_VOC_SHAPES = paper_shapes((30, 60, 111, 162, 213, 264, 315), _RATIOS)
-_COCO_SHAPES = paper_shapes((21, 45, 99, 153, 207, 261, 315), _RATIOS, longest=300)
+_VOC_SIZES = paper_box_sizes((30, 60, 111, 162, 213, 264, 315), _RATIOS)
+_COCO_SIZES = paper_box_sizes((21, 45, 99, 153, 207, 261, 315), _RATIOS, longest=300)
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class SSDConfig:
-    """Numbers of SSD; defaults are the paper's for 300x300 pixels and VOC.
+    """Configures SSD; defaults are the paper's for 300x300 pixels and VOC."""
 
-    Raises:
-      ValueError: for numbers that contradict each other or are out of their range.
-    """
-
-    num_classes: int = 20
+    num_classes: Count = 20
     """K; labels run from 0 to K - 1."""
-    levels: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    levels: Levels = (3, 4, 5, 6, 7, 8)
     """Of the backbone that have heads, finest first (2.1)."""
-    steps: tuple[float, ...] = (8.0, 16.0, 32.0, 64.0, 100.0, 300.0)
-    """Canvas pixels between the centres of default boxes, one a level."""
-    shapes: Shapes = _VOC_SHAPES
+    strides: tuple[Positive, ...] = (8.0, 16.0, 32.0, 64.0, 100.0, 300.0)
+    """Canvas pixels between the centers of default boxes, one a level."""
+    default_box_sizes: tuple[
+        Annotated[tuple[tuple[Positive, Positive], ...], NotEmpty()], ...
+    ] = _VOC_SIZES
     """(height, width) in canvas pixels of the default boxes of each level (2.2)."""
-    scores: Literal["softmax", "sigmoid"] = "softmax"
-    """One of K classes or background; or each class by itself, as TensorFlow's."""
-    positive_iou: float = 0.5
-    """From it on, a default box answers for the object (2.2)."""
-    negatives_per_positive: float = 3.0
-    """Hardest background boxes that teach, for each of an image's positive ones."""
-    min_negatives: int = 3
+    score_function: Literal["softmax", "sigmoid"] = "softmax"
+    """Softmax over K classes and background; or a sigmoid of each class, as
+    TensorFlow's."""
+    positive_iou: PositiveFraction = 0.5
+    """Default boxes that overlap an object as much or more are matched to it (2.2)."""
+    negatives_per_positive: NonNegative = 3.0
+    """Hardest background boxes that are trained, for each of an image's positive ones
+    (2.2)."""
+    min_negatives: Size = 3
     """At least so many in every image; the references have 0: there an image without
-    objects teaches nothing."""
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    objects trains nothing."""
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     """Factors of the deltas: the inverse of their usual standard deviations."""
-    box_beta: float = 1.0
+    box_beta: NonNegative = 1.0
     """Where smooth L1 turns from square to linear (2.2)."""
-    box_weight: float = 1.0
+    box_weight: NonNegative = 1.0
     """Of the box loss in the sum; alpha (2.2)."""
-    score_threshold: float = 0.01
-    """Lower scores are no answers (3)."""
-    candidates: int = 400
-    """Best scores of each class that reach the NMS."""
-    nms_threshold: float = 0.45
-    """Of two answers of a class that overlap more, the better one stays (3)."""
-    detections: int = 200
-    """Slots for the answers on one image (3)."""
-    mean: tuple[float, float, float] = (123 / 255, 117 / 255, 104 / 255)
-    """Of red, green and blue, on a scale from 0 to 1."""
-    std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
-    """Of the same: only the mean is taken off."""
+    preprocessing: Preprocessing = Preprocessing(
+        mean=(123 / 255, 117 / 255, 104 / 255), std=(1 / 255, 1 / 255, 1 / 255)
+    )
+    """Only the mean is subtracted."""
+    postprocessing: Postprocessing = Postprocessing(
+        score_threshold=0.01, pre_nms_topk=400, nms_threshold=0.45, max_detections=200
+    )
+    """The top 400 scores of each class reach the NMS (3)."""
 
-    def __post_init__(self):
-        check = partial(require, self)
-        for name in ("num_classes", "candidates", "detections"):
-            check(name, getattr(self, name) >= 1, "at least 1")
-        for name in (
-            "negatives_per_positive",
-            "min_negatives",
-            "box_beta",
-            "box_weight",
-        ):
-            check(name, getattr(self, name) >= 0, "0 or more")
-        check("positive_iou", 0 < self.positive_iou <= 1, "in (0, 1]")
-        for name in ("score_threshold", "nms_threshold"):
-            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        rising = self.levels and list(self.levels) == sorted(set(self.levels))
-        check("levels", rising, "one or more, finest first")
-        for name in ("steps", "shapes"):
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that every level has a stride and default boxes."""
+        for name in ("strides", "default_box_sizes"):
             one_each = len(getattr(self, name)) == len(self.levels)
-            check(name, one_each, f"one for each of levels {self.levels}")
-        check("steps", min(self.steps) > 0, "above 0")
-        shapes = [shape for level in self.shapes for shape in level]
-        right = all(self.shapes) and all(len(s) == 2 and min(s) > 0 for s in shapes)
-        check("shapes", right, "one or more a level, each (height, width) above 0")
-        check("scores", self.scores in ("softmax", "sigmoid"), "softmax or sigmoid")
-        right = len(self.box_weights) == 4 and min(self.box_weights) > 0
-        check("box_weights", right, "four numbers above 0")
-        require_colours(self)
+            yield name, one_each, f"one for each of the levels {self.levels}"
 
 
 PAPER = SSDConfig(min_negatives=0)
 
 TORCHVISION = SSDConfig(
     num_classes=80,
-    shapes=_COCO_SHAPES,
+    default_box_sizes=_COCO_SIZES,
     min_negatives=0,
-    mean=(0.48235, 0.45882, 0.40784),
+    preprocessing=Preprocessing(
+        mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255)
+    ),
 )
 
 
@@ -209,37 +190,39 @@ class SSDNetwork(nn.Module):
         """`[B, H, W, 3]` -> class logits and box deltas of each level.
 
         Returns:
-          `{level: [B, rows, columns, S, K + 1]}`, background last, or K logits where
-          classes are scored each by itself; and `{level: [B, rows, columns, S, 4]}`.
+          `{level: [B, rows, columns, S, K + 1]}`, background last, or K logits with
+          sigmoids; and `{level: [B, rows, columns, S, 4]}`.
         """
         config = self.config
         stages = self.backbone(pixels, sizes)
-        outputs = config.num_classes + (config.scores == "softmax")
+        num_logits = config.num_classes + (config.score_function == "softmax")
         logits, deltas = {}, {}
-        for level, shapes in zip(config.levels, config.shapes, strict=True):
+        for level, box_sizes in zip(
+            config.levels, config.default_box_sizes, strict=True
+        ):
             x = zero_outside(of_level(stages, level), sizes, 2**level)
-            for answers, name, count in (
-                (logits, "classes", outputs),
+            for outputs, name, width in (
+                (logits, "classes", num_logits),
                 (deltas, "deltas", 4),
             ):
                 head = Conv(
-                    len(shapes) * count,
+                    len(box_sizes) * width,
                     kernel_init=nn.initializers.xavier_uniform(),
                     dtype=self.backbone.dtype,
                     name=f"{name}{level}",
                 )
-                answer = head(x).astype(jnp.float32)
-                answers[level] = answer.reshape(*x.shape[:3], len(shapes), count)
+                output = head(x).astype(jnp.float32)
+                outputs[level] = output.reshape(*x.shape[:3], len(box_sizes), width)
         return logits, deltas
 
 
 def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
-    """Class loss on positive and the hardest other boxes, box loss on the former (2.2).
+    """Computes class losses of positive and hard negative boxes, box losses (2.2).
 
     Args:
       network: a bound `SSDNetwork`.
       batch: with truth.
-      key: not used: SSD draws nothing.
+      key: not used: SSD samples nothing.
       config: see `SSDConfig`.
       axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
@@ -249,30 +232,30 @@ def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
     """
     del key  # SSD samples nothing.
     truth = batch.truth
-    logits, deltas, boxes, used = _look(network, batch, config)
-    # 1. Which object, if any, does each default box answer for?
+    pixels, sizes = preprocess(batch, config.preprocessing)
+    logits, deltas = network(pixels, sizes)  # maps of each level
+    boxes, inside = _default_boxes(pixels.shape[1:3], sizes, deltas, config)
+    logits, deltas = _flatten(logits), _flatten(deltas)  # [B, A, K + 1], [B, A, 4]
+    # 1. Match every default box to an object or to the background.
     match = partial(matching.match_default_boxes, positive_iou=config.positive_iou)
-    on_image = jnp.where(used[..., None], boxes[None], 0.0)  # no best one in padding
-    matches = jax.vmap(match)(on_image, truth.boxes, truth.valid & ~truth.crowd)
-    positive = matches.positive & used
-    # 2. What should it have said?
-    matched = jax.vmap(lambda values, index: values[index])
-    labels = matched(truth.labels, matches.gt_index)
-    labels = jnp.where(positive, labels, config.num_classes)  # K: background
-    targets = box_coding.encode(
-        matched(truth.boxes, matches.gt_index), boxes[None], weights=config.box_weights
+    valid = truth.valid & ~truth.crowd
+    matches = jax.vmap(match)(dense.zero_outside(boxes, inside), truth.boxes, valid)
+    matches = dense.ignore_outside(matches, inside)
+    positive, negative = matches.positive, matches.negative
+    # 2. Gather the targets of the matched boxes.
+    labels, target_boxes = dense.matched_targets(
+        truth, matches.gt_index, positive, num_classes=config.num_classes
     )
-    # 3. How far off was it?
-    miss = _class_misses(logits, labels, config)  # [B, A]
+    targets = box_coding.encode(target_boxes, boxes[None], weights=config.box_weights)
+    # 3. Compute the losses, of the background's only where they are largest.
+    class_loss = _class_loss_per_box(logits, labels, config)  # [B, A]
     wanted = config.negatives_per_positive * jnp.sum(positive, axis=1)
     wanted = jnp.maximum(wanted.astype(jnp.int32), config.min_negatives)
-    hard = jax.vmap(sampling.hard_negative_mining)(
-        miss, matches.negative & used, wanted
-    )
+    hard = jax.vmap(sampling.hard_negative_mining)(class_loss, negative, wanted)
+    box_loss = losses.smooth_l1_loss(deltas, targets, beta=config.box_beta)
     count = losses.device_mean_count(positive, axis_name=axis_name)
-    class_loss = jnp.sum(miss, where=positive | hard) / count
-    box_miss = losses.smooth_l1_loss(deltas, targets, beta=config.box_beta)
-    box_loss = jnp.sum(box_miss, where=positive[..., None]) / count
+    class_loss = jnp.sum(class_loss, where=positive | hard) / count
+    box_loss = jnp.sum(box_loss, where=positive[..., None]) / count
     metrics = {
         "class_loss": class_loss,
         "box_loss": box_loss,
@@ -282,25 +265,30 @@ def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: SSDConfig) -> Detections:
-    """The best scores of each class, decoded, clipped and thinned class by class.
+    """Decodes the top scores of each class and removes duplicates by NMS.
 
     Args:
       network: a bound `SSDNetwork`.
-      batch: truth is not looked at.
+      batch: its truth is not used.
       config: see `SSDConfig`.
 
     Returns:
-      `Detections` `[B, D]`, best first, D being `config.detections`.
+      `Detections` `[B, config.postprocessing.max_detections]`, best first.
     """
-    logits, deltas, boxes, used = _look(network, batch, config)
-    found = box_coding.decode(deltas, boxes[None], weights=config.box_weights)
-    found = jax.vmap(box_ops.clip)(found, batch.sizes)
-    if config.scores == "softmax":
+    pixels, sizes = preprocess(batch, config.preprocessing)
+    logits, deltas = network(pixels, sizes)  # maps of each level
+    boxes, inside = _default_boxes(pixels.shape[1:3], sizes, deltas, config)
+    logits, deltas = _flatten(logits), _flatten(deltas)  # [B, A, K + 1], [B, A, 4]
+    boxes = box_coding.decode(deltas, boxes[None], weights=config.box_weights)
+    if config.score_function == "softmax":
         scores = jax.nn.softmax(logits)[..., :-1]
     else:
         scores = jax.nn.sigmoid(logits)
-    good = used[..., None] & (scores > config.score_threshold)
-    return jax.vmap(partial(_best, config=config))(found, jnp.where(good, scores, -1.0))
+    kept = inside[..., None] & (scores > config.postprocessing.score_threshold)
+    scores = jnp.where(kept, scores, -1.0)
+    scores, index, labels = _topk_per_class(scores, config.postprocessing.pre_nms_topk)
+    boxes = dense.gather(boxes, index)
+    return dense.postprocess(boxes, scores, labels, batch.sizes, config.postprocessing)
 
 
 def coverage(
@@ -316,10 +304,10 @@ def coverage(
     """
     del sizes  # The best one's cell is one of the image's.
     best = np.zeros(len(boxes))
-    for step, shapes in zip(config.steps, config.shapes, strict=True):
-        cells = _cells(canvas, step)
-        grid = anchors.default_boxes([cells], strides=[step], sizes=[shapes])
-        grid = np.asarray(grid).reshape(*cells, len(shapes), 4)
+    for stride, box_sizes in zip(config.strides, config.default_box_sizes, strict=True):
+        cells = num_cells(canvas, stride)
+        grid = anchors.default_boxes([cells], strides=[stride], sizes=[box_sizes])
+        grid = np.asarray(grid).reshape(*cells, len(box_sizes), 4)
         best = np.maximum(best, best_iou(grid, boxes))
     threshold = config.positive_iou
     return Coverage(best, threshold, threshold, "IoU with the best default box")
@@ -337,76 +325,57 @@ def ssd(config: SSDConfig, backbone: nn.Module) -> Detector:
     )
 
 
-def _look(network, batch: Batch, config: SSDConfig):
-    """Logits `[B, A, .]`, deltas `[B, A, 4]`, boxes `[A, 4]`, which count `[B, A]`.
-
-    A runs over levels, rows, columns, shapes. The boxes that count are those of cells
-    that the image alone would have.
-    """
-    normalize = partial(images.normalize, mean=config.mean, std=config.std)
-    pixels = jax.vmap(normalize)(batch.images, batch.sizes)
-    logits, deltas = network(pixels, batch.sizes)
-    shapes = {level: deltas[level].shape for level in config.levels}  # B, H, W, S, 4
-    _require_fitting_steps(batch.images.shape[1:3], shapes, config)
-    boxes = anchors.default_boxes(
-        [shape[1:3] for shape in shapes.values()],
-        strides=config.steps,
-        sizes=config.shapes,
-    )
-    used = {
-        level: jnp.repeat(inside_mask(batch.sizes, shape, 2**level), shape[3], axis=3)
-        for level, shape in shapes.items()
-    }
-
-    def flat(maps: dict[int, jax.Array], *width: int) -> jax.Array:
-        rows = [maps[level].reshape(len(pixels), -1, *width) for level in shapes]
-        return jnp.concatenate(rows, axis=1)
-
-    width = next(iter(logits.values())).shape[-1]
-    return flat(logits, width), flat(deltas, 4), boxes, flat(used)
-
-
-def _require_fitting_steps(
-    canvas: tuple[int, int], shapes: dict[int, tuple[int, ...]], config: SSDConfig
-) -> None:
-    """Default boxes must lie where their cells look."""
-    for step, (level, shape) in zip(config.steps, shapes.items(), strict=True):
-        if shape[1:3] != _cells(canvas, step):
-            raise ValueError(
-                f"steps is {config.steps}; on the canvas {canvas} level {level} has "
-                f"{shape[1]} x {shape[2]} cells, whose step must be about "
-                f"{canvas[0] / shape[1]:g} pixels, not {step:g}"
-            )
-
-
-def _cells(canvas: tuple[int, int], step: float) -> tuple[int, int]:
-    """(rows, columns) of such a step that it takes to reach the canvas's end."""
-    # 19 steps of 300 / 19 may come out as a little less than 300.
-    rows, columns = (math.ceil(extent / step - 1e-6) for extent in canvas)
+def num_cells(canvas: tuple[int, int], stride: float) -> tuple[int, int]:
+    """Returns the (rows, columns) of cells of a stride that cover a canvas."""
+    # 19 strides of 300 / 19 may come out as a little less than 300.
+    rows, columns = (math.ceil(extent / stride - 1e-6) for extent in canvas)
     return rows, columns
 
 
-def _class_misses(logits, labels, config: SSDConfig) -> jax.Array:
-    """`[B, A, .]` and `[B, A]` -> `[B, A]`: the class loss of every default box."""
-    if config.scores == "softmax":
+def _default_boxes(canvas, sizes, deltas, config: SSDConfig):
+    """Default boxes `[A, 4]`, and which lie in cells on their image `[B, A]`.
+
+    A runs over levels, rows, columns, shapes.
+    """
+    maps = {level: deltas[level].shape for level in config.levels}  # B, H, W, S, 4
+    for stride, (level, shape) in zip(config.strides, maps.items(), strict=True):
+        if shape[1:3] != num_cells(canvas, stride):
+            raise ValueError(
+                f"strides is {config.strides}; on the canvas {canvas} level {level} "
+                f"has {shape[1]} x {shape[2]} cells, whose stride must be about "
+                f"{canvas[0] / shape[1]:g} pixels, not {stride:g}"
+            )
+    boxes = anchors.default_boxes(
+        [shape[1:3] for shape in maps.values()],
+        strides=config.strides,
+        sizes=config.default_box_sizes,
+    )
+    masks = {
+        level: jnp.repeat(inside_mask(sizes, shape, 2**level), shape[3], axis=3)
+        for level, shape in maps.items()
+    }
+    return boxes, _flatten(masks)
+
+
+def _flatten(maps: dict[int, jax.Array]) -> jax.Array:
+    """`{level: [B, rows, columns, S, ...]}` -> `[B, A, ...]`."""
+    rows = [x.reshape(len(x), -1, *x.shape[4:]) for _, x in sorted(maps.items())]
+    return jnp.concatenate(rows, axis=1)
+
+
+def _class_loss_per_box(logits, labels, config: SSDConfig) -> jax.Array:
+    """`[B, A, K + 1]` or `[B, A, K]`, and `[B, A]` -> `[B, A]`, of all boxes."""
+    if config.score_function == "softmax":
         likelihood = jax.nn.log_softmax(logits)
         return -jnp.take_along_axis(likelihood, labels[..., None], axis=-1)[..., 0]
     targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
-    misses = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=0.0)
-    return jnp.sum(misses, axis=-1)
+    entropy = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=0.0)
+    return jnp.sum(entropy, axis=-1)
 
 
-def _best(found, scores, *, config: SSDConfig) -> Detections:
-    """One image: `[A, 4]`, `[A, K]` -> `Detections` of it alone."""
-    scores, index = jax.lax.top_k(scores.T, min(config.candidates, len(found)))
-    labels = jnp.broadcast_to(jnp.arange(len(scores))[:, None], scores.shape)
-    scores, index, labels = (x.reshape(-1) for x in (scores, index, labels))
-    found = found[index]
-    return nms.select_detections(
-        found,
-        scores,
-        labels,
-        iou_threshold=config.nms_threshold,
-        max_detections=config.detections,
-        valid=(scores > 0) & jnp.all(jnp.isfinite(found), axis=-1),
-    )
+def _topk_per_class(scores: jax.Array, k: int) -> tuple[jax.Array, ...]:
+    """`[B, A, K]` -> scores, boxes and classes, each `[B, K * k]`."""
+    batch, count, classes = scores.shape
+    top, index = jax.lax.top_k(scores.transpose(0, 2, 1), min(k, count))
+    labels = jnp.broadcast_to(jnp.arange(classes)[:, None], top.shape)
+    return top.reshape(batch, -1), index.reshape(batch, -1), labels.reshape(batch, -1)

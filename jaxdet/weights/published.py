@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdet.config import Postprocessing, Preprocessing
 from jaxdet.data.dataset import cache_folder
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.input_config import InputConfig
-from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_shapes
+from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_box_sizes
 from jaxdet.inference.load import Found, Trained, detect_with, published
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
 from jaxdet.weights import state_dict
@@ -52,14 +53,16 @@ EFFICIENTNET_LITE0 = Package(
 SSD_MOBILENET_V2_CONFIG = SSDConfig(
     num_classes=len(CLASS_NAMES),
     levels=(4, 5, 6, 7, 8, 9),
-    steps=tuple(300 / cells for cells in (19, 10, 5, 3, 2, 1)),
-    shapes=tensorflow_shapes(),
-    scores="sigmoid",
-    candidates=1917,  # all: in a crowd, 100 answers of a class may take most of them
-    nms_threshold=0.6,
-    detections=100,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
+    strides=tuple(300 / cells for cells in (19, 10, 5, 3, 2, 1)),
+    default_box_sizes=tensorflow_box_sizes(),
+    score_function="sigmoid",
+    preprocessing=Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    postprocessing=Postprocessing(
+        score_threshold=0.01,
+        pre_nms_topk=1917,  # all: in a crowd, 100 of a class may take most of them
+        nms_threshold=0.6,
+        max_detections=100,
+    ),
 )
 SSD_MOBILENET_V2_INPUT = InputConfig(
     canvases=((300, 300),), keep_aspect=False, float_pixels=True

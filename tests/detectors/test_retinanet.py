@@ -1,4 +1,4 @@
-"""RetinaNet: the laws, its loss worked by hand, and the references' constants."""
+"""RetinaNet: the laws, and its loss and detections worked by hand."""
 
 import dataclasses
 from functools import partial
@@ -9,16 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.retinanet import (
-    DETECTRON2,
-    TORCHVISION,
-    RetinaNetConfig,
-    RetinaNetNetwork,
-    loss,
-    predict,
-    retinanet,
-)
-from jaxdet.detectors.serialization import deserialize
+from jaxdet.config import Anchors, Postprocessing
+from jaxdet.detectors.retinanet import RetinaNetConfig, loss, predict, retinanet
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors
 from jaxdet.ops import boxes as box_ops
@@ -27,11 +19,11 @@ from tests.detectors import laws, scenes
 SMALL = RetinaNetConfig(
     num_classes=3,
     levels=(3, 4, 5),
-    anchor_sizes=((16.0, 22.0), (32.0, 45.0), (64.0, 90.0)),
+    anchors=Anchors(((16.0, 22.0), (32.0, 45.0), (64.0, 90.0))),
     channels=32,
     head_depth=1,
     head_norm="group",
-    detections=20,
+    postprocessing=Postprocessing(max_detections=20),
 )
 
 
@@ -77,11 +69,13 @@ def one_object(config, box, label=1):
     boxes, labels = truth.boxes.copy(), truth.labels.copy()
     boxes[0, 0], labels[0, 0] = box, label
     batch = batch.replace(truth=truth.replace(boxes=boxes, labels=labels))
-    return batch, anchors.pyramid_anchors((64, 64), **config.anchors)
+    return batch, anchors.pyramid_anchors(
+        (64, 64), levels=config.levels, **vars(config.anchors)
+    )
 
 
 ONE_ANCHOR = dataclasses.replace(
-    SMALL, levels=(5,), anchor_sizes=((32.0,),), anchor_ratios=(1.0,)
+    SMALL, levels=(5,), anchors=Anchors(((32.0,),), ratios=(1.0,))
 )
 
 
@@ -103,9 +97,12 @@ def test_loss_worked_by_hand():
 
 def test_ignored_anchors_cost_nothing():
     # One object, most like the second size of the first cell: there its IoU is 1 and
-    # with the first size (28.8 / 32)**2 = .81, between low and high: ignored.
+    # with the first size (28.8 / 32)**2 = .81, between the thresholds: ignored.
     config = dataclasses.replace(
-        ONE_ANCHOR, anchor_sizes=((28.8, 32.0),), low_iou=0.5, high_iou=0.9
+        ONE_ANCHOR,
+        anchors=Anchors(((28.8, 32.0),), ratios=(1.0,)),
+        negative_iou=0.5,
+        positive_iou=0.9,
     )
     batch, boxes = one_object(config, [0, 0, 32, 32])
     assert boxes.shape == (8, 4)
@@ -117,8 +114,8 @@ def test_ignored_anchors_cost_nothing():
     np.testing.assert_allclose(metrics["class_loss"], expected, rtol=1e-5)
 
 
-def test_normalising_by_image_is_the_mean_of_single_images(rng):
-    config = dataclasses.replace(SMALL, normalise_by="image")
+def test_normalizing_by_image_is_the_mean_of_single_images(rng):
+    config = dataclasses.replace(SMALL, normalize_by="image")
     batch = scenes.batch()
     count = anchors.num_anchors((64, 64), levels=SMALL.levels, per_cell=6)
     logits = jnp.asarray(rng.normal(size=(4, count, 3)), jnp.float32)
@@ -135,7 +132,9 @@ def test_normalising_by_image_is_the_mean_of_single_images(rng):
 
 
 def test_predict_takes_the_best_and_clips():
-    config = dataclasses.replace(ONE_ANCHOR, detections=3)
+    config = dataclasses.replace(
+        ONE_ANCHOR, postprocessing=Postprocessing(max_detections=3)
+    )
     logits = jnp.full((1, 4, 3), -9.0).at[0, 0, 2].set(2.0).at[0, 3, 1].set(3.0)
     deltas = jnp.zeros((1, 4, 4)).at[0, 0, 0].set(-0.5)  # half a width to the left
     batch = scenes.batch(counts=(1,))
@@ -147,80 +146,25 @@ def test_predict_takes_the_best_and_clips():
     np.testing.assert_allclose(found.scores[0, :2], jax.nn.sigmoid(jnp.array([3.0, 2])))
 
 
-@pytest.mark.parametrize("config", [TORCHVISION, DETECTRON2, RetinaNetConfig()])
-def test_constants_all_references_share(config):
-    assert config.anchor_ratios == (0.5, 1.0, 2.0)
-    assert (config.low_iou, config.high_iou) == (0.4, 0.5)
-    assert (config.focal_alpha, config.focal_gamma, config.prior) == (0.25, 2.0, 0.01)
-    assert (config.score_threshold, config.candidates) == (0.05, 1000)
-    assert (config.nms_threshold, config.head_depth, config.channels) == (0.5, 4, 256)
-    assert config.box_loss == "smooth_l1" and config.box_beta == 0.0  # L1
-
-
-def test_torchvision_constants():
-    assert TORCHVISION.anchor_sizes[0] == (32.0, 40.0, 50.0)
-    assert TORCHVISION.anchor_rounded and TORCHVISION.anchor_offset == 0.0
-    assert TORCHVISION.extra_levels == "p5" and TORCHVISION.detections == 300
-    assert TORCHVISION.normalise_by == "image"
-
-
-def test_detectron2_constants():
-    assert DETECTRON2.anchor_sizes[0] == pytest.approx((32, 40.3175, 50.7968), abs=1e-3)
-    assert not DETECTRON2.anchor_rounded and DETECTRON2.anchor_offset == 0.0
-    assert DETECTRON2.extra_levels == "c5" and DETECTRON2.detections == 100
-
-
-@pytest.mark.parametrize("top_down", [True, False])
-def test_the_pyramid_may_lack_its_top_down_path(top_down):
-    config = dataclasses.replace(SMALL, top_down=top_down)
-    network = RetinaNetNetwork(config, ResNet(depth=10, width=16))
-    assert network.bind({}).fpn.top_down == top_down
-
-
-def test_the_recipe_makes_the_same_detector_again():
-    detector = small_retinanet(jnp.bfloat16)
-    again = deserialize(detector.recipe)
-    assert again.recipe == detector.recipe
-    batch = scenes.batch()
-    shapes = [
-        jax.eval_shape(d.init, jax.random.key(0), batch) for d in (detector, again)
-    ]
-    chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
-
-
 def test_coverage_is_by_its_own_anchors():
     objects = np.array([[3, 5, 19, 24], [60, 8, 63, 40], [0, 0, 64, 60]], np.float32)
-    all_anchors = anchors.pyramid_anchors((64, 96), **SMALL.anchors)
+    all_anchors = anchors.pyramid_anchors(
+        (64, 96), levels=SMALL.levels, **vars(SMALL.anchors)
+    )
     found = small_retinanet().coverage((64, 96), objects, np.full((3, 2), 64))
     expected = box_ops.pairwise_iou(all_anchors, objects).max(axis=0)
     np.testing.assert_allclose(found.best, expected, rtol=1e-5)
-    assert (found.low, found.high) == (SMALL.low_iou, SMALL.high_iou)
+    assert (found.low, found.high) == (SMALL.negative_iou, SMALL.positive_iou)
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"levels": (3, 4)}, "a tuple for each of levels"),
-        ({"levels": (5, 4, 3)}, "finest first"),
-        ({"anchor_sizes": ((1.0,), (2.0, 3.0), (4.0,))}, "as many sizes a level"),
-        ({"low_iou": 0.6}, "low_iou is 0.6"),
-        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
-        ({"box_loss": "GIoU"}, "box_loss is 'GIoU'; it must be one of"),
-        ({"normalise_by": "images"}, "normalise_by is 'images'"),
-        ({"extra_levels": "c6"}, "extra_levels is 'c6'"),
-        ({"head_norm": "batch"}, "head_norm is 'batch'"),
-        ({"anchor_ratios": ()}, "anchor_ratios"),
-        ({"anchor_ratios": (-1.0,)}, "anchor_ratios"),
-        ({"anchor_sizes": ((0.0,),) * 3}, "anchor_sizes"),
-        ({"prior": 0.0}, "prior is 0.0; it must be between 0 and 1"),
-        ({"detections": 0}, "detections is 0"),
-        ({"head_depth": -1}, "head_depth is -1"),
-        ({"std": (0.0, 1.0, 1.0)}, "std"),
-        ({"mean": (0.5, 0.5)}, r"mean is \(0.5, 0.5\); .* three numbers"),
-        ({"levels": ()}, r"levels is \(\); .* one or more"),
-        ({"anchor_offset": 8.0}, r"anchor_offset is 8.0; .* \[0, 1\]"),
-        ({"low_iou": 0.0, "high_iou": 0.0}, r"high_iou is 0.0; .* \(0, 1\]"),
-        ({"nms_threshold": -1.0}, "nms_threshold is -1.0"),
+        ({"levels": (3, 4)}, r"anchors is .* sizes for each of the levels \(3, 4\)"),
+        ({"levels": (5, 4, 3)}, r"levels is \(5, 4, 3\); .* consecutive"),
+        ({"levels": ()}, r"levels is \(\); .* not empty"),
+        ({"negative_iou": 0.6}, "negative_iou is 0.6; .* at most positive_iou, 0.5"),
+        ({"prior": 0.0}, r"prior is 0.0; it must be in \(0, 1\)"),
     ],
 )
 def test_contradictions_are_refused(change, complaint):

@@ -1,4 +1,4 @@
-"""SSD: the laws, its loss worked by hand, and the references' constants."""
+"""SSD: the laws, its loss and its detections worked by hand, its default boxes."""
 
 import dataclasses
 from functools import partial
@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.serialization import deserialize
+from jaxdet.config import Postprocessing, Preprocessing
 from jaxdet.detectors.ssd import (
     PAPER,
     TORCHVISION,
     SSDConfig,
     SSDNetwork,
     loss,
-    paper_shapes,
+    paper_box_sizes,
     predict,
     ssd,
-    tensorflow_shapes,
+    tensorflow_box_sizes,
     vgg16_300,
 )
 from jaxdet.nn.backbones.resnet import ResNet
@@ -32,11 +32,10 @@ from tests.detectors import laws, scenes
 SMALL = SSDConfig(
     num_classes=3,
     levels=(3, 4),
-    steps=(8.0, 16.0),
-    shapes=paper_shapes((16, 26, 42), ((2,),) * 2),
-    detections=20,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    strides=(8.0, 16.0),
+    default_box_sizes=paper_box_sizes((16, 26, 42), ((2,),) * 2),
+    preprocessing=Preprocessing(),
+    postprocessing=dataclasses.replace(PAPER.postprocessing, max_detections=20),
 )
 
 
@@ -71,7 +70,11 @@ def found_by(logits, deltas, batch, *, config):
 
 # Four default boxes, the quarters of a 64x64 image.
 ONE_LEVEL = dataclasses.replace(
-    SMALL, levels=(5,), steps=(32.0,), shapes=(((32.0, 32.0),),), box_weights=(1.0,) * 4
+    SMALL,
+    levels=(5,),
+    strides=(32.0,),
+    default_box_sizes=(((32.0, 32.0),),),
+    box_weights=(1.0,) * 4,
 )
 
 
@@ -115,7 +118,7 @@ def test_softmax_loss_worked_by_hand(ratio, hard):
 def test_sigmoid_loss_worked_by_hand():
     # Scores of 1/2 everywhere: each of three classes costs ln 2, of the object's box
     # and of three background boxes.
-    config = dataclasses.replace(ONE_LEVEL, scores="sigmoid")
+    config = dataclasses.replace(ONE_LEVEL, score_function="sigmoid")
     nothing = jnp.zeros((1, 4, 3)), jnp.zeros((1, 4, 4))
     _, metrics = loss_of(*nothing, one_object([0, 0, 32, 32]), config=config)
     np.testing.assert_allclose(metrics["class_loss"], 12 * np.log(2), rtol=1e-5)
@@ -145,13 +148,16 @@ def test_box_weights_scale_the_deltas():
     np.testing.assert_array_equal(found.boxes[0, 0], [4, 0, 36, 32])
 
 
-@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
-def test_predict_takes_the_best_of_each_class_and_clips(scores):
-    config = dataclasses.replace(ONE_LEVEL, scores=scores, detections=4, candidates=1)
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
+def test_predict_takes_the_best_of_each_class_and_clips(score_function):
+    postprocessing = Postprocessing(pre_nms_topk=1, max_detections=4)
+    config = dataclasses.replace(
+        ONE_LEVEL, score_function=score_function, postprocessing=postprocessing
+    )
     # Of the first class two boxes are seen, of the last one; one candidate a class.
     logits = jnp.full((1, 4, 3), -9.0).at[0, 0, 0].set(2.0).at[0, 1, 0].set(1.0)
     logits = logits.at[0, 3, 2].set(3.0)
-    if scores == "softmax":
+    if score_function == "softmax":
         logits = jnp.concatenate([logits, jnp.zeros((1, 4, 1))], axis=-1)
     deltas = jnp.zeros((1, 4, 4)).at[0, 3, 0].set(0.5)  # half a width to the right
     batch = scenes.batch(counts=(1,))
@@ -164,8 +170,8 @@ def test_predict_takes_the_best_of_each_class_and_clips(scores):
     np.testing.assert_allclose(found.scores[0, :2], best, atol=1e-4)
 
 
-def test_paper_shapes_worked_by_hand():
-    first, second = paper_shapes((30, 60, 111), ((2,), (2, 3)))
+def test_paper_box_sizes_worked_by_hand():
+    first, second = paper_box_sizes((30, 60, 111), ((2,), (2, 3)))
     root, between = np.sqrt(2), np.sqrt(30 * 60)
     np.testing.assert_allclose(
         first,
@@ -178,12 +184,12 @@ def test_paper_shapes_worked_by_hand():
     )
     assert len(second) == 6
     np.testing.assert_allclose(second[5], [60 * np.sqrt(3), 60 / np.sqrt(3)])
-    ((*_, lying, _),) = paper_shapes((200, 300), ((4,),), longest=300)
+    ((*_, lying, _),) = paper_box_sizes((200, 300), ((4,),), longest=300)
     assert lying == (100, 300)
 
 
-def test_tensorflow_shapes_worked_by_hand():
-    maps = tensorflow_shapes()
+def test_tensorflow_box_sizes_worked_by_hand():
+    maps = tensorflow_box_sizes()
     assert [len(shapes) for shapes in maps] == [3, 6, 6, 6, 6, 6]
     root = np.sqrt(2)
     first = [[30, 30], [60 / root, 60 * root], [60 * root, 60 / root]]
@@ -216,36 +222,14 @@ def test_vgg16_has_the_published_maps_and_parameters():
     assert boxes == 8732
 
 
-@pytest.mark.parametrize("config", [PAPER, TORCHVISION])
-def test_constants_all_references_share(config):
-    assert config.steps == (8, 16, 32, 64, 100, 300)
-    assert [len(shapes) for shapes in config.shapes] == [4, 6, 6, 6, 4, 4]
-    assert (config.positive_iou, config.negatives_per_positive) == (0.5, 3.0)
-    assert config.min_negatives == 0 and config.box_beta == 1.0
-    assert config.box_weights == (10.0, 10.0, 5.0, 5.0)
-    assert (config.score_threshold, config.nms_threshold) == (0.01, 0.45)
-    assert (config.candidates, config.detections) == (400, 200)
-    assert config.scores == "softmax"
-    np.testing.assert_allclose(config.mean, (0.48235, 0.45882, 0.40784), atol=1e-5)
-    assert config.std == (1 / 255,) * 3
-
-
-def test_constants_of_each_reference():
-    assert PAPER.num_classes == 20
-    paper = [shapes[0][0] for shapes in PAPER.shapes]
-    assert paper == [30, 60, 111, 162, 213, 264]
-    theirs = [shapes[0][0] for shapes in TORCHVISION.shapes]
-    assert theirs == [21, 45, 99, 153, 207, 261]
-    assert max(np.max(shapes) for shapes in PAPER.shapes) > 300
-    assert max(np.max(shapes) for shapes in TORCHVISION.shapes) == 300
-
-
-def test_steps_of_another_canvas_are_refused():
+def test_strides_of_another_canvas_are_refused():
     batch = scenes.batch()
-    config = dataclasses.replace(SMALL, steps=(8.0, 32.0))
+    config = dataclasses.replace(SMALL, strides=(8.0, 32.0))
     detector = small_ssd(config=config)
     variables = jax.eval_shape(detector.init, jax.random.key(0), batch)
-    words = r"steps is \(8.0, 32.0\); .* level 4 has 4 x 4 cells, .* about 16 .* not 32"
+    words = (
+        r"strides is \(8.0, 32.0\); .* level 4 has 4 x 4 cells, .* about 16 .* not 32"
+    )
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(detector.predict, variables, batch)
 
@@ -257,7 +241,7 @@ def test_steps_of_another_canvas_are_refused():
 def test_coverage_is_by_the_default_boxes_of_the_references(config, extents):
     objects = np.array([[9, 11, 40, 60], [0, 100, 290, 200], [5, 5, 9, 9]], np.float32)
     cells = [(extent, extent) for extent in extents]
-    layout = {"strides": config.steps, "sizes": config.shapes}
+    layout = {"strides": config.strides, "sizes": config.default_box_sizes}
     iou = box_ops.pairwise_iou(anchors.default_boxes(cells, **layout), objects)
     found = ssd(config, None).coverage((300, 300), objects, np.full((3, 2), 300))
     np.testing.assert_allclose(found.best, iou.max(axis=0), rtol=1e-5)
@@ -271,44 +255,15 @@ def test_a_level_that_the_backbone_lacks_is_named():
         jax.eval_shape(detector.init, jax.random.key(0), scenes.batch())
 
 
-def test_the_recipe_makes_the_same_detector_again():
-    detector = small_ssd(jnp.bfloat16)
-    again = deserialize(detector.recipe)
-    assert again.recipe == detector.recipe
-    batch = scenes.batch()
-    shapes = [
-        jax.eval_shape(d.init, jax.random.key(0), batch) for d in (detector, again)
-    ]
-    chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
-
-
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("num_classes", 0, "at least 1"),
-        ("candidates", 0, "at least 1"),
-        ("detections", 0, "at least 1"),
-        ("levels", (), "finest first"),
-        ("levels", (4, 3), "finest first"),
-        ("levels", (3, 3), "finest first"),
-        ("steps", (8.0,), "one for each of levels"),
-        ("steps", (8.0, 0.0), "above 0"),
-        ("shapes", (((8.0, 8.0),),), "one for each of levels"),
-        ("shapes", (((8.0, 8.0),), ()), "one or more a level"),
-        ("shapes", (((8.0, 0.0),),) * 2, "(height, width) above 0"),
-        ("shapes", (((8.0, 8.0, 8.0),),) * 2, "(height, width)"),
-        ("scores", "logistic", "softmax or sigmoid"),
-        ("positive_iou", 1.5, "in (0, 1]"),
-        ("positive_iou", 0.0, "in (0, 1]"),
-        ("negatives_per_positive", -1.0, "0 or more"),
-        ("min_negatives", -1, "0 or more"),
-        ("box_weights", (1.0, 1.0, 1.0), "four numbers above 0"),
-        ("box_beta", -1.0, "0 or more"),
-        ("box_weight", -1.0, "0 or more"),
-        ("score_threshold", -1.0, "in [0, 1]"),
-        ("nms_threshold", 2.0, "in [0, 1]"),
-        ("std", (0.0, 1.0, 1.0), "above 0"),
-        ("mean", (0.5,), "three numbers"),
+        ("levels", (4, 3), "rising"),
+        ("strides", (8.0,), "one for each of the levels"),
+        ("default_box_sizes", (((8.0, 8.0),),), "one for each of the levels"),
+        ("default_box_sizes", (((8.0, 8.0),), ()), "not empty"),
+        ("default_box_sizes", (((8.0, 0.0),),) * 2, "above 0"),
+        ("box_weights", (1.0, 1.0, 1.0), "a tuple of 4"),
     ],
 )
 def test_contradictions_are_refused(field, value, allowed):

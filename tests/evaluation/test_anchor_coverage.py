@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from jaxdet.config import ConfigError
+from jaxdet.config import Anchors, ConfigError
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.evaluation import anchor_coverage
@@ -15,7 +15,7 @@ from tests.data.in_memory import in_memory_data_set
 # One square of 16 pixels in each cell of 16.
 DETECTOR = retinanet(
     RetinaNetConfig(
-        num_classes=2, levels=(4,), anchor_sizes=((16.0,),), anchor_ratios=(1.0,)
+        num_classes=2, levels=(4,), anchors=Anchors(((16.0,),), ratios=(1.0,))
     ),
     None,
 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import command_line
+from jaxdet.config import Anchors
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
@@ -30,7 +31,7 @@ from tests.training import toy
 SLOW_STEPS = 120
 # On one level, since every process compiles them anew.
 RETINANET = RetinaNetConfig(
-    num_classes=3, levels=(4,), anchor_sizes=((28.0,),), channels=8, head_depth=1
+    num_classes=3, levels=(4,), anchors=Anchors(((28.0,),)), channels=8, head_depth=1
 )
 FASTER_RCNN = FasterRCNNConfig(
     num_classes=3,

@@ -22,7 +22,7 @@ from jaxdet.detectors import (
     rpn,
     ssd,
 )
-from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.detector import Detector, preprocess
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import paste_masks, rescale_to_original
 from jaxdet.nn import layers
@@ -151,9 +151,7 @@ ONE_STAGE = {
 
 def _one_stage(network, batch, parity):
     config = parity.config
-    pixels = images.normalize(
-        batch.images, batch.sizes, mean=config.mean, std=config.std
-    )
+    pixels, _ = preprocess(batch, config.preprocessing)
     features = network.backbone(pixels)
     outputs = network(pixels)
     if parity.name.startswith("ssd"):
@@ -242,8 +240,14 @@ def test_3_anchors(parity):
     if not has_anchors(parity):
         pytest.skip("its points and default boxes have golden tests of their own")
     config = parity.boxes_config.rpn if parity.two_stages else parity.config
-    ours = anchors.pyramid_anchors(CANVAS, **config.anchors)
+    ours = pyramid_anchors(config)
     np.testing.assert_array_equal(ours, parity.golden["eval/anchors/0"])
+
+
+def pyramid_anchors(config):
+    if isinstance(config.anchors, dict):
+        return anchors.pyramid_anchors(CANVAS, **config.anchors)
+    return anchors.pyramid_anchors(CANVAS, levels=config.levels, **vars(config.anchors))
 
 
 def has_anchors(parity):
@@ -399,10 +403,14 @@ def test_matches_of_anchors(parity):
     if not has_anchors(parity):
         pytest.skip("its points and default boxes have golden tests of their own")
     config = parity.boxes_config.rpn if parity.two_stages else parity.config
-    boxes = anchors.pyramid_anchors(CANVAS, **config.anchors)
+    boxes = pyramid_anchors(config)
+    if parity.two_stages:
+        config = dataclasses.make_dataclass("", ["negative_iou", "positive_iou"])(
+            config.low_iou, config.high_iou
+        )
     thresholds = {
-        "negative_iou": config.low_iou,
-        "positive_iou": config.high_iou,
+        "negative_iou": config.negative_iou,
+        "positive_iou": config.positive_iou,
     }
     for i in range(2):
         truth = jax.tree.map(lambda x, i=i: x[i], parity.batch.truth)

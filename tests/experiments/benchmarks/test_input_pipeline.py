@@ -8,7 +8,7 @@ import pytest
 
 from experiments import retinanet_folder
 from experiments.benchmarks import input_pipeline
-from jaxdet.config import ConfigError
+from jaxdet.config import Anchors, ConfigError
 from jaxdet.data import batching
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco
@@ -77,7 +77,7 @@ def test_the_share_that_training_waits(monkeypatch, capsys):
         channels=16,
         head_depth=1,
         levels=(4, 5),
-        anchor_sizes=((16.0,), (32.0,)),
+        anchors=Anchors(((16.0,), (32.0,))),
     )
     monkeypatch.setattr(retinanet_folder, "BACKBONE", backbone)
     monkeypatch.setattr(retinanet_folder, "DETECTOR", small)

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from experiments.benchmarks import models
 from experiments.benchmarks.models import MODELS
+from jaxdet.config import Postprocessing
 from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.extra_stages import ExtraStages
@@ -22,8 +23,10 @@ from jaxdet.nn.heads import FCHead
 from jaxdet.structs import Batch
 from jaxdet.weights import torchvision
 
-DENSE = {"num_classes": 4, "channels": 4, "head_depth": 1, "detections": 8}
-DENSE |= {"score_threshold": 0.2, "candidates": 20}
+DENSE = {"num_classes": 4, "channels": 4, "head_depth": 1}
+DENSE["postprocessing"] = Postprocessing(
+    score_threshold=0.2, pre_nms_topk=20, max_detections=8
+)
 RPN = {"candidates": 12, "proposals": 6, "train_candidates": 12, "train_proposals": 6}
 REGION = {"per_image": 8, "candidates": 20, "detections": 4}
 
@@ -75,10 +78,11 @@ TINY = {
         "config": ssd.SSDConfig(
             num_classes=4,
             levels=(4, 5),
-            steps=(16.0, 32.0),
-            shapes=(((20.0, 20.0),), ((40.0, 40.0), (50.0, 25.0))),
-            candidates=8,
-            detections=8,
+            strides=(16.0, 32.0),
+            default_box_sizes=(((20.0, 20.0),), ((40.0, 40.0), (50.0, 25.0))),
+            postprocessing=dataclasses.replace(
+                ssd.PAPER.postprocessing, pre_nms_topk=8, max_detections=8
+            ),
         ),
         "backbone": ssd_backbone,
         "canvas": (64, 64),

@@ -101,7 +101,7 @@ def test_settings_reach_their_detectors():
     assert '"per_image": 30' in text and '"width": 8' in text
     detector = scaling.make(Setting(shapes=2))
     assert detector.num_classes == 80
-    assert '"anchor_sizes": [[16.0, 22.6' in json.dumps(detector.recipe)
+    assert '"sizes": [[16.0, 22.6' in json.dumps(detector.recipe)
 
 
 def test_every_setting_is_measured(monkeypatch, tmp_path, capsys):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from experiments.digits import MASK_RCNN, box_head
 from experiments.lecture import anatomy
+from jaxdet.config import Anchors
 from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
@@ -101,7 +102,7 @@ def fresh(detector):
 RETINANET = RetinaNetConfig(
     num_classes=2,
     levels=(3, 4),
-    anchor_sizes=((16.0,), (32.0,)),
+    anchors=Anchors(((16.0,), (32.0,))),
     channels=8,
     head_depth=1,
     head_norm="group",
@@ -111,10 +112,18 @@ RPN = RPNConfig(
     levels=(3, 4), anchor_sizes=((16.0,), (32.0,)), channels=8, fpn_norm="group"
 )
 FCOS = FCOSConfig(
-    num_classes=2, levels=(3, 4), limits=(32.0,), channels=8, head_depth=1, prior=0.7
+    num_classes=2,
+    levels=(3, 4),
+    regression_ranges=(32.0,),
+    channels=8,
+    head_depth=1,
+    prior=0.7,
 )
 SSD = SSDConfig(
-    num_classes=2, levels=(3, 4), steps=(8.0, 16.0), shapes=(((12, 12),), ((24, 24),))
+    num_classes=2,
+    levels=(3, 4),
+    strides=(8.0, 16.0),
+    default_box_sizes=(((12, 12),), ((24, 24),)),
 )
 
 
@@ -171,7 +180,10 @@ def test_an_fcos_says_what_is_drawn(drawn_by):
     ("detector", "anchor_count"),
     [
         (retinanet(RETINANET, BACKBONE), 3 * (6 * 8 + 3 * 4)),
-        (ssd(dataclasses.replace(SSD, scores="sigmoid"), BACKBONE), 6 * 8 + 3 * 4),
+        (
+            ssd(dataclasses.replace(SSD, score_function="sigmoid"), BACKBONE),
+            6 * 8 + 3 * 4,
+        ),
     ],
     ids=["retinanet", "ssd"],
 )
