@@ -420,7 +420,7 @@ def test_matches_of_anchors(parity):
             theirs = parity.golden[f"train_frozen/rpn/labels/{i}"]
         else:
             answer = np.where(ours.negative, -1, -2)
-            answer = np.where(ours.positive, ours.index, answer)
+            answer = np.where(ours.positive, ours.gt_index, answer)
             theirs = parity.golden[f"train_frozen/matched_idxs/{i}"]
         np.testing.assert_array_equal(answer, theirs)
 
