@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -321,8 +322,8 @@ def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
     right = np.linspace(0.01, 0.999, 300)
     logits = np.log(right / (1 - right))
     for gamma, colour in zip(gammas, COLOURS, strict=False):
-        loss = losses.sigmoid_focal_loss(
-            logits, np.ones_like(logits), alpha=None, gamma=gamma
+        loss = optax.optax.losses.sigmoid_focal_loss(
+            logits, np.ones_like(logits), gamma=gamma
         )
         name = "0, cross-entropy" if gamma == 0 else f"{gamma:g}"
         axes.plot(right, loss, color=colour, label=rf"$\gamma$ = {name}")
@@ -347,7 +348,7 @@ def shares_of_loss(
       The shares of "easy negatives", whose score is below `EASY`, of "hard negatives"
       and of "positives"; they sum to 1.
     """
-    loss = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=gamma)
+    loss = optax.optax.losses.sigmoid_focal_loss(logits, targets, gamma=gamma)
     loss = np.asarray(loss, np.float64)
     easy = np.asarray(jax.nn.sigmoid(logits)) < EASY
     kinds = {

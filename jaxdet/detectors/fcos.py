@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxdet.config import (
     Count,
@@ -221,13 +222,11 @@ def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
     target_ltrb = box_coding.encode_ltrb(target_boxes, points[None])
     target_centerness = losses.centerness(target_ltrb)
     # 3. Compute the losses point by point.
-    focal = losses.sigmoid_focal_loss(
+    focal = optax.losses.sigmoid_focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
     box_loss = _box_loss_per_point(ltrb, target_ltrb, points, strides, config)
-    entropy = losses.sigmoid_focal_loss(
-        centerness, target_centerness, alpha=None, gamma=0.0
-    )
+    entropy = optax.losses.sigmoid_binary_cross_entropy(centerness, target_centerness)
     # 4. Average them over the positive points of all devices.
     count = losses.device_mean_count(positive, axis_name=axis_name)
     weights, least = positive.astype(jnp.float32), 1.0

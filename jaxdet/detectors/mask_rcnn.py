@@ -10,6 +10,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxdet.detectors import faster_rcnn, rpn
 from jaxdet.detectors.detector import Detector, from_network, require
@@ -95,7 +96,7 @@ def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
     )(batch.truth.masks, batch.truth.boxes, samples.boxes, samples.objects)
     if not config.soft_targets:
         targets = (targets >= 0.5).astype(jnp.float32)
-    entropies = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=0.0)
+    entropies = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
     misses = jnp.mean(entropies, axis=(2, 3))  # [B, R]
     count = losses.device_mean_count(samples.positive, axis_name=axis_name)
     mask_loss = jnp.sum(misses, where=samples.positive) / count

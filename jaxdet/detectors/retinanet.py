@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxdet.config import (
     Anchors,
@@ -201,7 +202,7 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
     )
     class_targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
     # 3. Sum the losses of each image, and divide them by the number of positives.
-    focal = losses.sigmoid_focal_loss(
+    focal = optax.losses.sigmoid_focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
     class_loss = jnp.sum(focal, axis=(1, 2), where=used[..., None])  # [B]

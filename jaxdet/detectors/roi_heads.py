@@ -13,6 +13,7 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxdet.detectors.detector import require
 from jaxdet.nn.layers import zero_outside
@@ -342,9 +343,10 @@ def region_losses(
       `{"class_loss", "box_loss"}`, the latter times its weight.
     """
     count = losses.device_mean_count(samples.valid, axis_name=axis_name)
-    likelihood = jax.nn.log_softmax(logits)
-    likelihood = jnp.take_along_axis(likelihood, samples.labels[..., None], axis=-1)
-    class_loss = -jnp.sum(likelihood[..., 0], where=samples.valid) / count
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
+        logits, samples.labels
+    )
+    class_loss = jnp.sum(cross_entropy, where=samples.valid) / count
     own = jnp.minimum(samples.labels, deltas.shape[-2] - 1)[..., None, None]
     deltas = jnp.take_along_axis(deltas, own, axis=-2)[..., 0, :]
     targets = box_coding.encode(

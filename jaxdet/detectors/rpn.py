@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import (
@@ -385,7 +386,9 @@ def proposal_losses(
         )
         # 3. How far off were they?
         objectness = _logit(logits[chosen.index])
-        wrong = jnp.where(chosen.positive, -objectness, objectness)
+        cross_entropy = optax.losses.sigmoid_binary_cross_entropy(
+            objectness, chosen.positive
+        )
         if len(truth.labels) == 0:
             targets = jnp.zeros((len(chosen.index), 4))
         else:
@@ -394,7 +397,7 @@ def proposal_losses(
         misses = losses.smooth_l1_loss(
             deltas[chosen.index], targets, beta=config.box_beta
         )
-        return jax.nn.softplus(wrong), jnp.sum(misses, axis=-1), chosen
+        return cross_entropy, jnp.sum(misses, axis=-1), chosen
 
     used = _anchors_on_images(batch, config)
     surprises, misses, chosen = jax.vmap(of_image)(

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxdet.config import (
     Count,
@@ -366,10 +367,9 @@ def _flatten(maps: dict[int, jax.Array]) -> jax.Array:
 def _class_loss_per_box(logits, labels, config: SSDConfig) -> jax.Array:
     """`[B, A, K + 1]` or `[B, A, K]`, and `[B, A]` -> `[B, A]`, of all boxes."""
     if config.score_function == "softmax":
-        likelihood = jax.nn.log_softmax(logits)
-        return -jnp.take_along_axis(likelihood, labels[..., None], axis=-1)[..., 0]
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
-    entropy = losses.sigmoid_focal_loss(logits, targets, alpha=None, gamma=0.0)
+    entropy = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
     return jnp.sum(entropy, axis=-1)
 
 

@@ -9,35 +9,6 @@ _FARTHEST = 1e8  # pixels
 _NEAREST = 1e-8  # A point not farther from a side is on it.
 
 
-def sigmoid_focal_loss(
-    logits: jax.Array,
-    targets: jax.Array,
-    *,
-    alpha: float | None = 0.25,
-    gamma: float = 2.0,
-) -> jax.Array:
-    """Cross-entropy that fades where the answer is right (Lin et al. 2017, 3.2).
-
-    Args:
-      logits: `[...]`.
-      targets: `[...]`, 1 for the class and 0 for the others.
-      alpha: weight of the ones, `1 - alpha` being that of the zeros; None: no weights.
-      gamma: how fast the loss fades; 0: not at all.
-
-    Returns:
-      `[...]`, each logit's loss.
-    """
-    others = 1 - targets
-    softplus, sigmoid = jax.nn.softplus, jax.nn.sigmoid
-    cross_entropy = targets * softplus(-logits) + others * softplus(logits)
-    miss = targets * sigmoid(-logits) + others * sigmoid(logits)
-    # A power below 1 has no gradient at 0.
-    loss = jnp.maximum(miss, jnp.finfo(miss.dtype).tiny) ** gamma * cross_entropy
-    if alpha is None:
-        return loss
-    return (alpha * targets + (1 - alpha) * others) * loss
-
-
 def smooth_l1_loss(
     predictions: jax.Array, targets: jax.Array, *, beta: float
 ) -> jax.Array:

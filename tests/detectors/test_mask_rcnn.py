@@ -63,8 +63,8 @@ class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
         assert np.any(kernel[..., 0]) and not np.any(kernel[..., 1:])
 
     def test_cells_that_an_object_covers_in_part(self, compiled, monkeypatch):
-        def quarter(masks, boxes, regions, index, size):
-            return jnp.full((len(regions), size, size), 0.25)
+        def quarter(masks, boxes, regions, index, output_size):
+            return jnp.full((len(regions), output_size, output_size), 0.25)
 
         monkeypatch.setattr(file.masks, "crop_and_resize_masks", quarter)
         # A mask head that says 2 everywhere.

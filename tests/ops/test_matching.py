@@ -95,7 +95,7 @@ def test_without_objects_all_anchors_are_background(rng, slots):
     chex.assert_trees_all_equal(
         matches,
         matching.Matches(
-            index=jnp.zeros(7, jnp.int32),
+            gt_index=jnp.zeros(7, jnp.int32),
             positive=jnp.zeros(7, bool),
             negative=jnp.ones(7, bool),
             iou=jnp.zeros(7),
