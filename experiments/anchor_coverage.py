@@ -30,7 +30,7 @@ from jaxdet.detectors import fcos, retinanet, rpn, ssd
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.anchor_coverage import measure, place
 from jaxdet.ops.coverage import Coverage
-from jaxdet.training.checkpoint import RunError, load_run
+from jaxdet.training.run_folder import RunError, load_run
 
 LEARNED, BETWEEN, MISSED = "#2a7f9e", "#e8b04a", "#b3402e"
 

@@ -67,7 +67,8 @@ def run(main: Callable | dict[str, Callable]) -> None:
 def _mendable() -> tuple[type[Exception], ...]:
     """What a user can do something about; modules that are not there raise nothing."""
     named = {
-        "jaxdet.training.checkpoint": ("CheckpointError", "RunError"),
+        "jaxdet.training.checkpoint": ("CheckpointError",),
+        "jaxdet.training.run_folder": ("RunError",),
         "jaxdet.training.metrics": ("NonFiniteLossError",),
         "jaxdet.weights.state_dict": ("WeightsError",),
     }

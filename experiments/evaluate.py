@@ -27,9 +27,10 @@ from experiments import command_line
 from jaxdet.data import proposals
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco, digits, tfds, voc
-from jaxdet.evaluation.coco import box_and_mask_metrics, format_metrics
+from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.evaluate import default_metrics, detect_all, label_names
 from jaxdet.evaluation.recall import proposal_recall
+from jaxdet.evaluation.report import format_metrics
 from jaxdet.evaluation.voc import voc_metrics
 from jaxdet.inference.load import load_trained
 from jaxdet.visualize import truth_beside_detections

@@ -49,7 +49,7 @@ def test_a_step_needs_three_times_the_arithmetic_of_looking(name, monkeypatch):
 def test_a_step_asks_nothing_of_the_host():
     """Not for accumulation, averages or a clipped gradient either."""
     config = dataclasses.replace(
-        models.TRAINING, accumulate=2, ema_decay=0.9, clip_norm=1.0
+        models.TRAINING, accumulation_steps=2, ema_decay=0.9, clip_norm=1.0
     )
     detector = models.MODELS["retinanet"].detector("bfloat16")
     batch = models.random_batch(2, (64, 64), 3, detector.num_classes)

@@ -195,7 +195,7 @@ def _share_waited(
         state, _ = jax.block_until_ready(update(state, pieces, key))
         recent = RecentMetrics(data_set, training)
         for step in range(steps):
-            batch, pieces = recent.wait_for(batches)
+            batch, pieces = recent.next_batch(batches)
             state, terms = update(state, pieces, key)
             recent.add(step + 1, batch.image_ids, terms)
         return recent.read()["data_time"]

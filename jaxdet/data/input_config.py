@@ -1,13 +1,9 @@
 """How images become batches, as numbers."""
 
-import dataclasses
 import itertools
-import math
-import numbers
 import os
-import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from jaxdet.config import (
     Count,
@@ -123,39 +119,3 @@ def scale_canvas(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
         return canvas
     height, width = (max(32, 32 * round(side * factor / 32)) for side in canvas)
     return height, width
-
-
-def require_numbers(config: Any) -> None:
-    """For a config's checks of itself, before it compares its numbers with anything.
-
-    Raises:
-      ValueError: unless those of a dataclass are whole where its field says `int` and
-        finite where it says `float`, in tuples too, naming the field.
-    """
-    for field in dataclasses.fields(config):
-        value, kinds = getattr(config, field.name), _kinds(field.type)
-        if int in kinds:
-            allowed, kind = "whole", numbers.Integral
-        elif float in kinds:
-            allowed, kind = "finite", numbers.Real
-        else:
-            continue
-        if value is None and type(None) in kinds:
-            continue
-        if not all(isinstance(x, kind) and math.isfinite(x) for x in _leaves(value)):
-            several = isinstance(value, tuple | list)
-            allowed = f"{allowed} numbers" if several else f"a {allowed} number"
-            raise ValueError(f"{field.name} is {value!r}; it must be {allowed}")
-
-
-def _kinds(annotation: Any) -> set:
-    """`tuple[int, int] | None` -> `{int, type(None)}`."""
-    inner = typing.get_args(annotation)
-    return set().union(*map(_kinds, inner)) if inner else {annotation}
-
-
-def _leaves(value: Any) -> list:
-    """`((1, 2), (3, 4))` -> `[1, 2, 3, 4]`."""
-    if isinstance(value, tuple | list):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [value]

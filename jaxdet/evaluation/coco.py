@@ -20,8 +20,6 @@ PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 NAMES = PRECISIONS + RECALLS
 
-_COLUMNS = 6  # of numbers in a row of the table
-
 logger = logging.getLogger(__name__)
 
 
@@ -99,23 +97,6 @@ def box_and_mask_metrics(
     return metrics | {f"mask/{name}": value for name, value in masks.items()}
 
 
-def format_metrics(metrics: dict[str, float]) -> str:
-    """Any metrics as a small table in per cent, for terminals: rows of six, classes."""
-    classes = [name for name in metrics if "AP/" in name]
-    others = [name for name in metrics if "AP/" not in name]
-    lines = []
-    for start in range(0, len(others), _COLUMNS):
-        names = others[start : start + _COLUMNS]
-        widths = [max(6, len(name)) for name in names]
-        values = [_per_cent(metrics[name]) for name in names]
-        for words in (names, values):
-            cells = zip(words, widths, strict=True)
-            lines.append(" ".join(f"{word:>{width}}" for word, width in cells))
-    width = max(map(len, classes), default=0)
-    lines += [f"{name:<{width}} {_per_cent(metrics[name]):>6}" for name in classes]
-    return "\n".join(lines)
-
-
 def box_iou(boxes_a: list, boxes_b: list) -> np.ndarray:
     """Intersection over union of boxes as COCO's json has them.
 
@@ -149,10 +130,6 @@ def check_ids(ground_truth: dict, detections: list[dict]) -> None:
 
 def _without_mask(entries: list[dict]) -> int:
     return sum(not entry.get("segmentation") for entry in entries)
-
-
-def _per_cent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _index(ground_truth: dict, annotations: list[dict]) -> COCO:

@@ -31,7 +31,7 @@ from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, 
 
 if TYPE_CHECKING:  # `save` imports what it needs of these: they import flax.
     from jaxdet.detectors.detector import Detector
-    from jaxdet.training.checkpoint import Run
+    from jaxdet.training.run_folder import Run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """That every file holds programs for."""

@@ -22,14 +22,9 @@ from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import label_names
 from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, place
 from jaxdet.structs import Batch, Regions
-from jaxdet.training.checkpoint import (
-    LIBRARIES,
-    Run,
-    RunError,
-    load_run,
-    load_variables,
-)
+from jaxdet.training.checkpoint import load_variables
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.run_folder import LIBRARIES, Run, RunError, load_run
 
 
 class Trained(NamedTuple):

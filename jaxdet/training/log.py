@@ -1,4 +1,4 @@
-"""Where a run is written down: progress bar, `log.txt`, TensorBoard, traces."""
+"""The log of a run: progress bar, `log.txt`, TensorBoard, pictures and traces."""
 
 import contextlib
 import datetime
@@ -15,14 +15,14 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxdet.evaluation.coco import format_metrics
+from jaxdet.evaluation.report import format_metrics
 from jaxdet.training.config import TrainingConfig
 
-STEPS_BEFORE_TRACE = 10  # to compile, and to fill the queues
+STEPS_BEFORE_PROFILE = 10  # to compile, and to fill the queues
 
 
 class Log:
-    """The diary of one run; of several hosts only the first keeps it.
+    """Writes the log of one run; of several hosts only the first does.
 
     There is a line every `log_every` steps, in a terminal above a progress bar. All
     lines go to `log.txt`, numbers and pictures to TensorBoard's event files as well.
@@ -31,11 +31,11 @@ class Log:
     def __init__(
         self, workdir: str | os.PathLike, *, start: int, config: TrainingConfig
     ):
-        """Opens the diary.
+        """Opens the files.
 
         Args:
-          workdir: the run folder, which is there.
-          start: step at which the run goes on; TensorBoard hides all of later ones.
+          workdir: the run folder, which exists.
+          start: step at which the run starts or resumes; TensorBoard hides later ones.
           config: says how many steps there are, and images in each.
         """
         self._workdir = pathlib.Path(workdir)
@@ -46,7 +46,7 @@ class Log:
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            disable=None if self._active else True,  # None: only where no terminal is
+            disable=None if self._active else True,  # None: only without a terminal
         )
         if self._active:
             self._file = (self._workdir / "log.txt").open("a", encoding="utf-8")
@@ -58,18 +58,18 @@ class Log:
         return not self._bar.disable
 
     def advance(self) -> None:
-        """One step further in the progress bar."""
+        """Moves the progress bar by one step."""
         self._bar.update()
 
     def line(self, text: str) -> None:
-        """One line to read."""
+        """Writes one line to the terminal and to `log.txt`."""
         if self._active:
             self._write(text)
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def progress(self, step: int, values: dict[str, float]) -> None:
-        """Means since the last call; among them "loss" and "images_per_second"."""
+        """Logs means since the last call, with "loss" and "images_per_second"."""
         if not self._active:
             return
         images = (self._config.steps - step) * self._config.batch_size
@@ -77,11 +77,11 @@ class Log:
         self.line(f"step {step}/{self._config.steps}  {_numbers(values)}  left {left}")
         shown = {"loss": values["loss"], "images/s": values["images_per_second"]}
         self._bar.set_postfix(shown)
-        # After the line, which tells of a full disk; TensorBoard's queue only fills up.
+        # After the line, which notices a full disk; TensorBoard only fills its queue.
         self._scalars(step, "training/", values)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of the validation set after a step.
+        """Logs the metrics of the validation set after a step.
 
         Those of single classes, such as "AP/cat", are a table in `log.txt` and a group
         of their own in TensorBoard; of many classes a line would be too long.
@@ -96,15 +96,15 @@ class Log:
         self._scalars(step, "validation/", rest)
         self._scalars(step, "classes/", classes)
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """An image for TensorBoard and `pictures/STEP_NAME.png`.
+    def pictures(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Adds images to TensorBoard, and writes `pictures/STEP_NAME.png`.
 
         Args:
-          step: after which it was drawn.
-          name: of the picture; what file names should not hold becomes "_".
-          image: `[H, W, 3]` uint8.
+          step: after which they were drawn.
+          images: `[H, W, 3]` uint8 by name; what file names should not hold becomes
+            "_".
         """
-        if self._active:
+        for name, image in images.items() if self._active else ():
             name = re.sub(r"[^\w.-]+", "_", name)
             folder = self._workdir / "pictures"
             folder.mkdir(exist_ok=True)
@@ -129,8 +129,11 @@ class Log:
                 self._board.add_scalar(f"{prefix}{name}", value, step)
 
 
-class Trace:
-    """JAX's profiler over `config.profile` steps of the first host, near the start."""
+class Profiler:
+    """Traces some steps near the start of a run on the first host, by JAX's profiler.
+
+    There are `config.profile_steps` of them, once the step is compiled; 0: none.
+    """
 
     def __init__(
         self,
@@ -140,32 +143,33 @@ class Trace:
         config: TrainingConfig,
         log: Log,
     ):
-        """Nothing is traced before `begin`.
+        """Chooses the steps; nothing is traced before `begin`.
 
         Args:
           workdir: the run folder; traces go into its folder `profile`.
-          start: step at which the run goes on.
-          config: its `profile` steps are traced, once compiled; 0: none.
-          log: is told where the trace lies.
+          start: step at which the run starts or resumes.
+          config: says how many steps to trace.
+          log: gets a line about where the trace is.
         """
         self._folder = pathlib.Path(workdir) / "profile"
         self._log = log
-        after = min(start + STEPS_BEFORE_TRACE, config.steps - config.profile)
+        steps = config.profile_steps
+        after = min(start + STEPS_BEFORE_PROFILE, config.steps - steps)
         self._first = max(start, after) + 1
-        self._last = min(self._first + config.profile - 1, config.steps)
-        self._wanted = config.profile > 0 and jax.process_index() == 0
+        self._last = min(self._first + steps - 1, config.steps)
+        self._wanted = steps > 0 and jax.process_index() == 0
         self._running = False
 
     def begin(self, step: int) -> None:
-        """To be called before a step."""
+        """Starts the trace if this is its first step; called before each step."""
         if self._wanted and step == self._first:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
-    def end(self, step: int, answer: Any) -> None:
-        """To be called after a step, with arrays that it computes."""
+    def end(self, step: int, values: Any) -> None:
+        """Ends the trace if this is its last step; called with arrays of each step."""
         if self._running and step == self._last:
-            jax.block_until_ready(answer)
+            jax.block_until_ready(values)
             self.close()
             self._log.line(
                 f"traced steps {self._first} to {step} into {self._folder}: open its "
@@ -174,7 +178,7 @@ class Trace:
             )
 
     def close(self) -> None:
-        """Writes what there is of a trace that has no end."""
+        """Writes what there is of a trace that was not ended."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -1,4 +1,4 @@
-"""What the steps report, read from the device now and then and searched for NaN."""
+"""Metrics of the steps, read from the devices at every log line and checked for NaN."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ from jaxdet.structs import Batch
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.optimizer import learning_rate_schedule
 
-STEPS_AHEAD = 2  # on the device's queue: it never waits, and batches do not pile up
+STEPS_AHEAD = 2  # queued on the devices: they never wait, and batches do not pile up
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -28,7 +28,7 @@ class _Entry(NamedTuple):
 
 
 class RecentMetrics:
-    """The metrics since the last log, left on the device, and the time they took."""
+    """The metrics since the last log line, kept on the devices, and their time."""
 
     def __init__(self, data_set: DataSet, config: TrainingConfig):
         self._data_set = data_set
@@ -38,8 +38,8 @@ class RecentMetrics:
         self._waited = 0.0
         self._since = time.perf_counter()
 
-    def wait_for(self, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch]:
-        """The next batch; the wait for it counts as time the device may be idle."""
+    def next_batch(self, batches: Iterator[tuple[Batch, Batch]]) -> tuple[Batch, Batch]:
+        """Takes the next batch, and adds the time spent waiting to "data_time"."""
         before = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - before
@@ -58,9 +58,9 @@ class RecentMetrics:
             jax.block_until_ready(self._entries[-1 - STEPS_AHEAD].metrics)
 
     def read(self) -> dict[str, float]:
-        """Their means; with them "learning_rate", "images_per_second" and "data_time".
+        """Returns means, "learning_rate", "images_per_second" and "data_time".
 
-        The wait for data is a fraction of the time since this was made.
+        The last is the fraction of the time, since this was made, spent on waiting.
 
         Raises:
           NonFiniteLossError: for the first step that has a NaN or infinity.

@@ -1,4 +1,4 @@
-"""From a training config to an optax optimizer; which parameters it is to change."""
+"""The optimizer of a training config, and the parameters that it changes."""
 
 import re
 from typing import Any
@@ -15,12 +15,12 @@ WARMUP_START = 1e-3  # of the rate, as in Detectron2 and torchvision
 
 
 def scaled_learning_rate(config: TrainingConfig) -> float:
-    """The rate for `batch_size` images a step (linear: Goyal et al. 2017, 2.1)."""
+    """Scales the rate linearly to `batch_size` images (Goyal et al. 2017, 2.1)."""
     return config.learning_rate * config.batch_size / config.reference_batch_size
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """The rate of each step, counted from 0.
+    """Makes the function from a step, counted from 0, to its learning rate.
 
     Step or cosine decay over all steps, times a warm-up that is linear from a
     thousandth at step 0 to one at `warmup_steps`.
@@ -43,12 +43,12 @@ def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """SGD with momentum, or AdamW (Loshchilov & Hutter 2019), behind clipping.
+    """Makes SGD with momentum, or AdamW (Loshchilov & Hutter 2019), after clipping.
 
-    SGD is torch's: the decay joins the gradient before the momentum, and the rate
-    multiplies the momentum, so a change of rate acts at once. Only parameters of more
-    than one axis decay. State and updates have the structure of `partition`'s first
-    answer.
+    SGD is torch's: the decay is added to the gradient before the momentum, and the
+    rate multiplies the momentum, so a change of rate acts at once. Only parameters of
+    more than one axis decay. State and updates have the structure of the trainable
+    parameters that `partition` returns.
     """
 
     def kernels(parameters):
@@ -71,7 +71,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 def partition(
     parameters: dict[str, Any], frozen: tuple[str, ...]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The trainable and the frozen parameters, by path, such as "backbone/stem/kernel".
+    """Splits parameters into trainable and frozen ones, by path such as "stem/kernel".
 
     Only the first are differentiated, decayed and given optimizer state, so XLA never
     computes the gradients of the others.
@@ -85,26 +85,26 @@ def partition(
         parameters are frozen.
     """
     paths = flatten_dict(parameters, sep="/")
-    still = set()
+    matched = set()
     for pattern in frozen:
         try:
-            matched = {path for path in paths if re.fullmatch(pattern, path)}
+            matches = {path for path in paths if re.fullmatch(pattern, path)}
         except re.error as error:
             raise ConfigError(f"frozen: {pattern!r}: {error}") from None
-        if not matched:
+        if not matches:
             some = ", ".join(list(paths)[:: max(1, len(paths) // 8)])
             raise ConfigError(
                 f"frozen: {pattern!r} matches no parameter; some are {some}"
             )
-        still |= matched
-    if len(still) == len(paths):
+        matched |= matches
+    if len(matched) == len(paths):
         raise ConfigError(f"frozen: {frozen} leaves no parameter to train")
-    trainable = {path: value for path, value in paths.items() if path not in still}
-    return trainable, {path: paths[path] for path in paths if path in still}
+    trainable = {path: value for path, value in paths.items() if path not in matched}
+    return trainable, {path: paths[path] for path in paths if path in matched}
 
 
 def combine(
     trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]
 ) -> dict[str, Any]:
-    """The inverse of `partition`."""
+    """Merges what `partition` has split into nested dicts."""
     return unflatten_dict({**trainable, **frozen}, sep="/")

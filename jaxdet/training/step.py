@@ -24,9 +24,9 @@ class TrainState:
     step: jax.Array  # [] int32, updates made so far
     variables: dict[str, Any]  # "params", and collections that training never changes
     opt_state: optax.OptState  # of the parameters that are not frozen
-    # With `ema_decay`, the parameters that are learning, by path: those in `variables`,
-    # which all others look at, are their average.
-    learning: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+    # With `ema_decay`, the parameters that the optimizer updates, by path; those in
+    # `variables`, which are evaluated, are their moving average.
+    online_params: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 def create_state(
@@ -36,7 +36,7 @@ def create_state(
     *,
     pretrained: Callable[[dict], dict] | None = None,
 ) -> TrainState:
-    """The state before the first step; works under `jax.eval_shape` too.
+    """Creates the state before the first step; works under `jax.eval_shape` too.
 
     Args:
       detector: what to train.
@@ -52,9 +52,10 @@ def create_state(
         variables = pretrained(variables)
     trainable, _ = partition(variables["params"], config.frozen)
     opt_state = jax.jit(make_optimizer(config).init)(trainable)
-    # Copies, since what is donated may not be there twice.
-    learning = {} if config.ema_decay is None else jax.tree.map(jnp.copy, trainable)
-    return TrainState(jnp.zeros((), jnp.int32), dict(variables), opt_state, learning)
+    online = {}
+    if config.ema_decay is not None:
+        online = jax.tree.map(jnp.copy, trainable)  # an array is donated only once
+    return TrainState(jnp.zeros((), jnp.int32), dict(variables), opt_state, online)
 
 
 def train_step(
@@ -66,11 +67,12 @@ def train_step(
     config: TrainingConfig,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update by the mean gradient over all devices, and over the parts of a batch.
+    """Makes one update by the mean gradient over devices and over parts of the batch.
 
-    With `config.accumulate` A, part i is every A-th image from the i-th on, so that it
-    holds the same images however many devices share them. Each part's loss counts its
-    own positives, on all devices; the update is that of the mean of these losses.
+    With `config.accumulation_steps` A, part i is every A-th image from the i-th on, so
+    that it holds the same images however many devices share them. Each part's loss
+    counts its own positives, on all devices; the update is that of the mean of these
+    losses.
 
     Args:
       state: before the step.
@@ -92,22 +94,22 @@ def train_step(
         config=config,
         axis_name=axis_name,
     )
-    gradients, metrics = _mean_of_parts(compute, batch, config.accumulate)
+    gradients, metrics = _mean_of_parts(compute, batch, config.accumulation_steps)
     if axis_name is not None:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
     metrics["gradient_norm"] = optax.global_norm(gradients)
-    average, still = partition(state.variables["params"], config.frozen)
-    trainable = state.learning or average
+    average, frozen = partition(state.variables["params"], config.frozen)
+    trainable = state.online_params or average
     optimizer = make_optimizer(config)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trainable)
-    trainable, learning = optax.apply_updates(trainable, updates), {}
+    trainable, online = optax.apply_updates(trainable, updates), {}
     if config.ema_decay is not None:
         # At first over fewer steps, so that the random start is soon forgotten.
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
-        learning = trainable
+        online = trainable
         trainable = optax.incremental_update(trainable, average, 1 - decay)
-    variables = {**state.variables, "params": combine(trainable, still)}
-    return TrainState(state.step + 1, variables, opt_state, learning), metrics
+    variables = {**state.variables, "params": combine(trainable, frozen)}
+    return TrainState(state.step + 1, variables, opt_state, online), metrics
 
 
 def _gradients(
@@ -119,31 +121,31 @@ def _gradients(
     config: TrainingConfig,
     axis_name: str | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Of the trainable parameters, by path; and the metrics, with "loss"."""
-    trainable, still = partition(state.variables["params"], config.frozen)
+    """Returns the trainable parameters' gradients, by path, and metrics with "loss"."""
+    trainable, frozen = partition(state.variables["params"], config.frozen)
     key = jax.random.fold_in(key, state.step)
 
     def loss(trainable):
-        variables = {**state.variables, "params": combine(trainable, still)}
+        variables = {**state.variables, "params": combine(trainable, frozen)}
         total, metrics = detector.loss(variables, batch, key, axis_name=axis_name)
         return total, {**metrics, "loss": total}
 
-    return jax.grad(loss, has_aux=True)(state.learning or trainable)
+    return jax.grad(loss, has_aux=True)(state.online_params or trainable)
 
 
 def _mean_of_parts(compute: Callable, batch: Batch, parts: int) -> Any:
-    """The mean of what `compute` answers for parts of a batch, one after the other."""
+    """Averages what `compute` returns for parts of a batch, one after the other."""
     if parts == 1:
         return compute(batch)
     split = jax.tree.map(
         lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
     )
     first = jax.tree.map(lambda x: x[0], split)
-    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, first))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, first))
     # Unrolled, it would save no memory: XLA then keeps what all parts need at once.
     total, _ = jax.lax.scan(
         lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None),
-        nothing,
+        zeros,
         split,
     )
     return jax.tree.map(lambda x: x / parts, total)
@@ -152,11 +154,11 @@ def _mean_of_parts(compute: Callable, batch: Batch, parts: int) -> Any:
 def gradient_flops(
     detector: Detector, config: TrainingConfig, state: TrainState, batch: Batch
 ) -> float:
-    """Floating point operations of the loss and its gradients, for one image.
+    """Counts floating point operations of the loss and its gradients, for one image.
 
-    XLA counts them before it optimises; nothing is compiled or run. What a loop repeats
-    is counted once, and on CPUs large convolutions need fewer (`nn/convolution.py`).
-    NaN where XLA does not tell.
+    XLA counts them before it optimizes; nothing is compiled or run. What a loop repeats
+    is counted once, and on CPUs large convolutions need fewer
+    (`nn/cpu_convolution.py`). The result is NaN where XLA does not count.
 
     Args:
       detector: what is trained.

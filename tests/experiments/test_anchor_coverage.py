@@ -17,7 +17,7 @@ from jaxdet.detectors.fcos import FCOSConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.nn.heads import FCHead
 from jaxdet.ops.coverage import Coverage
-from jaxdet.training.checkpoint import RunError, save_run
+from jaxdet.training.run_folder import RunError, save_run
 from tests.data.in_memory import in_memory_data_set
 
 SIDES = np.array([3.0, 5.0, 6.0, 7.0, 16.0])

@@ -70,9 +70,9 @@ from jaxdet.inference.load import Found, Trained, load_trained
 from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import optimizer
-from jaxdet.training.checkpoint import RunError, load_run, save_run
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.metrics import NonFiniteLossError
+from jaxdet.training.run_folder import RunError, load_run, save_run
 from jaxdet.training.step import create_state
 from jaxdet.weights import published, state_dict
 from tests.golden import replay

@@ -22,8 +22,8 @@ from jaxdet.inference import export, load
 from jaxdet.inference.load import Trained
 from jaxdet.inference.preprocess import Placing
 from jaxdet.structs import Detections
-from jaxdet.training.checkpoint import Run
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.run_folder import Run
 from jaxdet.weights import torchvision
 from tests.detectors import laws, scenes
 from tests.detectors.test_mask_rcnn import small_mask_rcnn

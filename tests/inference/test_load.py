@@ -10,8 +10,8 @@ from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.inference import load
 from jaxdet.structs import Detections
-from jaxdet.training.checkpoint import RunError, load_run, save_run
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.run_folder import RunError, load_run, save_run
 from jaxdet.training.train import train
 from tests.data.in_memory import in_memory_data_set
 from tests.detectors import scenes

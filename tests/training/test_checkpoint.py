@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import resource
 import signal
@@ -14,16 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors.serialization import deserialize
-from jaxdet.training import checkpoint
-from jaxdet.training.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    RunError,
-    load_run,
-    load_variables,
-    save_run,
-)
+from jaxdet.training.checkpoint import CheckpointError, Checkpoints, load_variables
+from jaxdet.training.run_folder import RunError
 from jaxdet.training.step import TrainState, create_state
 from tests.training import toy
 
@@ -237,14 +228,6 @@ def test_damaged_metrics_cost_no_state(two_saved, caplog):
     chex.assert_trees_all_equal(best, noise(1).variables)
 
 
-def test_checkpoints_from_before_there_were_checksums_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_with_checksum", lambda arrays: arrays)
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(1, noise(1))
-    chex.assert_trees_all_equal(checkpoints.restore(noise(0)), noise(1))
-    checkpoints.close()
-
-
 @pytest.fixture
 def small_files():
     """No file may grow beyond 20 kB: what the system says of a full disk, nearly."""
@@ -277,71 +260,3 @@ def test_a_disk_that_is_full_at_once_is_named(two_saved, monkeypatch):
     with pytest.raises(CheckpointError, match=r"there are \[1, 2\] .*No space left"):
         checkpoints.save(3, noise(3))
     checkpoints.close()
-
-
-def test_a_run_describes_itself(tmp_path):
-    config = toy.config(milestones=(0.25, 0.5), frozen=("stem/.*",))
-    save_run(tmp_path, toy.toy(width=6), toy.data_set(), config)
-    run = load_run(tmp_path)
-    assert run.training == config
-    assert (run.class_names, run.category_ids) == (("thing",), (7,))
-    assert (run.data_set, run.images) == ("toy", 12)
-    assert run.versions["jax"] == jax.__version__
-    again = deserialize(run.recipe, allowed={"tests.training.toy:toy"})
-    batch = toy.batch_of(np.random.default_rng(0), 4)
-    variables = jax.eval_shape(again.init, jax.random.key(0), batch)
-    assert variables["params"]["stem"]["bias"].shape == (6,)
-
-
-def test_a_run_with_checkpoints_accepts_only_itself(tmp_path, checkpoints, state):
-    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config(learning_rate=7.0))
-    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())  # nothing learned yet
-    checkpoints.save(1, state)
-    checkpoints.restore(state)
-    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config(log_every=5))
-    changed = toy.config(learning_rate=0.2)
-    with pytest.raises(RunError) as error:
-        save_run(tmp_path, toy.toy(width=6), toy.data_set(16), changed)
-    message = str(error.value)
-    assert "training/learning_rate: 0.05 in the run, 0.2 now" in message
-    assert "recipe/arguments: [4] in the run, [6] now" in message
-    assert "images: 12 in the run, 16 now" in message
-    assert str(tmp_path) in message and "log_every" not in message
-    assert load_run(tmp_path).training.log_every == 5
-
-
-def config_with(**values) -> str:
-    run = {"recipe": None, "training": {}, "class_names": ["a"], "category_ids": [1]}
-    return json.dumps(run | {"data_set": "", "images": 1, "versions": {}} | values)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "holds no run"),
-        ("{", "is no JSON"),
-        ("{}", "training"),
-        ("3", "must hold a JSON object"),
-        ("null", "must hold a JSON object"),
-        ("[" * 100_000, "nested too deep"),
-        (config_with(training=3), "TrainingConfig is 3; it must be an object"),
-        (config_with(class_names=7), "class_names is 7"),
-        (config_with(images=-1), "images is -1"),
-        (config_with(category_ids=["a"]), "category_ids is"),
-    ],
-)
-def test_a_broken_config_is_named(tmp_path, content, words):
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(RunError, match=words) as error:
-        load_run(tmp_path)
-    assert str(tmp_path) in str(error.value)
-
-
-def test_a_field_unknown_here_is_named(tmp_path):
-    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
-    values = json.loads((tmp_path / "config.json").read_text())
-    values["training"]["warp"] = 9
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(RunError, match="warp"):
-        load_run(tmp_path)

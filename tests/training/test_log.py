@@ -106,7 +106,7 @@ def test_the_steps_that_are_traced(
     running, found = [], []
     monkeypatch.setattr(jax.profiler, "start_trace", running.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
-    config = toy.config(profile=profile, steps=steps)
+    config = toy.config(profile_steps=profile, steps=steps)
     trace = Trace(tmp_path, start=start, config=config, log=log)
     for step in range(start + 1, steps + 1):
         trace.begin(step)
@@ -125,7 +125,7 @@ def test_a_trace_that_has_no_end_is_closed(log, tmp_path, monkeypatch):
     stopped = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: stopped.append(True))
-    config = toy.config(profile=3, steps=30)
+    config = toy.config(profile_steps=3, steps=30)
     trace = Trace(tmp_path, start=0, config=config, log=log)
     trace.close()
     assert not stopped

@@ -56,11 +56,11 @@ def alone(detector, batches):
 @pytest.fixture(scope="module")
 def averaged(detector, batches):
     """The same, with an average and in two parts."""
-    config = dataclasses.replace(CONFIG, ema_decay=0.15, accumulate=2)
+    config = dataclasses.replace(CONFIG, ema_decay=0.15, accumulation_steps=2)
     return history(detector, config, batches)
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.15, "accumulate": 2}])
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.15, "accumulation_steps": 2}])
 def test_four_devices_make_the_update_of_one(detector, batches, changes, request):
     expected = request.getfixturevalue("averaged" if changes else "alone")
     config = dataclasses.replace(CONFIG, **changes)
@@ -79,7 +79,9 @@ def test_parts_of_like_images_make_the_update_of_the_whole(detector, batches):
     valid = np.ones_like(batch.truth.valid)
     batch = batch.replace(truth=batch.truth.replace(valid=valid))
     whole = history(detector, CONFIG, [batch])[1]
-    parts = history(detector, dataclasses.replace(CONFIG, accumulate=4), [batch])[1]
+    parts = history(
+        detector, dataclasses.replace(CONFIG, accumulation_steps=4), [batch]
+    )[1]
     chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-7)
 
 
@@ -101,7 +103,7 @@ def test_each_part_is_normalised_by_its_own_objects(detector, batches, averaged)
 
 def test_parts_need_less_memory(detector, batches):
     def needed(parts):
-        config = dataclasses.replace(CONFIG, accumulate=parts)
+        config = dataclasses.replace(CONFIG, accumulation_steps=parts)
         state = create_state(detector, config, batches[0])
         compiled = compiled_step(config).lower(state, batches[0], KEY).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -112,7 +114,7 @@ def test_parts_need_less_memory(detector, batches):
 def test_the_average_follows_the_parameters(averaged):
     average = None
     for step, (state, _) in enumerate(averaged):
-        now = state.learning["box/kernel"]
+        now = state.online_params["box/kernel"]
         if average is None:
             average = now
         else:  # decays 1/10, then 0.15 as 2/11 and 3/12 are more
@@ -127,8 +129,8 @@ def test_an_average_changes_nothing_that_is_learned(detector, batches, alone):
     config = dataclasses.replace(CONFIG, ema_decay=0.9)
     learned = history(detector, config, batches)[-1][0]
     expected = alone[-1][0].variables["params"]
-    assert set(learned.learning) == {"stem/kernel", "box/kernel", "box/bias"}
-    for name, value in learned.learning.items():
+    assert set(learned.online_params) == {"stem/kernel", "box/kernel", "box/bias"}
+    for name, value in learned.online_params.items():
         layer, kind = name.split("/")
         np.testing.assert_allclose(value, expected[layer][kind], rtol=1e-6)
     chex.assert_trees_all_equal(
@@ -146,7 +148,7 @@ def test_operations_are_counted_without_compiling(batches):
     state = TrainState(jnp.zeros((), jnp.int32), {"params": {"kernel": kernel}}, ())
     # Two for each weight, to answer and for its gradient.
     expected = 2 * 2 * 16 * 16 * 3 * 50
-    for config in (toy.config(), toy.config(accumulate=2)):
+    for config in (toy.config(), toy.config(accumulation_steps=2)):
         counted = gradient_flops(detector, config, state, batches[0])
         assert expected <= counted < 1.05 * expected
 

@@ -23,8 +23,8 @@ from jaxdet.detectors.ssd import SSDConfig, ssd
 from jaxdet.inference import load
 from jaxdet.inference.load import Trained
 from jaxdet.nn.backbones.resnet import ResNet
-from jaxdet.training.checkpoint import Run
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.run_folder import Run
 from jaxdet.weights import torchvision
 from jaxdet.weights.state_dict import WeightsError
 from tests.experiments.lecture.test_anatomy_figures import boxes_in, texts_of

@@ -1,0 +1,175 @@
+"""The run folder's `config.json`: detector, training config and data set of a run.
+
+Beside it lie `checkpoints/`, `log.txt`, `pictures/`, `profile/` and TensorBoard's event
+files.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+from jaxdet.config import Size, checked_dataclass, from_json
+from jaxdet.data.dataset import DataSet, write_whole
+from jaxdet.detectors.detector import Detector
+from jaxdet.training.config import CHANGEABLE_ON_RESUME, TrainingConfig
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+FORMAT = 2  # of `config.json`; folders of any other are refused
+HOSTS_MAY_DIFFER = ("training/input/workers", "training/input/prefetch")
+
+
+class RunError(ValueError):
+    """A run folder does not fit what is asked of it; the message names both."""
+
+
+@checked_dataclass
+class Run:
+    """The content of a run folder's `config.json`."""
+
+    recipe: Any  # of the detector, for `serialization.deserialize`; None: it has none
+    training: TrainingConfig
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    data_set: str
+    images: Size  # in the training set
+    versions: dict
+
+
+def save_run(
+    workdir: str | os.PathLike,
+    detector: Detector,
+    data_set: DataSet,
+    config: TrainingConfig,
+) -> None:
+    """Writes `config.json`: recipe, training config, data set and versions of a run.
+
+    Args:
+      workdir: the run folder, made where needed.
+      detector: its recipe is kept.
+      data_set: its name, classes and number of images are kept.
+      config: all fields are kept.
+
+    Raises:
+      RunError: if the folder holds checkpoints of a run with another detector, other
+        data, or another training config (except `CHANGEABLE_ON_RESUME`); the message
+        names every such field and both values.
+    """
+    file = pathlib.Path(workdir) / "config.json"
+    now = _description(detector, data_set, config)
+    if saved_steps(checkpoint_folder(workdir)):
+        _require_same(_read_description(file), now, file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, now)
+
+
+def load_run(workdir: str | os.PathLike) -> Run:
+    """Reads `config.json`.
+
+    Raises:
+      RunError: if the folder holds no run, or one of a jaxdet with other fields.
+    """
+    file = pathlib.Path(workdir) / "config.json"
+    values = _read_description(file)
+    try:
+        recipe = values.pop("recipe", None)  # its lists stay lists
+        run = from_json(Run, values | {"recipe": None})
+        return dataclasses.replace(run, recipe=recipe)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{file}: {error}") from error
+
+
+def identity(
+    detector: Detector, data_set: DataSet, config: TrainingConfig
+) -> dict[str, Any]:
+    """Returns what `config.json` holds, by name, without what hosts choose themselves.
+
+    Args:
+      detector: its recipe counts.
+      data_set: its name, classes and number of images count.
+      config: all of it but `input.workers` and `input.prefetch`.
+    """
+    fields = _flatten(_description(detector, data_set, config))
+    return {name: x for name, x in fields.items() if name not in HOSTS_MAY_DIFFER}
+
+
+def checkpoint_folder(workdir: str | os.PathLike) -> pathlib.Path:
+    """Returns the absolute path of the checkpoints of a run folder."""
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def saved_steps(folder: pathlib.Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a folder, ascending."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def write_json(file: pathlib.Path, values: dict) -> None:
+    """Writes a file of JSON that is there as a whole, or not at all."""
+    content = (json.dumps(values, indent=2) + "\n").encode()
+    write_whole(file, lambda stream: stream.write(content))
+
+
+def _description(detector: Detector, data_set: DataSet, config: TrainingConfig) -> dict:
+    now = {
+        "format": FORMAT,
+        "recipe": detector.recipe,
+        "training": dataclasses.asdict(config),
+        "class_names": data_set.class_names,
+        "category_ids": data_set.category_ids,
+        "data_set": data_set.name,
+        "images": len(data_set),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
+        | {"python": platform.python_version()},
+    }
+    return json.loads(json.dumps(now))  # tuples become lists, as they will be on disk
+
+
+def _read_description(file: pathlib.Path) -> dict:
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{file.parent} holds no run: no {file.name}") from None
+    except RecursionError:
+        raise RunError(f"{file} is nested too deep for a run") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{file} is no run; it must hold a JSON object")
+    if (found := values.pop("format", None)) != FORMAT:
+        raise RunError(
+            f"{file} is of another version of jaxdet (format {found}, here {FORMAT}); "
+            "use that version, or train again in another folder"
+        )
+    return values
+
+
+def _require_same(then: dict, now: dict, workdir: pathlib.Path) -> None:
+    before, after = _flatten(then | {"format": FORMAT}), _flatten(now)
+    different = [
+        f"{name}: {before.get(name, 'absent')!r} in the run, "
+        f"{after.get(name, 'absent')!r} now"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+        and not name.startswith("versions/")
+        and name.removeprefix("training/") not in CHANGEABLE_ON_RESUME
+    ]
+    if different:
+        raise RunError(
+            f"{workdir} holds another run; choose another folder, or the same values:"
+            "\n  " + "\n  ".join(different[:20])
+        )
+
+
+def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Turns nested dicts into one, its keys joined by "/"; other lists stay whole."""
+    fields = {}
+    for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
+        path = f"{prefix}{name}"
+        inner = isinstance(value, dict)
+        fields |= _flatten(value, f"{path}/") if inner else {path: value}
+    return fields

@@ -1,0 +1,74 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdet.detectors.serialization import deserialize
+from jaxdet.training.run_folder import FORMAT, RunError, load_run, save_run
+from tests.training import toy
+
+
+def test_a_run_describes_itself(tmp_path):
+    config = toy.config(milestones=(0.25, 0.5), frozen=("stem/.*",))
+    save_run(tmp_path, toy.toy(width=6), toy.data_set(), config)
+    run = load_run(tmp_path)
+    assert run.training == config
+    assert (run.class_names, run.category_ids) == (("thing",), (7,))
+    assert (run.data_set, run.images) == ("toy", 12)
+    assert run.versions["jax"] == jax.__version__
+    again = deserialize(run.recipe, allowed={"tests.training.toy:toy"})
+    batch = toy.batch_of(np.random.default_rng(0), 4)
+    variables = jax.eval_shape(again.init, jax.random.key(0), batch)
+    assert variables["params"]["stem"]["bias"].shape == (6,)
+
+
+def test_a_run_with_checkpoints_accepts_only_itself(tmp_path):
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config(learning_rate=7.0))
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())  # nothing learned yet
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config(log_every=5))
+    changed = toy.config(learning_rate=0.2)
+    with pytest.raises(RunError) as error:
+        save_run(tmp_path, toy.toy(width=6), toy.data_set(16), changed)
+    message = str(error.value)
+    assert "training/learning_rate: 0.05 in the run, 0.2 now" in message
+    assert "recipe/arguments: [4] in the run, [6] now" in message
+    assert "images: 12 in the run, 16 now" in message
+    assert str(tmp_path) in message and "log_every" not in message
+    assert load_run(tmp_path).training.log_every == 5
+
+
+def config_with(**values) -> str:
+    run = {
+        "format": FORMAT,
+        "recipe": None,
+        "training": {},
+        "class_names": ["a"],
+        "category_ids": [1],
+    }
+    return json.dumps(run | {"data_set": "", "images": 1, "versions": {}} | values)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "holds no run"),
+        ("{", "is no JSON"),
+        ("{}", f"another version of jaxdet .format None, here {FORMAT}"),
+        ("3", "must hold a JSON object"),
+        ("null", "must hold a JSON object"),
+        ("[" * 100_000, "nested too deep"),
+        (config_with(training={"warp": 9}), "TrainingConfig has no warp"),
+        (config_with(training=3), "TrainingConfig is 3; it must be an object"),
+        (config_with(class_names=7), "class_names is 7"),
+        (config_with(images=-1), "images is -1"),
+        (config_with(category_ids=["a"]), "category_ids is"),
+    ],
+)
+def test_a_broken_config_is_named(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=words) as error:
+        load_run(tmp_path)
+    assert str(tmp_path) in str(error.value)
