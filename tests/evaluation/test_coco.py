@@ -240,36 +240,3 @@ def test_detections_of_unknown_images_or_categories(key):
     detection = found(0, 0, 0.5, 0, 0, 50, 50) | {key: 77}
     with pytest.raises(DataError, match=f"{key} 77, which is none of the"):
         coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [detection])
-
-
-def test_the_table():
-    metrics = dict.fromkeys(coco.NAMES, 0.1234) | {
-        "AP": 1.0,
-        "APs": math.nan,
-        "AP/cat": 0.0,
-        "AP/zebra": 0.5,
-    }
-    assert coco.format_metrics(metrics) == "\n".join(
-        [
-            "    AP   AP50   AP75    APs    APm    APl",
-            " 100.0   12.3   12.3      -   12.3   12.3",
-            "   AR1   AR10  AR100    ARs    ARm    ARl",
-            "  12.3   12.3   12.3   12.3   12.3   12.3",
-            "AP/cat      0.0",
-            "AP/zebra   50.0",
-        ]
-    )
-
-
-def test_the_table_of_other_metrics():
-    numbers = {"AR100": 0.5, "AR1000": 0.75, "recall@0.5/1000": 1.0, "mask/AP": 0.25}
-    assert coco.format_metrics(numbers | {"mask/AP/cat": 0.125}) == "\n".join(
-        [
-            " AR100 AR1000 recall@0.5/1000 mask/AP",
-            "  50.0   75.0           100.0    25.0",
-            "mask/AP/cat   12.5",
-        ]
-    )
-    assert coco.format_metrics({"mAP": 0.5, "AP/ox": math.nan}) == "\n".join(
-        ["   mAP", "  50.0", "AP/ox      -"]
-    )

@@ -30,7 +30,7 @@ def test_speed_and_wait_by_the_clock(monkeypatch):
     clock = iter([10.0, 11.0, 12.5, 15.0])  # made, asked for data, got it, read
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     metrics = RecentMetrics(toy.data_set(), toy.config())
-    assert metrics.wait_for(iter(["batch"])) == "batch"
+    assert metrics.next_batch(iter(["batch"])) == "batch"
     metrics.add(1, np.arange(4), {"loss": jnp.asarray(1.0)})
     metrics.add(2, np.arange(4), {"loss": jnp.asarray(1.0)})
     monkeypatch.setattr(jax, "device_get", lambda values: values)
