@@ -225,21 +225,16 @@ def _row_cells(row: dict) -> list[str]:
 
 
 def _part_lines(row: dict) -> list[str]:
-    """A table of the parts, and what those that are not the network's take."""
+    """Returns the lines of a table of the parts."""
     if "parts" not in row:
         return []
-    whole, parts = row["parts_whole"], row["parts"]
-    rest = whole - sum(part["milliseconds"] for part in parts if not part["within"])
-    sums = {"all else": rest, "whole": whole}
-    rows = [{"name": k, "milliseconds": v, "within": ""} for k, v in sums.items()]
+    whole = row["parts_whole"]
     lines = ["| part | ms | share |", "|---|---|---|"]
-    for part in [*parts, *rows]:
-        name = f"of it {part['name']}" if part["within"] else part["name"]
-        cells = [f"{part['milliseconds']:.4g}", f"{part['milliseconds'] / whole:.0%}"]
-        lines.append(_cells([name, *cells]))
-    layers = sum(part["milliseconds"] for part in parts if part["layers"])
-    outside = f"Outside backbone, neck and heads: {1 - layers / whole:.0%}."
-    return [*lines, "", outside]
+    for part in [*row["parts"], {"name": "whole", "milliseconds": whole}]:
+        milliseconds = part["milliseconds"]
+        cells = [part["name"], f"{milliseconds:.4g}", f"{milliseconds / whole:.0%}"]
+        lines.append(_cells(cells))
+    return lines
 
 
 def _cells(cells: list[str]) -> str:

@@ -128,7 +128,7 @@ def _tried(case: Case, limit: Limits, options: argparse.Namespace, rivals: Any) 
 def measure(
     case: Case, limit: Limits, options: argparse.Namespace, rivals: Any = None
 ) -> dict:
-    """A row of the report: see `benchmark_report` for what it holds.
+    """Returns a row of the report: see `benchmarks.report` for what it holds.
 
     Args:
       case: what is measured.
@@ -157,8 +157,7 @@ def measure(
     if times:
         row["ratio"] = row["milliseconds"] / min(times.values())
     if options.parts:
-        network = parts.network(model.config, *model.layers(case.precision))
-        given = network, model.config, variables, batch, TRAINING, training
+        given = model, case.precision, variables, batch, training
         row |= parts.measure(call, *given, options.repeats)
     return row
 

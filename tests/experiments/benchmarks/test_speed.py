@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import parts, speed, timing
+from experiments.benchmarks import parts, report, speed, timing
 from experiments.benchmarks.report import fields_of
 from experiments.benchmarks.speed import MODELS, Limits, main
 from jaxdet.config import ConfigError
@@ -92,11 +92,11 @@ def test_a_row_of_each_task(tmp_path, monkeypatch, capsys):
     main(["--detectors", "ssd", *OPTIONS, *files, "--compare", "--parts"])
     shapes = {False: (1, 64, 64, 3), True: (2, 64, 64, 3)}
     assert seen == [("ssd300_vgg16", "float32", *item) for item in shapes.items()]
-    report = json.loads((tmp_path / "a.json").read_text())
-    assert report["machine"] == report.machine() | {"torch": "2.11"}
-    assert report["settings"] == {"objects": 3, "repeats": 1}
-    assert report["limits"] == {"float32": {"flops": 1e9, "bytes": 1e8}}
-    predict, train = report["rows"]
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert told["machine"] == report.machine() | {"torch": "2.11"}
+    assert told["settings"] == {"objects": 3, "repeats": 1}
+    assert told["limits"] == {"float32": {"flops": 1e9, "bytes": 1e8}}
+    predict, train = told["rows"]
     for row, images in ((predict, 1), (train, 2)):
         seconds = row["milliseconds"] / 1000
         assert row["images_per_second"] == pytest.approx(images / seconds)
@@ -106,8 +106,8 @@ def test_a_row_of_each_task(tmp_path, monkeypatch, capsys):
         assert [*row["rivals"]] == ["eager", "compiled"]
         best = min(row["rivals"].values())
         assert row["ratio"] == pytest.approx(row["milliseconds"] / best)
-        assert all(part["milliseconds"] > 0 for part in row["parts"])
-        assert row["parts_whole"] > 0
+        milliseconds = sum(part["milliseconds"] for part in row["parts"])
+        assert milliseconds == pytest.approx(row["parts_whole"])
     # The whole is ours, again with its parts.
     assert timed[0] is timed[1] and timed[2] is timed[3] and len(timed) == 4
     # Two images, not one; gradients take at most twice as much again.
@@ -117,11 +117,6 @@ def test_a_row_of_each_task(tmp_path, monkeypatch, capsys):
     assert np.isfinite(train["loss"]) and "loss" not in predict
     assert train["rival_loss"] == {"eager": 1e6, "compiled": 1e6}
     assert "first losses differ" in train["warning"] and "warning" not in predict
-    names = [part["name"] for part in predict["parts"]]
-    dense = ["pixels", "backbone", "neck and heads"]
-    assert names == [*dense, "best scores, decoding, NMS"]
-    names = [part["name"] for part in train["parts"]]
-    assert names == [*dense, "matching and losses", "optimizer"]
     printed = capsys.readouterr().out
     assert "SSD, predict, float32, 64x64, batch 1: " in printed
     table = (tmp_path / "a.md").read_text()
@@ -144,21 +139,6 @@ def test_limits_are_rates(monkeypatch):
     limit = speed.limits("bfloat16")
     assert limit.flops == 2 * 2048**3  # the larger of both products takes a second
     assert limit.bytes == 2 * 2**29  # read once, written once
-
-
-def test_a_copy_is_made_in_place(monkeypatch):
-    """New memory would be handed out page by page, which takes most of the time."""
-    timed = []
-
-    def medians(calls, repeats):
-        timed.extend(calls)
-        return [1.0]
-
-    monkeypatch.undo()
-    monkeypatch.setattr(speed, "medians", medians)
-    speed.limits("float32")
-    places = {timed[-1]().unsafe_buffer_pointer() for _ in range(2)}
-    assert len(places) == 1
 
 
 def test_rows_that_are_there_are_not_measured_again(tmp_path, measured):
@@ -240,11 +220,6 @@ def test_first_losses_must_agree(theirs, differs):
     assert warning == ({"warning": text} if differs else {})
 
 
-def test_first_losses_that_are_not_finite():
-    row = {"loss": math.inf, "rival_loss": {"eager": math.inf}}
-    assert speed._warning(row, tolerance=0.2)
-
-
 def test_torchvision_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "experiments.benchmarks.rivals", raising=False)
@@ -274,8 +249,8 @@ def test_it_runs_with_jax_flax_and_optax_alone(tmp_path):
     code = f"""
         import dataclasses, functools, runpy, sys
         sys.modules.update(dict.fromkeys({others!r}))
-        from experiments import benchmark
-        from jaxdet.nn.resnet import ResNet
+        from experiments.benchmarks import speed
+        from jaxdet.nn.backbones.resnet import ResNet
         model = speed.MODELS["fcos"]
         small = {{"channels": 4, "head_depth": 0, "candidates": 20}}
         config = dataclasses.replace(model.config, **small)
