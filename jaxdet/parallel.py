@@ -30,7 +30,7 @@ def pmap(
     donate_argnums: int | tuple[int, ...] = (),
     local: bool = False,
 ) -> Callable:
-    """Maps a function over devices; the one place of the project that calls `jax.pmap`.
+    """Returns a function mapped over devices; nothing else here calls `jax.pmap`.
 
     A result with an out axis of None is silently that of the first device, so the
     function must make it the same on all of them, for example with `jax.lax.pmean`.

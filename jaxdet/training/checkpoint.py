@@ -113,7 +113,7 @@ class Checkpoints:
     def restore(
         self, template: TrainState, step: int | Literal["best"] | None = None
     ) -> TrainState:
-        """Reads the state of a step as NumPy arrays.
+        """Returns the state of a step as NumPy arrays.
 
         Args:
           template: a state of the same run, or its shapes (`jax.eval_shape`).
@@ -201,7 +201,7 @@ def load_variables(
     *,
     step: int | Literal["best", "latest"] = "best",
 ) -> dict[str, Any]:
-    """Reads the variables of a finished or running training, as NumPy arrays.
+    """Returns the variables of a finished or running training, as NumPy arrays.
 
     Args:
       workdir: the run folder.

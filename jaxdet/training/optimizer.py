@@ -71,7 +71,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 def partition(
     parameters: dict[str, Any], frozen: tuple[str, ...]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Splits parameters into trainable and frozen ones, by path such as "stem/kernel".
+    """Returns trainable and frozen parameters, by path such as "backbone/stem/kernel".
 
     Only the first are differentiated, decayed and given optimizer state, so XLA never
     computes the gradients of the others.

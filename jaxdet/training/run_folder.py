@@ -31,12 +31,12 @@ class Run:
     """The content of a run folder's `config.json`."""
 
     recipe: Any  # of the detector, for `serialization.deserialize`; None: it has none
-    training: TrainingConfig
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    data_set: str
+    training: TrainingConfig  # all of it
+    class_names: tuple[str, ...]  # of the data set
+    category_ids: tuple[int, ...]  # in its source, of each class
+    data_set: str  # its name
     images: Size  # in the training set
-    versions: dict
+    versions: dict  # of Python and the libraries, by name
 
 
 def save_run(

@@ -36,7 +36,7 @@ def create_state(
     *,
     pretrained: Callable[[dict], dict] | None = None,
 ) -> TrainState:
-    """Creates the state before the first step; works under `jax.eval_shape` too.
+    """Returns the state before the first step; works under `jax.eval_shape` too.
 
     Args:
       detector: what to train.
@@ -154,7 +154,7 @@ def _mean_of_parts(compute: Callable, batch: Batch, parts: int) -> Any:
 def gradient_flops(
     detector: Detector, config: TrainingConfig, state: TrainState, batch: Batch
 ) -> float:
-    """Counts floating point operations of the loss and its gradients, for one image.
+    """Returns the floating point operations of loss and gradients, for one image.
 
     XLA counts them before it optimizes; nothing is compiled or run. What a loop repeats
     is counted once, and on CPUs large convolutions need fewer
