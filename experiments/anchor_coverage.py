@@ -2,11 +2,11 @@
 
 Of every object, the IoU with the best anchor (RetinaNet, RPN, SSD) or the number of
 points that learn it (FCOS), by the object's size on the canvas: a table, and a figure.
-On the digits by default, on a COCO-format folder or Pascal VOC folders if one is named;
-for a detector's own numbers, or for those of a run, whose objects count once for every
-scale (`--training.input.multi-scale`) that training sees them at:
+On the digits by default, or on any data set that `--data` takes; for a detector's own
+numbers, or for those of a run, whose objects count once for every scale
+(`--training.input.multi-scale`) that training sees them at:
 
-python -m experiments.anchor_coverage --annotations train.json --images photos \
+python -m experiments.anchor_coverage --data train.json --images photos \
     retinanet --anchor-ratios 0.25 1 4
 python -m experiments.anchor_coverage run runs/quickstart
 """
@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments import command_line
+from experiments.data_option import DIGITS, DataOption, Flat
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.formats import coco, digits, voc
 from jaxdet.data.input_config import InputConfig, scale_canvas
 from jaxdet.detectors import fcos, retinanet, rpn, ssd
 from jaxdet.detectors.serialization import deserialize
@@ -69,12 +69,9 @@ Choice = (
 
 
 def main(
-    detector: Annotated[Choice, tyro.conf.arg(name="")],
+    detector: Flat[Choice],
+    source: Flat[DataOption] = DIGITS,
     *,
-    annotations: pathlib.Path | None = None,
-    images: pathlib.Path | None = None,
-    voc_folders: tuple[pathlib.Path, ...] = (),
-    split: str | None = None,
     canvases: tuple[tuple[int, int], ...] = (),
     objects: int = 20_000,
     output: pathlib.Path = pathlib.Path("anchor_coverage.png"),
@@ -83,10 +80,7 @@ def main(
 
     Args:
       detector: whose anchors or points.
-      annotations: COCO-format json.
-      images: folder of its image files; by default that of the json.
-      voc_folders: Pascal VOC folders, such as VOCdevkit/VOC2007.
-      split: "trainval" of VOC, "train" of the digits if not given.
+      source: the images.
       canvases: (height, width) of each, at the scale 1; those of the run, 300x300,
         which images fill, for SSD, 800x1344 and 1344x800 for others if not given.
       objects: how many to look at, about, on random images.
@@ -95,16 +89,12 @@ def main(
     Raises:
       DataError: for options that do not go together, and data without objects.
     """
-    command_line.only_with("--images", images, "--annotations", annotations)
-    command_line.at_most_one(
-        {"--annotations": annotations, "--voc-folders": voc_folders}
-    )
     if objects < 1:
         raise DataError(f"--objects is {objects}; it must be at least 1")
     coverage, config = _coverage_and_input(detector)
     if canvases:
         config = dataclasses.replace(config, canvases=canvases)
-    data_set = _load(annotations, images, voc_folders, split)
+    data_set = source.load()
     factors = tuple(dict.fromkeys(config.multi_scale))
     sides, found = at_all_scales(data_set, coverage, config, factors, most=objects)
     print(table(sides, found), end="")
@@ -261,14 +251,6 @@ def _coverage_and_input(detector: Choice) -> tuple[Callable, InputConfig]:
     stretched = InputConfig(canvases=((300, 300),), keep_aspect=False)
     config = stretched if file is ssd else InputConfig()
     return partial(file.coverage, config=detector), config
-
-
-def _load(annotations, images, voc_folders, split) -> DataSet:
-    if annotations is not None:
-        return coco.load(annotations, images or annotations.parent)
-    if voc_folders:
-        return voc.load(*voc_folders, split=split or "trainval", class_names=None)
-    return digits.load(split or "train")
 
 
 if __name__ == "__main__":

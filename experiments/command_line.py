@@ -1,9 +1,7 @@
 """What the scripts share: their command line, and options that depend on the data."""
 
 import argparse
-import dataclasses
 import errno
-import functools
 import logging
 import os
 import pathlib
@@ -17,8 +15,7 @@ import tyro
 
 from jaxdet import parallel
 from jaxdet.config import ConfigError
-from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.formats import coco
+from jaxdet.data.dataset import DataError
 
 # Networks, and what trains them, are imported where they are used: an exported detector
 # runs without.
@@ -158,109 +155,3 @@ def _exit(code: int, message: str = "") -> NoReturn:
         sys.stdout.flush()
         os._exit(code)
     raise SystemExit(code) from None
-
-
-def with_classes_of(
-    data_set: DataSet, detector: Config, *, recipe: Config, option: str = "--detector"
-) -> Config:
-    """The detector with as many classes as the data.
-
-    Args:
-      data_set: what it is trained on.
-      detector: a config with `num_classes`, or one of which a part has them.
-      recipe: that of the script, where nobody has asked for anything.
-      option: under which the detector's numbers are given.
-
-    Raises:
-      ConfigError: if it has neither the recipe's number of classes nor the data's: then
-        somebody asked for another.
-    """
-    from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
-
-    if isinstance(detector, MaskRCNNConfig):
-        boxes = with_classes_of(
-            data_set,
-            detector.faster_rcnn,
-            recipe=recipe.faster_rcnn,
-            option=f"{option}.faster-rcnn",
-        )
-        return dataclasses.replace(detector, faster_rcnn=boxes)
-    count = len(data_set.class_names)
-    if detector.num_classes not in (recipe.num_classes, count):
-        _refuse(
-            f"{option}.num-classes is {detector.num_classes}, but the data set "
-            f"{data_set.name!r} has {count} classes; leave the option out, or give "
-            f"{count}"
-        )
-    return dataclasses.replace(detector, num_classes=count)
-
-
-def from_scratch(training: Config, *, recipe: Config) -> Config:
-    """The training without pretrained weights, where nothing can be frozen.
-
-    Raises:
-      ConfigError: if somebody asked for other layers to be frozen than the recipe does.
-    """
-    if training.frozen not in ((), recipe.frozen):
-        _refuse(
-            f"--training.frozen {training.frozen} without pretrained weights; "
-            "a network from scratch has nothing worth freezing: leave it out"
-        )
-    return dataclasses.replace(training, frozen=())
-
-
-def at_most_one(sources: dict[str, object]) -> None:
-    """Refuses a command that names several data sets.
-
-    Args:
-      sources: options and their values, None or empty where an option is not given.
-
-    Raises:
-      DataError: naming those given.
-    """
-    named = [f"{option} {value}" for option, value in sources.items() if value]
-    if len(named) > 1:
-        raise DataError(f"{' and '.join(named)}; one data set at a time: leave one out")
-
-
-def only_with(option: str, value: object, needed: str, given: object) -> None:
-    """Refuses an option that says nothing without another.
-
-    Args:
-      option: such as "--images".
-      value: the option's; None where it is not given.
-      needed: the other option.
-      given: the other's value, or None.
-
-    Raises:
-      DataError: if `option` has a value and `needed` has none.
-    """
-    if value is not None and given is None:
-        raise DataError(f"{option} {value} without {needed}; give both or neither")
-
-
-def load_folders(
-    training: tuple[pathlib.Path, pathlib.Path],
-    validation: tuple[pathlib.Path | None, pathlib.Path | None],
-    *,
-    bad_boxes: Literal["error", "skip"],
-    masks: bool = False,
-) -> tuple[DataSet, DataSet | None]:
-    """The data sets of the scripts for a folder of one's own.
-
-    Args:
-      training: a json in COCO's format, and the folder of its image files.
-      validation: likewise, of None without one; by default in the same folder.
-      bad_boxes: see `coco.load`.
-      masks: see `coco.load`.
-
-    Raises:
-      DataError: for a folder to validate on without its json.
-    """
-    annotations, images = validation
-    needed = "--validation-annotations"
-    only_with("--validation-images", images, needed, annotations)
-    load = functools.partial(coco.load, bad_boxes=bad_boxes, masks=masks)
-    if annotations is None:
-        return load(*training), None
-    return load(*training), load(annotations, images or training[1])

@@ -1,10 +1,10 @@
-"""How good a trained detector is: python -m experiments.evaluate runs/quickstart
+"""Evaluates a trained detector: python -m experiments.evaluate runs/quickstart
 
-On the digits' validation split by default, on a COCO-format folder, a Pascal VOC folder
-or a prepared TFDS data set if one is named. `--pictures 20` also draws as many of its
-images, the truth beside the detections. The pretrained SSD-MobileNetV2 on COCO's
-validation images (val2017 and annotations, in one folder), or a checkpoint that
-torchvision published, whose documented AP is then printed beside the measured one:
+On the digits' validation split by default, or on any data set that `--data` takes.
+`--pictures 20` also draws as many of its images, the truth beside the detections. The
+pretrained SSD-MobileNetV2 on COCO's validation images (val2017 and annotations, in one
+folder), or a checkpoint that torchvision published, whose documented AP is then printed
+beside the measured one:
 
 python -m experiments.evaluate --data coco
 python -m experiments.evaluate --weights fasterrcnn_resnet50_fpn_coco.pth --data coco
@@ -24,20 +24,33 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from experiments import command_line
-from jaxdet.data import proposals
+from experiments.data_option import (
+    DIGITS,
+    DataOption,
+    Flat,
+    read_proposals,
+    search_proposals,
+)
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.formats import coco, digits, tfds, voc
+from jaxdet.data.formats import coco
+from jaxdet.data.input_config import InputConfig
 from jaxdet.evaluation.coco import box_and_mask_metrics
-from jaxdet.evaluation.evaluate import default_metrics, detect_all, label_names
+from jaxdet.evaluation.evaluate import (
+    Metrics,
+    default_metrics,
+    detect_all,
+    label_names,
+)
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.report import format_metrics
 from jaxdet.evaluation.voc import voc_metrics
-from jaxdet.inference.load import load_trained
+from jaxdet.inference.load import Trained, load_trained
 from jaxdet.visualize import truth_beside_detections
 from jaxdet.weights import published, torchvision
 from jaxdet.weights.state_dict import read_state_dict
 
-METRICS = {
+MetricsName = Literal["coco", "voc", "voc07", "recall"]
+METRICS: dict[MetricsName, Metrics] = {
     "coco": box_and_mask_metrics,
     "voc": voc_metrics,
     "voc07": functools.partial(voc_metrics, eleven_points=True),
@@ -47,17 +60,12 @@ METRICS = {
 
 def main(
     workdir: tyro.conf.Positional[pathlib.Path | None] = None,
+    source: Flat[DataOption] = DIGITS,
     *,
     weights: pathlib.Path | None = None,
     canvas_multiple: int | None = None,
-    data: pathlib.Path | None = None,
-    annotations: pathlib.Path | None = None,
-    images: pathlib.Path | None = None,
-    voc_folders: tuple[pathlib.Path, ...] = (),
-    tfds_directory: pathlib.Path | None = None,
-    split: str | None = None,
     proposal_file: pathlib.Path | None = None,
-    metrics: Literal["coco", "voc", "voc07", "recall"] | None = None,
+    metrics: MetricsName | None = None,
     step: int | Literal["best", "latest"] = "best",
     batch_size: int = 8,
     json_file: pathlib.Path | None = None,
@@ -70,17 +78,10 @@ def main(
     Args:
       workdir: the run folder that training wrote; without one and without `--weights`
         the pretrained SSD-MobileNetV2 is evaluated.
+      source: the images to evaluate on.
       weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
       canvas_multiple: of which heights and widths of its canvases are; if not given 32,
         which is exactly as torchvision has it; more needs fewer compilations.
-      data: COCO's folder, with val2017 (or another `--split`) and annotations.
-      annotations: COCO-format json.
-      images: folder of its image files; by default that of the json.
-      voc_folders: Pascal VOC folders, such as VOCdevkit/VOC2007; their classes are
-        those of the run.
-      tfds_directory: folder of a prepared TFDS data set, with dataset_info.json.
-      split: "val2017" of COCO's folder, "test" of VOC, "validation" of TFDS data sets
-        and of the digits if not given.
       proposal_file: region proposals, for a detector that needs them; selective search
         makes and keeps some if not given.
       metrics: COCO's (of masks too), VOC's mean average precision (from 2010 on, or as
@@ -98,16 +99,6 @@ def main(
       DataError: for options that do not go together, and classes that are not the
         detector's.
     """
-    if images is not None and annotations is None:
-        raise DataError(f"--images {images} without --annotations, the json on them")
-    command_line.at_most_one(
-        {
-            "--data": data,
-            "--annotations": annotations,
-            "--voc-folders": voc_folders,
-            "--tfds-directory": tfds_directory,
-        }
-    )
     for name, value, least in (
         ("batch-size", batch_size, 1),
         ("canvas-multiple", canvas_multiple, 1),
@@ -124,52 +115,20 @@ def main(
             f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
             "torchvision's"
         )
-    documented = None
-    if workdir is not None:  # it knows its classes, which VOC is read for
+    trained, documented = None, None
+    if workdir is not None:  # the run knows its classes, which VOC is read for
         trained = load_trained(workdir, step=step)
-        classless = trained.detector.num_classes is None
-        names = None if classless else trained.run.class_names
-        max_regions = trained.run.training.input.max_regions
-    else:
-        names, max_regions = coco.CLASS_NAMES, 0
-    source = workdir or weights or "SSD-MobileNetV2"
-    if proposal_file is not None and not max_regions:
-        raise DataError(
-            f"--proposal-file {proposal_file}, but the detector of {source} takes none"
-        )
-    if voc_folders:
-        data_set = voc.load(*voc_folders, split=split or "test", class_names=names)
-    elif data is not None:
-        split = split or "val2017"
-        annotations = data / "annotations" / f"instances_{split}.json"
-        data_set = coco.load(annotations, data / split)
-    else:
-        data_set = _load(annotations, images, tfds_directory, split or "validation")
-    if weights is not None:
-        state = read_state_dict(weights)
-        name = torchvision.recognise(state)
-        documented = torchvision.MODELS[name].published
-        multiple = canvas_multiple or 32
-        trained = torchvision.trained(state, name, canvas_multiple=multiple)
-    elif workdir is None:
-        trained = published.trained_ssd_mobilenet_v2()
+    data_set = _load_data(source, trained, proposal_file)
+    if trained is None:
+        trained, documented = _load_published(weights, canvas_multiple)
+    _require_same_classes(trained, data_set, workdir or weights or "SSD-MobileNetV2")
     detector, config = trained.detector, trained.run.training.input
-    if names is not None and trained.run.class_names != data_set.class_names:
-        raise DataError(
-            f"{source} knows the classes {trained.run.class_names}, "
-            f"{data_set.name} has {data_set.class_names}"
-        )
-    if max_regions:
-        data_set = (
-            proposals.load(proposal_file, data_set)
-            if proposal_file
-            else proposals.with_selective_search(data_set, max_per_image=max_regions)
-        )
+    data_set = search_proposals(data_set, config)
     detections = detect_all(
         detector, trained.variables, data_set, config, batch_size=batch_size
     )
     if jax.process_index() > 0:
-        return  # every host has all detections, and the first one tells
+        return  # every host has all detections; the first one prints and writes
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(detections))
@@ -182,6 +141,43 @@ def main(
         shown = [found for found in detections if found["score"] >= min_score]
         names = label_names(detector, data_set.class_names)
         _draw_first(pictures, data_set, shown, output, found_names=names)
+
+
+def _load_data(
+    source: DataOption, trained: Trained | None, proposal_file: pathlib.Path | None
+) -> DataSet:
+    """Opens the data set, with the classes of a run or COCO's, and its proposals."""
+    names, config = coco.CLASS_NAMES, InputConfig()
+    if trained is not None:
+        classless = trained.detector.num_classes is None
+        names = None if classless else trained.run.class_names
+        config = trained.run.training.input
+    files = [] if proposal_file is None else [proposal_file]
+    data_set = source.load(validation=True, class_names=names)
+    return read_proposals([data_set], files, config)[0]
+
+
+def _load_published(
+    weights: pathlib.Path | None, canvas_multiple: int | None
+) -> tuple[Trained, torchvision.Published | None]:
+    """Loads a checkpoint of torchvision's with its documented AP, or the SSD."""
+    if weights is None:
+        return published.trained_ssd_mobilenet_v2(), None
+    state = read_state_dict(weights)
+    name = torchvision.recognise(state)
+    trained = torchvision.trained(state, name, canvas_multiple=canvas_multiple or 32)
+    return trained, torchvision.MODELS[name].published
+
+
+def _require_same_classes(
+    trained: Trained, data_set: DataSet, detector_name: pathlib.Path | str
+) -> None:
+    names = trained.run.class_names
+    if trained.detector.num_classes is not None and names != data_set.class_names:
+        raise DataError(
+            f"{detector_name} knows the classes {names}, {data_set.name} has "
+            f"{data_set.class_names}"
+        )
 
 
 def _beside_published(
@@ -198,14 +194,6 @@ def _beside_published(
         f"torchvision documents for {published.file}, on the 5,000 images of val2017: "
         + "; ".join(parts)
     )
-
-
-def _load(annotations, images, tfds_directory, split) -> DataSet:
-    if annotations is not None:
-        return coco.load(annotations, images or annotations.parent)
-    if tfds_directory is not None:
-        return tfds.load_directory(tfds_directory, split)
-    return digits.load(split)
 
 
 def _draw_first(

@@ -11,8 +11,9 @@ import pathlib
 from typing import Any, TypeVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 
+from jaxdet.config import ConfigError
+from jaxdet.data.dataset import DataSet
 from jaxdet.detectors import (
     fast_rcnn,
     faster_rcnn,
@@ -27,6 +28,7 @@ from jaxdet.detectors import (
 from jaxdet.detectors.detector import Detector
 from jaxdet.training.config import TrainingConfig
 
+Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
 
 FOLDER = pathlib.Path(__file__).with_name("recipes")
@@ -98,14 +100,53 @@ def from_scratch(recipe: Recipe) -> Recipe:
 
     Pretrained networks come with frozen batch norm, or with none at all; neither can be
     trained from random numbers.
+
+    Raises:
+      ConfigError: for an SPP-net, which never trains its convolutions.
     """
+    if isinstance(recipe.detector, sppnet.SPPNetConfig):
+        raise ConfigError(
+            "SPP-net never trains its convolutions; give --weights, a file of VGG-16's "
+            "or the run folder of a Fast R-CNN"
+        )
     recipe = with_options(recipe, norm="group")
     return dataclasses.replace(recipe, weights=None, frozen=())
 
 
-def in_precision(recipe: Recipe, precision: str) -> Recipe:
-    """Returns the recipe with the arithmetic of its backbone and heads in a dtype."""
-    return with_options(recipe, dtype=jnp.dtype(precision).type)
+def with_classes_of(
+    data_set: DataSet, detector: Config, recipe: Config, *, option: str = "--detector"
+) -> Config:
+    """Returns the detector's config with as many classes as the data.
+
+    Args:
+      data_set: what it is trained on.
+      detector: a config with `num_classes`, in itself or in its Faster R-CNN; that of
+        an RPN has none and stays as it is.
+      recipe: the recipe's, whose number of classes nobody has asked for.
+      option: under which the detector's numbers are given.
+
+    Raises:
+      ConfigError: if it has neither the recipe's number of classes nor the data's: then
+        somebody asked for another.
+    """
+    if isinstance(detector, mask_rcnn.MaskRCNNConfig):
+        boxes = with_classes_of(
+            data_set,
+            detector.faster_rcnn,
+            recipe.faster_rcnn,
+            option=f"{option}.faster-rcnn",
+        )
+        return dataclasses.replace(detector, faster_rcnn=boxes)
+    if not hasattr(detector, "num_classes"):
+        return detector
+    count = len(data_set.class_names)
+    if detector.num_classes not in (recipe.num_classes, count):
+        raise ConfigError(
+            f"{option}.num-classes is {detector.num_classes}, but the data set "
+            f"{data_set.name!r} has {count} classes; leave the option out, or give "
+            f"{count}"
+        )
+    return dataclasses.replace(detector, num_classes=count)
 
 
 def _replace(module: Module, options: dict[str, Any]) -> Module:

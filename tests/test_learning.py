@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from experiments.quickstart import BACKBONE, DETECTOR, TRAINING
+from experiments.recipe import build
+from experiments.recipes.retinanet_digits import RECIPE
 from jaxdet.data.formats import digits
-from jaxdet.detectors.retinanet import retinanet
 from jaxdet.evaluation.evaluate import evaluate
 from jaxdet.training.train import train
 
@@ -22,11 +22,11 @@ def test_retinanet_learns_large_digits(tmp_path, optimised):
         "max_digits": 2,
     }
     training = dataclasses.replace(
-        TRAINING,
+        RECIPE.training,
         steps=1100,
-        input=dataclasses.replace(TRAINING.input, canvases=((64, 64),)),
+        input=dataclasses.replace(RECIPE.training.input, canvases=((64, 64),)),
     )
-    detector = retinanet(DETECTOR, BACKBONE)
+    detector = build(RECIPE)
     data_set = digits.load("train", **easy)
     state = train(detector, data_set, training, workdir=tmp_path / "run")
     held_out = digits.load("validation", **easy)

@@ -1,7 +1,7 @@
 """How fast batches are made, and how long training waits for them.
 
     python -m experiments.benchmarks.input_pipeline \
-        --annotations train.json --images photos
+        --data train.json --images photos
 
 Images a second of training's input, beside reading, decoding (libjpeg-turbo, by OpenCV)
 and resizing (OpenCV) alone on as many threads. The two take turns, so that a busy
@@ -24,11 +24,12 @@ import jax
 import numpy as np
 import PIL.Image
 
-from experiments import command_line, retinanet_folder
+from experiments import command_line
+from experiments.data_option import NO_DATA, DataOption, Flat
+from experiments.recipes import retinanet_small
 from jaxdet.config import ConfigError
 from jaxdet.data import batching, transforms
-from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.formats import coco
+from jaxdet.data.dataset import DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import retinanet
 from jaxdet.parallel import replicate, shard_to_devices
@@ -41,8 +42,7 @@ INPUT = InputConfig(canvases=((640, 640),), too_many_objects="drop")
 
 
 def main(
-    annotations: pathlib.Path | None = None,
-    images: pathlib.Path | None = None,
+    source: Flat[DataOption] = NO_DATA,
     input_config: InputConfig = INPUT,
     *,
     batch_size: int = 16,
@@ -53,8 +53,7 @@ def main(
     """Measures, and prints what it found.
 
     Args:
-      annotations: COCO json of the photographs; without it some are made on the spot.
-      images: the folder in which they lie.
+      source: the photographs; without them some are made on the spot.
       input_config: how they become batches, and on how many threads.
       batch_size: images a batch.
       batches: made in each turn, at least 1.
@@ -62,26 +61,25 @@ def main(
       steps: of training, after one in which it is compiled; 0: none.
 
     Raises:
-      DataError: for `annotations` or `images` without the other.
+      DataError: if the data set cannot be opened.
       ConfigError: for a number below 1.
     """
     for name, value in (("batches", batches), ("repeats", repeats)):
         if value < 1:
             raise ConfigError(f"--{name} is {value}; it must be at least 1")
-    if (annotations is None) != (images is None):
-        raise DataError("--annotations and --images; give both, or neither")
     with contextlib.ExitStack() as stack:
-        if annotations is None:
+        if not source.data:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            annotations, images = _make_photographs(pathlib.Path(folder))
-        data_set = coco.load(annotations, images)
+            file = _make_photographs(pathlib.Path(folder))
+            source = dataclasses.replace(source, data=(str(file),))
+        data_set = source.load()
         _compare(data_set, input_config, batch_size, batches, repeats)
         if steps:
             share = _share_waited(data_set, input_config, batch_size, steps)
             print(f"training waits for {share:.1%} of its time")
 
 
-def _make_photographs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+def _make_photographs(folder: pathlib.Path) -> pathlib.Path:
     """JPEG files of 480 x 640, as most of COCO's, cut out of two photographs."""
     from skimage import data
 
@@ -98,7 +96,7 @@ def _make_photographs(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]
     categories = [{"id": 1, "name": "thing"}]
     described = {"images": entries, "annotations": [], "categories": categories}
     (folder / "photographs.json").write_text(json.dumps(described))
-    return folder / "photographs.json", folder
+    return folder / "photographs.json"
 
 
 def _compare(
@@ -181,9 +179,9 @@ def _share_waited(
     training = TrainingConfig(batch_size=batch_size, input=one_canvas)
     detector = retinanet(
         dataclasses.replace(
-            retinanet_folder.DETECTOR, num_classes=len(data_set.class_names)
+            retinanet_small.RECIPE.detector, num_classes=len(data_set.class_names)
         ),
-        retinanet_folder.BACKBONE,
+        retinanet_small.RECIPE.backbone,
     )
     batches: Iterator = batching.training_batches(
         data_set, one_canvas, batch_size=batch_size, seed=0, transfer=shard_to_devices

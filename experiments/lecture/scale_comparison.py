@@ -27,7 +27,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import command_line, quickstart
+from experiments import command_line
+from experiments.recipes import retinanet_digits
 from jaxdet.config import Anchors
 from jaxdet.data.formats import digits
 from jaxdet.detectors.detector import Detector
@@ -45,12 +46,13 @@ from jaxdet.training.train import train
 
 DIGIT_SIDES = (10, 64)
 MAGNIFIED = 3.0  # before COCO's evaluator, whose ranges end at 32 and 96 pixels
+SMALL = retinanet_digits.RECIPE
 LEVELS = dataclasses.replace(
-    quickstart.DETECTOR,
+    SMALL.detector,
     levels=(2, 3, 4),
     anchors=Anchors(
         ((8.0, 11.3), (16.0, 22.6), (32.0, 45.3)),
-        ratios=quickstart.DETECTOR.anchors.ratios,
+        ratios=SMALL.detector.anchors.ratios,
     ),
 )
 ONE_LEVEL = dataclasses.replace(
@@ -62,7 +64,7 @@ SCALES = (0.5, 1.0, 2.0)
 # An octave and a little more, so that objects between two scales are learned in both.
 LEARNED = AllScalesConfig(scales=SCALES, object_sizes=(11.3, 32.0))
 LOOKED_AT = ImagePyramidConfig(scales=SCALES, max_detections=50)
-TRAINING = dataclasses.replace(quickstart.TRAINING, steps=1600)
+TRAINING = dataclasses.replace(SMALL.training, steps=1600)
 
 Way = Literal["image_pyramid", "plain_stages", "fpn"]
 WAYS: tuple[Way, ...] = ("image_pyramid", "plain_stages", "fpn")
@@ -134,11 +136,11 @@ def main(
 def detector(way: Way) -> Detector:
     """One of the three, on the quickstart's backbone."""
     if way == "image_pyramid":
-        backbone = dataclasses.replace(quickstart.BACKBONE, coarsest=3)
+        backbone = dataclasses.replace(SMALL.backbone, coarsest=3)
         one_level = at_all_scales(retinanet(ONE_LEVEL, backbone), LEARNED)
         return image_pyramid(one_level, LOOKED_AT)
     levels = dataclasses.replace(LEVELS, top_down=way == "fpn")
-    return retinanet(levels, quickstart.BACKBONE)
+    return retinanet(levels, SMALL.backbone)
 
 
 def metrics_by_size(ground_truth: dict, detections: list[dict]) -> dict[str, float]:

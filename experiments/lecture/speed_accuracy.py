@@ -25,22 +25,35 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-import experiments.digits
-from experiments import command_line, quickstart
+from experiments import command_line
+from experiments import recipe as recipes
 from experiments.command_line import Precision
+from experiments.data_option import (
+    DIGITS,
+    VALIDATION,
+    DataOption,
+    Flat,
+    ValidationOption,
+)
+from experiments.recipes import (
+    faster_rcnn_digits,
+    fcos_digits,
+    retinanet_digits,
+    ssd_digits,
+)
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
 from jaxdet.data.dataset import DataSet
-from jaxdet.data.formats import coco, digits
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
-from jaxdet.detectors.fcos import FCOSConfig, fcos
-from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
-from jaxdet.detectors.ssd import SSDConfig, ssd
+from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
+from jaxdet.detectors.fcos import FCOSConfig
+from jaxdet.detectors.retinanet import RetinaNetConfig
+from jaxdet.detectors.ssd import SSDConfig
 from jaxdet.evaluation.evaluate import evaluate
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.train import train
@@ -54,29 +67,36 @@ TITLES = {
     "faster_rcnn": "Faster R-CNN",
 }
 BESIDE = {"textcoords": "offset points", "xytext": (5, -10), "fontsize": 8}
+RECIPES = {
+    "retinanet": retinanet_digits.RECIPE,
+    "fcos": fcos_digits.RECIPE,
+    "ssd": ssd_digits.RECIPE,
+    "faster_rcnn": faster_rcnn_digits.RECIPE,
+}
+BASE = retinanet_digits.RECIPE.training
 TRAINING = dataclasses.replace(
-    quickstart.TRAINING,
+    BASE,
     steps=800,
     checkpoint_every=200,
-    input=dataclasses.replace(quickstart.TRAINING.input, multi_scale=(0.75, 1.0, 1.25)),
+    input=dataclasses.replace(BASE.input, multi_scale=(0.75, 1.0, 1.25)),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Detectors:
-    """The numbers of all four; the classes are those of the data.
+    """The numbers of all four, by default those of the recipes on digits.
 
     Attributes:
-      retinanet: by default the quickstart's.
-      fcos: by default that of `experiments.digits`.
-      ssd: by default that of `experiments.digits`.
-      faster_rcnn: by default that of `experiments.digits`.
+      retinanet: the classes of each are those of the data.
+      fcos: likewise.
+      ssd: likewise.
+      faster_rcnn: likewise.
     """
 
-    retinanet: RetinaNetConfig = quickstart.DETECTOR
-    fcos: FCOSConfig = experiments.digits.FCOS
-    ssd: SSDConfig = experiments.digits.SSD
-    faster_rcnn: FasterRCNNConfig = experiments.digits.FASTER_RCNN
+    retinanet: RetinaNetConfig = retinanet_digits.RECIPE.detector
+    fcos: FCOSConfig = fcos_digits.RECIPE.detector
+    ssd: SSDConfig = ssd_digits.RECIPE.detector
+    faster_rcnn: FasterRCNNConfig = faster_rcnn_digits.RECIPE.detector
 
 
 class Point(NamedTuple):
@@ -93,13 +113,11 @@ class Point(NamedTuple):
 def main(
     detector: Detectors = Detectors(),
     training: TrainingConfig = TRAINING,
+    source: Flat[DataOption] = DIGITS,
+    validation_source: Flat[ValidationOption] = VALIDATION,
     *,
     names: tuple[Name, ...] = NAMES,
     depths: tuple[int, ...] = (10,),
-    annotations: pathlib.Path | None = None,
-    images: pathlib.Path | None = None,
-    validation_annotations: pathlib.Path | None = None,
-    validation_images: pathlib.Path | None = None,
     timed: int = 50,
     precision: Precision = "float32",
     workdir: pathlib.Path = pathlib.Path("runs/speed_accuracy"),
@@ -110,12 +128,10 @@ def main(
       detector: numbers of the detectors; the classes are those of the data.
       training: numbers of each training; the sizes are its canvases, times each factor
         of `input.multi_scale`.
+      source: the images to train on.
+      validation_source: the images to evaluate on.
       names: which detectors.
       depths: of the ResNets of half width; each detector is trained with each.
-      annotations: COCO json to train on; digits on photographs if not given.
-      images: folder of its image files.
-      validation_annotations: json to evaluate on, with the same categories.
-      validation_images: folder of its image files; by default `images`.
       timed: how many validation images are timed, one at a time.
       precision: of the networks' arithmetic; parameters and losses are float32.
       workdir: holds the run folder of each; started again, they go on where they
@@ -126,9 +142,9 @@ def main(
     """
     if timed < 1:
         raise ConfigError(f"--timed is {timed}; it must be at least 1")
-    data_set, validation = _load(
-        annotations, images, validation_annotations, validation_images
-    )
+    data_set, validation = validation_source.load(source)
+    if validation is None:
+        raise ConfigError("--validation-data is missing: what to evaluate on")
     qualities, looks = [], []
     for name, depth in itertools.product(names, depths):
         model = make(name, depth, detector, data_set, precision)
@@ -182,19 +198,17 @@ def make(
     Raises:
       ConfigError: if its config asks for another number of classes.
     """
-    config, recipe = getattr(configs, name), getattr(Detectors(), name)
-    option = f"--detector.{name.replace('_', '-')}"
-    config = command_line.with_classes_of(
-        data_set, config, recipe=recipe, option=option
+    recipe = RECIPES[name]
+    config = recipes.with_classes_of(
+        data_set,
+        getattr(configs, name),
+        recipe.detector,
+        option=f"--detector.{name.replace('_', '-')}",
     )
     levels = config.rpn.levels if name == "faster_rcnn" else config.levels
-    coarsest = min(5, max(levels))
-    backbone = experiments.digits.backbone(coarsest, precision, depth=depth)
-    if name == "faster_rcnn":
-        head = experiments.digits.box_head(precision)
-        return faster_rcnn(config, backbone, head)
-    build = {"retinanet": retinanet, "fcos": fcos, "ssd": ssd}[name]
-    return build(config, backbone)
+    backbone = recipe.backbone.clone(depth=depth, coarsest=min(5, max(levels)))
+    recipe = dataclasses.replace(recipe, detector=config, backbone=backbone)
+    return recipes.build(recipes.with_options(recipe, dtype=jnp.dtype(precision).type))
 
 
 def sizes(config: InputConfig) -> list[InputConfig]:
@@ -254,25 +268,6 @@ def figure(points: Sequence[Point]) -> Figure:
     panel.grid(alpha=0.3)
     panel.legend()
     return drawing
-
-
-def _load(
-    annotations: pathlib.Path | None,
-    images: pathlib.Path | None,
-    validation_annotations: pathlib.Path | None,
-    validation_images: pathlib.Path | None,
-) -> tuple[DataSet, DataSet]:
-    """What to train on, and what to evaluate on."""
-    given = (annotations, images, validation_annotations)
-    if None not in given:
-        validation = coco.load(validation_annotations, validation_images or images)
-        return coco.load(annotations, images), validation
-    if (*given, validation_images) != (None,) * 4:
-        raise ConfigError(
-            "--annotations, --images and --validation-annotations go together; give "
-            "all three, or none for digits"
-        )
-    return digits.load("train"), digits.load("validation")
 
 
 def _looks(

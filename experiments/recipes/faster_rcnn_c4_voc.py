@@ -1,4 +1,4 @@
-"""Faster R-CNN with ResNet-50-C4 on Pascal VOC 2007 and 2012.
+r"""Faster R-CNN with ResNet-50-C4 on Pascal VOC 2007 and 2012.
 
     python -m experiments.train faster_rcnn_c4_voc --weights resnet50.pth \
         --data VOCdevkit/VOC2007 VOCdevkit/VOC2012

@@ -1,4 +1,4 @@
-"""Faster R-CNN from scratch, for a few hundred photographs.
+r"""Faster R-CNN from scratch, for a few hundred photographs.
 
     python -m experiments.train faster_rcnn_small --data train.json --images photos \
         --validation-data test.json

@@ -1,4 +1,4 @@
-"""Mask R-CNN from scratch, for a few hundred photographs with segmentations.
+r"""Mask R-CNN from scratch, for a few hundred photographs with segmentations.
 
     python -m experiments.train mask_rcnn_small --data train.json --images photos \
         --validation-data test.json

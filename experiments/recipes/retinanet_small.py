@@ -1,4 +1,4 @@
-"""RetinaNet from scratch, for a few hundred photographs and a machine without a GPU.
+r"""RetinaNet from scratch, for a few hundred photographs and a machine without a GPU.
 
     python -m experiments.train retinanet_small --data train.json --images photos \
         --validation-data test.json

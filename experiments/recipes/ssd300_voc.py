@@ -1,4 +1,4 @@
-"""SSD300 with VGG-16 on Pascal VOC 2007 and 2012.
+r"""SSD300 with VGG-16 on Pascal VOC 2007 and 2012.
 
     python -m experiments.train ssd300_voc --weights vgg16.pth \
         --data VOCdevkit/VOC2007 VOCdevkit/VOC2012

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import prepare
+from experiments.data_option import DataOption
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import tfds, voc
 from tests.data.in_memory import in_memory_data_set
@@ -55,7 +56,8 @@ def coco_files(tmp_path):
 @pytest.mark.parametrize("masks", [False, True])
 def test_coco(coco_files, tmp_path, capsys, masks):
     files, folders = coco_files
-    prepare.main(source=files, images=folders, tfds_dir=tmp_path, masks=masks)
+    source = DataOption(tuple(map(str, files)), tuple(folders))
+    prepare.main(source, tfds_dir=tmp_path, masks=masks)
     folder = tmp_path / "instances_train2017" / "1.0.0"
     assert capsys.readouterr().out.endswith(f"2 images\n{folder}\n")
     for split in ("train", "validation"):
@@ -66,7 +68,7 @@ def test_coco(coco_files, tmp_path, capsys, masks):
 
 
 def test_voc(voc_folder, tmp_path):
-    options = {"source": (voc_folder,), "tfds_dir": tmp_path}
+    options = {"source": DataOption((str(voc_folder),)), "tfds_dir": tmp_path}
     prepare.main(**options, splits=("train", "val"))
     for split, label in (("train", "cat"), ("validation", "bus")):
         data_set = tfds.load("voc2007", split, data_dir=tmp_path)
@@ -83,7 +85,7 @@ def test_classes_that_voc_does_not_have(voc_folder, tmp_path):
     for file in voc_folder.glob("Annotations/*.xml"):
         file.write_text(file.read_text().replace("cat", "zebu"))
     prepare.main(
-        source=(voc_folder,),
+        source=DataOption((str(voc_folder),)),
         tfds_dir=tmp_path,
         splits=("train", "val"),
         name="zoo",
@@ -94,24 +96,21 @@ def test_classes_that_voc_does_not_have(voc_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("data", "options", "message"),
     [
-        ({"source": ()}, "--source is empty"),
-        ({"source": ("a.json", "b.json", "c.json")}, "3 json files"),
-        ({"source": ("a.json",), "images": ("a", "b")}, "--images 2 folders"),
+        ((), {}, "--data is missing"),
+        (("a.json", "b.json", "c.json"), {}, "3 json files"),
+        (("a.json",), {"images": ("a", "b")}, "--images 2 folders"),
         (
-            {"source": ("a.json", "b.json"), "splits": ("val", "val")},
+            ("a.json", "b.json"),
+            {"splits": ("val", "val")},
             "--splits val, val; allowed: as many of each, splits all unlike",
         ),
-        ({"source": ("a.json",)}, r"a\.json: cannot be read"),
-        ({"source": (".",), "name": "x", "masks": True}, "not for VOC folders"),
-        ({"source": ("voc.json",)}, "one of TFDS's own"),
+        (("a.json",), {}, r"a\.json: cannot be read"),
+        (("voc.json",), {}, "one of TFDS's own"),
     ],
 )
-def test_what_cannot_be_prepared(tmp_path, options, message):
-    options = {
-        key: tuple(map(pathlib.Path, value)) if key in ("source", "images") else value
-        for key, value in options.items()
-    }
+def test_what_cannot_be_prepared(tmp_path, data, options, message):
+    images = tuple(map(pathlib.Path, options.pop("images", ())))
     with pytest.raises(DataError, match=message):
-        prepare.main(tfds_dir=tmp_path, **options)
+        prepare.main(DataOption(data, images), tfds_dir=tmp_path, **options)

@@ -6,6 +6,7 @@ in `_open`.
 
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -23,7 +24,7 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "digits": Layout('"digits", which are drawn on first use', "train", "validation"),
+    "digits": Layout('"digits", or "digits:N" of N images', "train", "validation"),
     "tfds": Layout('"tfds:NAME" of a set that TFDS prepared', "train", "validation"),
     "tfds_folder": Layout("its folder with dataset_info.json", "train", "validation"),
     "json": Layout("a json in COCO's format", None, None),
@@ -141,7 +142,7 @@ def layout_of(source: Source) -> str:
       DataError: it has none of them.
     """
     name, path = os.fspath(source), pathlib.Path(source).expanduser()
-    if name == "digits":
+    if name == "digits" or re.fullmatch(r"digits:[1-9]\d*", name):
         return "digits"
     if name.startswith("tfds:"):
         return "tfds"
@@ -179,7 +180,8 @@ def _open(
     if kind == "digits":
         from jaxdet.data.formats import digits
 
-        return digits.load(split)
+        _, _, count = os.fspath(source).partition(":")
+        return digits.load(split, **({"train_images": int(count)} if count else {}))
     path = pathlib.Path(source).expanduser()
     if kind == "voc":
         return _open_voc([source], split, class_names)
@@ -203,12 +205,13 @@ def _open_voc(
 ) -> DataSet:
     from jaxdet.data.formats import voc
 
-    folders = list(map(_voc_folder, sources))
+    folders = list(map(voc_folder, sources))
     split = split or LAYOUTS["voc"].training
     return voc.load(*folders, split=split, class_names=class_names)
 
 
-def _voc_folder(source: Source) -> pathlib.Path:
+def voc_folder(source: Source) -> pathlib.Path:
+    """Returns the folder of one year; of a VOCdevkit that of 2007."""
     path = pathlib.Path(source).expanduser()
     return path if (path / "ImageSets").is_dir() else path / "VOC2007"
 
@@ -219,6 +222,6 @@ def _with_validation(sources: list[Source], split: str | None) -> list[Source]:
     if set(kinds) == {"voc"}:
         # Of 2007 and 2012, only the former's test set has annotations.
         name = f"ImageSets/Main/{split or LAYOUTS['voc'].validation}.txt"
-        lists = [one for one in sources if (_voc_folder(one) / name).exists()]
+        lists = [one for one in sources if (voc_folder(one) / name).exists()]
         return lists or sources
     return [] if "json" in kinds else sources

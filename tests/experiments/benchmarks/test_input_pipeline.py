@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import retinanet_folder
 from experiments.benchmarks import input_pipeline
+from experiments.data_option import DataOption
+from experiments.recipes import retinanet_small
 from jaxdet.config import Anchors, ConfigError
 from jaxdet.data import batching
 from jaxdet.data.dataset import DataError
@@ -25,7 +26,8 @@ def photographs(monkeypatch, tmp_path):
 
 
 def test_both_speeds_and_their_ratio_are_told(photographs, capsys):
-    input_pipeline.main(*photographs, TINY, batch_size=2, batches=2, repeats=1, steps=0)
+    source = DataOption((str(photographs),))
+    input_pipeline.main(source, TINY, batch_size=2, batches=2, repeats=1, steps=0)
     first, _, *rows = capsys.readouterr().out.splitlines()
     assert first == "photographs: 4 images, 2 threads"
     # A ratio, told with two decimals, is that of the batches to the bare work.
@@ -34,7 +36,7 @@ def test_both_speeds_and_their_ratio_are_told(photographs, capsys):
 
 
 def test_the_bare_work_is_that_of_the_batches(photographs, monkeypatch):
-    data_set = coco.load(*photographs)
+    data_set = coco.load(photographs, photographs.parent)
     resize, sizes = cv2.resize, []
 
     def noted(image, size, **options):
@@ -60,7 +62,7 @@ def test_speed_is_work_by_time(monkeypatch):
     [
         ({"batches": 0}, ConfigError, "--batches is 0"),
         ({"repeats": -1}, ConfigError, "--repeats is -1"),
-        ({"annotations": "a.json"}, DataError, "give both"),
+        ({"source": DataOption(("a.json",))}, DataError, "cannot be read"),
     ],
 )
 def test_refused(options, error, problem):
@@ -73,14 +75,16 @@ def test_the_share_that_training_waits(monkeypatch, capsys):
     monkeypatch.setattr(input_pipeline, "PHOTOGRAPHS", 4)
     backbone = ResNet(depth=10, width=8, norm="group")
     small = dataclasses.replace(
-        retinanet_folder.DETECTOR,
+        retinanet_small.RECIPE.detector,
         channels=16,
         head_depth=1,
         levels=(4, 5),
         anchors=Anchors(((16.0,), (32.0,))),
     )
-    monkeypatch.setattr(retinanet_folder, "BACKBONE", backbone)
-    monkeypatch.setattr(retinanet_folder, "DETECTOR", small)
+    recipe = dataclasses.replace(
+        retinanet_small.RECIPE, backbone=backbone, detector=small
+    )
+    monkeypatch.setattr(retinanet_small, "RECIPE", recipe)
     input_pipeline.main(input_config=TINY, batch_size=4, batches=1, repeats=1, steps=2)
     last = capsys.readouterr().out.splitlines()[-1]
     share = float(last.removeprefix("training waits for ").split("%")[0])

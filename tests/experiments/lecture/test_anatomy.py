@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.digits import MASK_RCNN, box_head
 from experiments.lecture import anatomy
+from experiments.recipes import mask_rcnn_digits
 from jaxdet.config import Anchors
 from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats.coco import CATEGORY_IDS
@@ -51,10 +51,10 @@ def test_detectors_are_taken_apart():
     network, outputs = anatomy.take_apart(torchvision.of_coco("fcos_resnet50_fpn"))
     assert type(network) is FCOSNetwork and network.config.num_classes == 91
     np.testing.assert_array_equal(outputs, CATEGORY_IDS)
-    head = box_head("float32")
-    network, outputs = anatomy.take_apart(mask_rcnn(MASK_RCNN, BACKBONE, head))
+    config, (head,) = mask_rcnn_digits.RECIPE.detector, mask_rcnn_digits.RECIPE.heads
+    network, outputs = anatomy.take_apart(mask_rcnn(config, BACKBONE, head))
     assert type(network) is FasterRCNNNetwork and outputs is None
-    assert network.config == MASK_RCNN.faster_rcnn and network.backbone == BACKBONE
+    assert network.config == config.faster_rcnn and network.backbone == BACKBONE
     assert anatomy.take_apart(rcnn(RCNNConfig(), BACKBONE, head)) == (None, None)
 
 
@@ -66,7 +66,7 @@ def test_without_a_network_the_rest_is_drawn(tmp_path, monkeypatch, capsys):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     Image.fromarray(noise).save(photo)
     monkeypatch.setattr(anatomy, "WITHOUT_NETWORK", INPUT)
-    monkeypatch.setattr(anatomy.pretrained, "trained_ssd_mobilenet_v2", not_installed)
+    monkeypatch.setattr(anatomy.published, "trained_ssd_mobilenet_v2", not_installed)
     anatomy.main(photo, output=tmp_path / "drawn")
     drawn = {file.stem for file in (tmp_path / "drawn").glob("*.jpg")}
     assert drawn == ALWAYS | {"anchors"}

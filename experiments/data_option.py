@@ -1,0 +1,158 @@
+"""The options that name a data set, shared by all commands that take one."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from jaxdet.data import proposals
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats.open import (
+    LAYOUTS,
+    layout_of,
+    open_dataset,
+    open_for_training,
+)
+from jaxdet.data.input_config import InputConfig
+
+Options = TypeVar("Options")
+Flat = Annotated[Options, tyro.conf.arg(name="")]
+"""Options whose flags have no prefix: `source: Flat[DataOption]` is `--data`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOption:
+    """The images and objects to work on."""
+
+    data: tuple[str, ...] = ()
+    """A json in COCO's format (then `--images` too), COCO's folder, VOCdevkit or
+    folders in it, a folder that TFDS prepared, tfds:NAME, digits, or digits:N with N
+    images to train on. Several are joined."""
+    images: tuple[pathlib.Path, ...] = ()
+    """Folder of the image files of a json; by default that of the json."""
+    split: str | None = None
+    """Such as "train", "val2017", or "train[:10%]" of a TFDS set; by default what each
+    layout calls its images to train on, or to validate on in `evaluate`."""
+    bad_boxes: Literal["error", "skip"] = "error"
+    """What becomes of a box outside its image, or a broken segmentation."""
+
+    def load(
+        self,
+        *,
+        validation: bool = False,
+        masks: bool = False,
+        class_names: Sequence[str] | None = None,
+    ) -> DataSet:
+        """Opens the data set.
+
+        Args:
+          validation: whether the split is by default the one for validation.
+          masks: see `open_dataset`.
+          class_names: see `open_dataset`.
+
+        Raises:
+          DataError: nothing is named, or it cannot be opened.
+        """
+        _require_source(self)
+        layout = LAYOUTS[layout_of(self.data[0])]
+        return open_dataset(
+            self.data,
+            split=self.split or (layout.validation if validation else None),
+            images=_only_folder("--images", self.images),
+            bad_boxes=self.bad_boxes,
+            masks=masks,
+            class_names=class_names,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationOption:
+    """The images that training is evaluated on."""
+
+    validation_data: tuple[str, ...] = ()
+    """As `--data`; by default its split for validation, or none where it is a json."""
+    validation_images: tuple[pathlib.Path, ...] = ()
+    """As `--images`, which they are by default."""
+    validation_split: str | None = None
+    """As `--split`."""
+
+    def load(
+        self, source: DataOption, *, masks: bool = False
+    ) -> tuple[DataSet, DataSet | None]:
+        """Opens the images to train on, and those to validate on.
+
+        Args:
+          source: the images to train on.
+          masks: see `open_dataset`.
+
+        Returns:
+          Both; None where there is nothing to validate on.
+
+        Raises:
+          DataError: as `DataOption.load`.
+        """
+        _require_source(source)
+        return open_for_training(
+            source.data,
+            self.validation_data or None,
+            split=source.split,
+            validation_split=self.validation_split,
+            images=_only_folder("--images", source.images),
+            validation_images=_only_folder(
+                "--validation-images", self.validation_images
+            ),
+            bad_boxes=source.bad_boxes,
+            masks=masks,
+        )
+
+
+NO_DATA, DIGITS, VALIDATION = DataOption(), DataOption(("digits",)), ValidationOption()
+
+
+def read_proposals(
+    data_sets: Sequence[DataSet | None],
+    files: Sequence[pathlib.Path],
+    config: InputConfig,
+) -> list[DataSet | None]:
+    """Adds the region proposals of files to data sets.
+
+    Args:
+      data_sets: their images; None stays None.
+      files: the proposals (.npz or .json) of each; nothing is added if there are none.
+      config: of the detector's run; `max_regions` is 0 where it needs none.
+
+    Raises:
+      DataError: for files that are not needed, are broken or are of other images.
+    """
+    count = sum(data_set is not None for data_set in data_sets)
+    allowed = (0, count) if config.max_regions else (0,)
+    if len(files) not in allowed:
+        named = " and ".join(map(str, files))
+        wanted = f"{count}, one a data set" if config.max_regions else "none"
+        raise DataError(f"proposals {named}; the detector takes {wanted}")
+    return [
+        data_set if file is None else proposals.load(file, data_set)
+        for data_set, file in itertools.zip_longest(data_sets, files)
+    ]
+
+
+def search_proposals(data_set: DataSet, config: InputConfig) -> DataSet:
+    """Adds proposals of selective search where a detector needs them and has none."""
+    if data_set.proposals is not None or not config.max_regions:
+        return data_set
+    limit = config.max_regions
+    return proposals.with_selective_search(data_set, max_per_image=limit)
+
+
+def _require_source(source: DataOption) -> None:
+    if not source.data:
+        raise DataError("--data is missing: the data set; --help tells what it takes")
+
+
+def _only_folder(option: str, folders: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    if len(folders) > 1:
+        raise DataError(f"{option} names {len(folders)} folders; allowed: one")
+    return folders[0] if folders else None
