@@ -9,14 +9,14 @@ import tempfile
 
 import tensorflow_datasets as tfds
 
-from jaxdet.data.dataset import cache_folder
+from jaxdet.data.files import cache_folder
 from tests import environment
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import pathlib
 import jax
-from jaxdet.data.dataset import cache_folder
+from jaxdet.data.files import cache_folder, write_atomically
 print(pathlib.Path.home(), cache_folder(), jax.config.jax_compilation_cache_dir)
 """
 

@@ -8,6 +8,7 @@ numbers are those of SSD (Liu et al. 2016) where no other paper is named.
 import cv2
 import numpy as np
 
+from jaxdet.data.boxes import pairwise_iou
 from jaxdet.data.input_config import InputConfig
 from jaxdet.data.transforms import (
     Example,
@@ -234,7 +235,7 @@ def _find_patch(
         if len(objects) == 0 or least_iou is None:
             return patch
         staying = objects[_centers_inside(objects, patch)]
-        if _iou(staying, patch).max(initial=0) >= least_iou:
+        if pairwise_iou(staying, patch[None]).max(initial=0) >= least_iou:
             return patch
     return None
 
@@ -260,15 +261,6 @@ def _centers_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
     """`[N]` bool; half open as pixels are, so that tiles share no center."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     return np.all((centers >= patch[:2]) & (centers < patch[2:]), axis=1)
-
-
-def _iou(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """Of each box with the patch, `[N]`."""
-    overlap = np.prod(_visible_sides(boxes, patch), axis=1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(
-        patch[2:] - patch[:2]
-    )
-    return overlap / (areas - overlap)
 
 
 def _visible_sides(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:

@@ -3,57 +3,15 @@
 import dataclasses
 import functools
 import itertools
-import json
-import os
-import pathlib
 import reprlib
-import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-CACHE_VARIABLE = "JAXDET_CACHE"  # names the folder of what is made once and kept
 
 
 class DataError(ValueError):
     """Something is wrong with the data: which file or id, and what is allowed."""
-
-
-def read_json(file: pathlib.Path) -> Any:
-    """What a json file holds.
-
-    Raises:
-      DataError: it cannot be read, or is not json.
-    """
-    try:
-        return json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not json ({error})") from error
-
-
-def cache_folder() -> pathlib.Path:
-    """Where things are kept: the folder `$JAXDET_CACHE`, else `~/.cache/jaxdet`."""
-    folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/jaxdet"
-    return pathlib.Path(folder).expanduser()
-
-
-def write_whole(file: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under another name first: what has its name is whole.
-
-    Args:
-      file: its path; the folder is there.
-      write: puts the content into an open file.
-    """
-    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        with open(unfinished, "wb") as stream:
-            write(stream)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class Objects(NamedTuple):
@@ -75,7 +33,7 @@ class Proposals(NamedTuple):
 class DataSet:
     """Images with objects. Annotations lie in memory; pixels are read on demand."""
 
-    name: str  # for messages, and before the image ids of sets that `join` joins
+    name: str  # for messages, and before the image ids of sets that `concatenate` joins
     class_names: tuple[str, ...]  # K names; label k is class_names[k]
     category_ids: tuple[int, ...]  # K ids of the source; label k was category_ids[k]
     image_ids: tuple[int | str, ...]  # the source's own ids, in a fixed order
@@ -93,8 +51,8 @@ class DataSet:
         return len(self.image_ids)
 
 
-def join(first: DataSet, *others: DataSet) -> DataSet:
-    """All images of several data sets as one, such as VOC's of 2007 and of 2012.
+def concatenate(first: DataSet, *others: DataSet) -> DataSet:
+    """Makes one data set of several, such as VOC's of 2007 and of 2012.
 
     Image ids begin with the name of their data set: `"voc/2007/5.0.0 train/17"`. Masks
     and proposals stay if all have them.

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdet.data.dataset import DataError, Objects, cache_folder, write_whole
+from jaxdet.data.dataset import DataError, Objects
+from jaxdet.data.files import cache_folder, write_atomically
 
 _VERSION = 1  # to be raised with every change of what a pass finds
 
@@ -62,7 +63,7 @@ def load(
     for place in places:
         try:
             place.mkdir(parents=True, exist_ok=True)
-            write_whole(place / name, lambda stream: np.savez(stream, **arrays))
+            write_atomically(place / name, lambda stream: np.savez(stream, **arrays))
             return index
         except OSError as error:
             problem = error

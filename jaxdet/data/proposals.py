@@ -20,14 +20,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from jaxdet.data.dataset import (
-    DataError,
-    DataSet,
-    Proposals,
-    cache_folder,
-    read_json,
-    write_whole,
-)
+from jaxdet.data.boxes import pairwise_iou
+from jaxdet.data.dataset import DataError, DataSet, Proposals
+from jaxdet.data.files import cache_folder, read_json, write_atomically, write_json
 from jaxdet.data.formats.coco import OVERHANG
 
 _SHARD = 100  # images a file of the cache: what an interruption costs at most
@@ -177,7 +172,7 @@ def recall(
     best, counts = [], []
     for objects, found in zip(data_set.objects, _proposals_of(data_set), strict=True):
         boxes = found.boxes[:max_per_image]
-        overlaps = _pairwise_iou(objects.boxes[~objects.crowd], boxes)
+        overlaps = pairwise_iou(objects.boxes[~objects.crowd], boxes)
         best.append(overlaps.max(axis=1, initial=0))
         counts.append(len(boxes))
     best = np.concatenate([*best, np.zeros(0)])
@@ -218,7 +213,7 @@ def save(path: str | os.PathLike, data_set: DataSet) -> None:
         {"image_id": image_id, "boxes": boxes.tolist(), "scores": scores.tolist()}
         for image_id, (boxes, scores) in zip(data_set.image_ids, proposals, strict=True)
     ]
-    write_whole(file, lambda stream: stream.write(json.dumps(entries).encode()))
+    write_json(file, entries)
 
 
 def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
@@ -301,17 +296,6 @@ def _unlike_first(boxes: np.ndarray, count: int) -> Proposals:
     return Proposals(boxes[chosen], scores)
 
 
-def _pairwise_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """Of boxes with area, `[M, 4]` and `[N, 4]` -> `[M, N]`."""
-    top_left = np.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
-    bottom_right = np.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
-    overlap = (bottom_right - top_left).clip(0).prod(axis=-1)
-    area_a, area_b = (
-        (boxes[:, 2:] - boxes[:, :2]).prod(axis=-1) for boxes in (boxes_a, boxes_b)
-    )
-    return overlap / (area_a[:, None] + area_b - overlap)
-
-
 def _proposals_of(data_set: DataSet) -> Sequence[Proposals]:
     if data_set.proposals is None:
         raise DataError(f"data set {data_set.name!r} has no region proposals")
@@ -351,8 +335,7 @@ def _open_cache(
     index = folder / "index.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not index.exists():
-        text = json.dumps(identity, indent=2)
-        write_whole(index, lambda stream: stream.write(text.encode()))
+        write_json(index, identity, indent=2)
     try:
         found = dict(json.loads(index.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -427,7 +410,7 @@ def _unflatten(arrays: dict[str, np.ndarray]) -> list[Proposals]:
 
 
 def _write_npz(file: pathlib.Path, **arrays: np.ndarray) -> None:
-    write_whole(file, lambda stream: np.savez_compressed(stream, **arrays))
+    write_atomically(file, lambda stream: np.savez_compressed(stream, **arrays))
 
 
 def _read_npz(file: pathlib.Path, keys: Sequence[str]) -> dict[str, np.ndarray]:

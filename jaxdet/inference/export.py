@@ -25,7 +25,9 @@ import jax
 import jax.export
 import numpy as np
 
+from jaxdet.config import tuples_from_lists
 from jaxdet.data.dataset import DataError
+from jaxdet.data.files import write_atomically
 from jaxdet.data.proposals import selective_search
 from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, place
 
@@ -214,13 +216,7 @@ def _shapes(placing: Placing, batch_size: int) -> dict[str, Any]:
 
 def _write(file: pathlib.Path, members: dict[str, np.ndarray]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as stream:
-            np.savez(stream, **members)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(file, lambda stream: np.savez(stream, **members))
 
 
 def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -262,7 +258,9 @@ def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str,
             "detector": about["detector"],
             "class_names": tuple(about["class_names"]),
             "category_ids": tuple(about["category_ids"]),
-            "placing": Placing(**{k: _tuples(v) for k, v in about["placing"].items()}),
+            "placing": Placing(
+                **{k: tuples_from_lists(v) for k, v in about["placing"].items()}
+            ),
             "batch_size": about["batch_size"],
         }
     except Exception as error:  # KeyError, TypeError: whatever it says instead
@@ -322,7 +320,3 @@ def _program_name(canvas: tuple[int, int]) -> str:
 
 def _as_array(encoded: bytes) -> np.ndarray:
     return np.frombuffer(encoded, np.uint8)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

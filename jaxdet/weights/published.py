@@ -9,7 +9,6 @@ The packages hold a file each; nothing of them is imported or run.
 
 import hashlib
 import importlib.util
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdet.config import Postprocessing, Preprocessing
-from jaxdet.data.dataset import cache_folder
+from jaxdet.data.files import cache_folder, write_atomically
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_box_sizes
@@ -160,11 +159,5 @@ def _kept_state_dict(package: Package) -> dict[str, np.ndarray]:
             raise WeightsError(f"{error}; delete it, to have it made again") from error
     state = state_dict.read_state_dict(published_file(package))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = kept.with_name(f"{name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as stream:
-            np.savez(stream, **state)
-        unfinished.replace(kept)  # what has its name is whole
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(kept, lambda stream: np.savez(stream, **state))
     return state

@@ -1,10 +1,9 @@
 import dataclasses
-import pathlib
 
 import numpy as np
 import pytest
 
-from jaxdet.data.dataset import DataError, Proposals, cache_folder, join, write_whole
+from jaxdet.data.dataset import DataError, Proposals, concatenate
 from tests.data.in_memory import in_memory_data_set
 
 
@@ -21,9 +20,11 @@ def with_proposals(data_set):
     return dataclasses.replace(data_set, proposals=found)
 
 
-class TestJoin:
+class TestConcatenate:
     def test_images_follow_one_another(self):
-        joined = join(a_set("a", 2), a_set("b", 1, first=2), a_set("c", 2, first=3))
+        joined = concatenate(
+            a_set("a", 2), a_set("b", 1, first=2), a_set("c", 2, first=3)
+        )
         assert joined.name == "a+b+c" and len(joined) == 5
         assert joined.image_ids == ("a/0", "a/1", "b/0", "c/0", "c/1")
         np.testing.assert_array_equal(joined.sizes[:, 1], [1, 2, 3, 4, 5])
@@ -33,7 +34,7 @@ class TestJoin:
         assert joined.read_masks is joined.read_encoded is joined.proposals is None
 
     def test_the_ground_truth_has_ids_of_its_own(self):
-        joined = join(a_set("a", 2), a_set("b", 2, first=2))
+        joined = concatenate(a_set("a", 2), a_set("b", 2, first=2))
         truth = joined.ground_truth()
         assert [image["id"] for image in truth["images"]] == list(joined.image_ids)
         found = [(a["id"], a["image_id"], a["bbox"][2]) for a in truth["annotations"]]
@@ -49,44 +50,22 @@ class TestJoin:
             )
             for name, first in (("a", 0), ("b", 2))
         )
-        joined = join(first, second)
+        joined = concatenate(first, second)
         assert joined.read_masks(1, 7) == ("a", 1, 7)
         assert joined.read_masks(2, 7) == ("b", 0, 7)
         widths = [found.boxes[0, 2] for found in joined.proposals]
         assert widths == [1, 2, 3, 4]
         bare = dataclasses.replace(second, read_masks=None, proposals=None)
-        partly = join(first, bare)
+        partly = concatenate(first, bare)
         assert partly.read_masks is partly.proposals is None
 
     def test_what_does_not_fit(self):
         first, other = a_set("a", 1), a_set("b", 1)
         with pytest.raises(DataError, match=r"a and a: .*different names"):
-            join(first, first)
+            concatenate(first, first)
         renamed = dataclasses.replace(other, class_names=("cat", "gnu"))
         with pytest.raises(DataError, match=r"a and b cannot .* class_names .*'gnu'"):
-            join(first, renamed)
+            concatenate(first, renamed)
         renumbered = dataclasses.replace(other, category_ids=(1, 3))
         with pytest.raises(DataError, match=r"category_ids .*\(1, 2\).*\(1, 3\)"):
-            join(first, renumbered)
-
-
-def test_the_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("JAXDET_CACHE")
-    assert cache_folder() == pathlib.Path.home() / ".cache" / "jaxdet"
-
-
-def test_files_are_whole_or_not_there(tmp_path):
-    def fail(stream):
-        stream.write(b"half")
-        raise OSError("disk full")
-
-    file = tmp_path / "file"
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(file, fail)
-    assert not list(tmp_path.iterdir())
-    write_whole(file, lambda stream: stream.write(b"old"))
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(file, fail)
-    assert file.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+            concatenate(first, renumbered)

@@ -129,14 +129,14 @@ def test_a_broken_index_is_made_anew(load, folder):
 def no_writing(monkeypatch):
     """Folders to which nothing can be written; root may write anywhere."""
     forbidden = []
-    write = index.write_whole
+    write = index.write_atomically
 
-    def write_whole(file, content):
+    def write_atomically(file, content):
         if any(file.is_relative_to(folder) for folder in forbidden):
             raise PermissionError(13, "Permission denied")
         write(file, content)
 
-    monkeypatch.setattr(index, "write_whole", write_whole)
+    monkeypatch.setattr(index, "write_atomically", write_atomically)
     return forbidden
 
 

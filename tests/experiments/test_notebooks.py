@@ -14,7 +14,7 @@ import skimage.data
 from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
 
-from jaxdet.data.dataset import CACHE_VARIABLE
+from jaxdet.data.files import CACHE_VARIABLE
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.structs import Batch
 from jaxdet.weights import published, torchvision

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.data.dataset import CACHE_VARIABLE
+from jaxdet.data.files import CACHE_VARIABLE
 from jaxdet.data.formats import coco
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.coco import box_and_mask_metrics

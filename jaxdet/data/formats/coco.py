@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxdet.data import image_files
-from jaxdet.data.dataset import DataError, DataSet, Objects, read_json
+from jaxdet.data.dataset import DataError, DataSet, Objects
+from jaxdet.data.files import read_json
 from jaxdet.data.masks import compact, crop
 
 _LEFT_OUT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)

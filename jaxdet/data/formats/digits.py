@@ -18,7 +18,9 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from jaxdet.data.dataset import DataError, DataSet, cache_folder
+from jaxdet.data.boxes import pairwise_intersection
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.files import cache_folder
 from jaxdet.data.formats.tfds import load_directory
 
 _SPLITS = ("train", "validation")
@@ -331,9 +333,8 @@ def _find_place(
     for _ in range(_TRIES):
         x = int(rng.integers(side - width + 1))
         y = int(rng.integers(side - height + 1))
-        top_left = np.maximum(boxes[:, :2], [x, y])
-        bottom_right = np.minimum(boxes[:, 2:], [x + width, y + height])
-        common = (bottom_right - top_left).clip(0).prod(axis=-1)
+        box = np.array([[x, y, x + width, y + height]])
+        common = pairwise_intersection(boxes, box)[:, 0]
         if (common <= _MAX_COVERED * np.minimum(areas, height * width)).all():
             return x, y
     return None

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from jaxdet.data.dataset import DataError, DataSet, join
+from jaxdet.data.dataset import DataError, DataSet, concatenate
 
 Source = str | os.PathLike
 
@@ -78,7 +78,7 @@ def open_dataset(
         )
         for one, kind in zip(sources, kinds, strict=True)
     ]
-    return opened[0] if len(opened) == 1 else join(*opened)
+    return opened[0] if len(opened) == 1 else concatenate(*opened)
 
 
 def open_for_training(

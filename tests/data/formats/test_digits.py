@@ -7,7 +7,8 @@ import pytest
 import sklearn.datasets
 
 from jaxdet.data import masks
-from jaxdet.data.dataset import CACHE_VARIABLE, DataError
+from jaxdet.data.dataset import DataError
+from jaxdet.data.files import CACHE_VARIABLE
 from jaxdet.data.formats import digits
 from jaxdet.evaluation.coco import box_and_mask_metrics
 
@@ -266,7 +267,7 @@ def test_parameters_out_of_range_are_errors(tmp_path, options, message):
 def test_drawing_imports_neither_jax_nor_tensorflow(tmp_path):
     code = f"""
 import sys
-from jaxdet.data import digits
+from jaxdet.data.formats import digits
 digits.load("train", data_dir={str(tmp_path)!r}, train_images=1, validation_images=1)
 print([name for name in ("tensorflow", "jax", "pooch") if name in sys.modules])
 """

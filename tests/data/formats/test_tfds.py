@@ -633,7 +633,7 @@ def test_reading_imports_neither_tensorflow_nor_jax(prepare):
     folder = prepare(COCO, [coco_example(1, encoded(8, 8))])
     code = f"""
 import sys
-from jaxdet.data import tfds
+from jaxdet.data.formats import tfds
 tfds.load_directory({str(folder)!r}, "train").read_image(0)
 print([name for name in ("tensorflow", "jax") if name in sys.modules])
 """

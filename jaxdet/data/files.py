@@ -1,0 +1,54 @@
+"""Files that are whole or not there, json, and the folder of what is made once."""
+
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from jaxdet.data.dataset import DataError
+
+CACHE_VARIABLE = "JAXDET_CACHE"  # names the folder of what is made once and kept
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the folder `$JAXDET_CACHE`, else `~/.cache/jaxdet`."""
+    folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/jaxdet"
+    return pathlib.Path(folder).expanduser()
+
+
+def read_json(file: pathlib.Path) -> Any:
+    """Reads a json file.
+
+    Raises:
+      DataError: it cannot be read, or is not json.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not json ({error})") from error
+
+
+def write_json(file: pathlib.Path, content: Any, *, indent: int | None = None) -> None:
+    """Writes a json file by `write_atomically`."""
+    text = json.dumps(content, indent=indent) + "\n"
+    write_atomically(file, lambda stream: stream.write(text.encode()))
+
+
+def write_atomically(file: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file under another name first, so that it is whole or not there.
+
+    Args:
+      file: its path; the folder is there.
+      write: puts the content into an open file.
+    """
+    unfinished = file.with_name(f"{file.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        with open(unfinished, "wb") as stream:
+            write(stream)
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)

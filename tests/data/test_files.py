@@ -1,0 +1,39 @@
+import pathlib
+
+import pytest
+
+from jaxdet.data.dataset import DataError
+from jaxdet.data.files import cache_folder, read_json, write_atomically, write_json
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("JAXDET_CACHE")
+    assert cache_folder() == pathlib.Path.home() / ".cache" / "jaxdet"
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    def fail(stream):
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    file = tmp_path / "file"
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, fail)
+    assert not list(tmp_path.iterdir())
+    write_atomically(file, lambda stream: stream.write(b"old"))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, fail)
+    assert file.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_json_comes_back(tmp_path):
+    file = tmp_path / "numbers.json"
+    write_json(file, {"a": [1, 2.5]})
+    assert read_json(file) == {"a": [1, 2.5]}
+    file.write_text("{")
+    with pytest.raises(DataError, match="not json"):
+        read_json(file)
+    with pytest.raises(DataError, match=r"lost.json: cannot be read \(No such"):
+        read_json(tmp_path / "lost.json")
