@@ -13,7 +13,8 @@ import platform
 from typing import Any
 
 from jaxdet.config import Size, checked_dataclass, from_json
-from jaxdet.data.dataset import DataSet, write_whole
+from jaxdet.data.dataset import DataSet
+from jaxdet.data.files import write_atomically
 from jaxdet.detectors.detector import Detector
 from jaxdet.training.config import CHANGEABLE_ON_RESUME, TrainingConfig
 
@@ -109,7 +110,7 @@ def saved_steps(folder: pathlib.Path) -> list[int]:
 def write_json(file: pathlib.Path, values: dict) -> None:
     """Writes a file of JSON that is there as a whole, or not at all."""
     content = (json.dumps(values, indent=2) + "\n").encode()
-    write_whole(file, lambda stream: stream.write(content))
+    write_atomically(file, lambda stream: stream.write(content))
 
 
 def _description(detector: Detector, data_set: DataSet, config: TrainingConfig) -> dict:
