@@ -30,7 +30,7 @@ def small_rcnn(dtype=jnp.float32, config=SMALL):
     return rcnn(config, backbone, FCHead(64, depth=1, dropout=0.1, dtype=dtype))
 
 
-class TestLaws(laws.DetectorLaws, detector=small_rcnn, steps=100):
+class TestLaws(laws.DetectorLaws, detector=small_rcnn, steps=150):
     def test_chunks_change_nothing(self, compiled, trained):
         variables, batch = trained
         key = jax.random.key(0)  # of the dropout, too
