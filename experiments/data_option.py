@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from jaxdet.data import proposals
+from jaxdet.data import proposal_files, selective_search
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats.open import (
     LAYOUTS,
@@ -134,7 +134,7 @@ def read_proposals(
         wanted = f"{count}, one a data set" if config.max_regions else "none"
         raise DataError(f"proposals {named}; the detector takes {wanted}")
     return [
-        data_set if file is None else proposals.load(file, data_set)
+        data_set if file is None else proposal_files.load(file, data_set)
         for data_set, file in itertools.zip_longest(data_sets, files)
     ]
 
@@ -144,7 +144,7 @@ def search_proposals(data_set: DataSet, config: InputConfig) -> DataSet:
     if data_set.proposals is not None or not config.max_regions:
         return data_set
     limit = config.max_regions
-    return proposals.with_selective_search(data_set, max_per_image=limit)
+    return selective_search.with_selective_search(data_set, max_proposals=limit)
 
 
 def _require_source(source: DataOption) -> None:

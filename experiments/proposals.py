@@ -13,15 +13,16 @@ from typing import Literal
 
 from experiments import command_line
 from experiments.data_option import DIGITS, DataOption, Flat
-from jaxdet.data import proposals
+from jaxdet.data import proposal_files
 from jaxdet.data.dataset import DataError
+from jaxdet.data.selective_search import recall, with_selective_search
 
 
 def main(
     source: Flat[DataOption] = DIGITS,
     *,
     mode: Literal["fast", "quality"] = "fast",
-    max_per_image: int = 2000,
+    max_proposals: int = 2000,
     cache: pathlib.Path | None = None,
     output: pathlib.Path | None = None,
 ):
@@ -30,21 +31,21 @@ def main(
     Args:
       source: the images.
       mode: "quality" finds more, and takes about four times as long.
-      max_per_image: proposals, at most.
+      max_proposals: proposals, at most.
       cache: folder for them; by default one of their own, where training finds them.
       output: .npz or .json file to write them to, besides.
 
     Raises:
       DataError: for options that do not go together or are out of their range.
     """
-    if max_per_image < 1:
-        raise DataError(f"--max-per-image is {max_per_image}; it must be at least 1")
-    data_set = proposals.with_selective_search(
-        source.load(), mode=mode, max_per_image=max_per_image, cache_dir=cache
+    if max_proposals < 1:
+        raise DataError(f"--max-proposals is {max_proposals}; it must be at least 1")
+    data_set = with_selective_search(
+        source.load(), mode=mode, max_proposals=max_proposals, cache_dir=cache
     )
     if output is not None:
-        proposals.save(output, data_set)
-    for name, value in proposals.recall(data_set).items():
+        proposal_files.save(output, data_set)
+    for name, value in recall(data_set).items():
         print(f"{name:>12} {value:8.3f}")
 
 

@@ -51,7 +51,7 @@ OPTIONAL = {
         "data/formats/digits.py",
         "data/image_files.py",
         "data/masks.py",
-        "data/proposals.py",
+        "data/selective_search.py",
         "data/formats/tfds.py",
         "data/transforms.py",
     },

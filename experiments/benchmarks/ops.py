@@ -218,7 +218,7 @@ def _rpn_cases(sizes: Sizes) -> list[Case]:
 def _proposal_cases(sizes: Sizes) -> list[Case]:
     from skimage import data
 
-    from jaxdet.data import proposals
+    from jaxdet.data.selective_search import selective_search
 
     photo = data.astronaut()[: sizes.photo, : sizes.photo]
     shape = "x".join(map(str, photo.shape[:2]))
@@ -226,7 +226,7 @@ def _proposal_cases(sizes: Sizes) -> list[Case]:
         Case(
             f"selective search, {mode[:4]}.",
             f"{shape} photograph, {mode}",
-            functools.partial(proposals.selective_search, mode=mode),
+            functools.partial(selective_search, mode=mode),
             (photo,),
         )
         for mode in ("fast", "quality")

@@ -34,7 +34,7 @@ from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats import digits
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
-from jaxdet.data.proposals import selective_search
+from jaxdet.data.selective_search import selective_search
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork

@@ -37,10 +37,11 @@ from matplotlib.figure import Figure
 from experiments import command_line
 from experiments.command_line import Precision
 from jaxdet.config import ConfigError
-from jaxdet.data import batching, proposals
+from jaxdet.data import batching
 from jaxdet.data.dataset import DataSet, Proposals
 from jaxdet.data.formats import coco, digits
 from jaxdet.data.input_config import InputConfig
+from jaxdet.data.selective_search import selective_search
 from jaxdet.detectors import fast_rcnn, faster_rcnn, rcnn, sppnet
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.evaluate import rescale_to_original
@@ -325,7 +326,7 @@ def _with_timed_proposals(
         height, width = batch.sizes[0]
         image = batch.images[0, :height, :width]
         start = time.perf_counter()
-        boxes, scores = proposals.selective_search(image, max_proposals=most)
+        boxes, scores = selective_search(image, max_proposals=most)
         seconds.append(time.perf_counter() - start)
         (boxes,) = rescale_to_original(boxes[None], batch.scales)
         found.append(Proposals(boxes, scores))

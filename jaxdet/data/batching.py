@@ -356,9 +356,8 @@ def _check_proposals(data_set: DataSet, config: InputConfig) -> None:
     if config.max_regions and data_set.proposals is None:
         raise DataError(
             f"data set {data_set.name!r} has no region proposals, but max_regions is "
-            f"{config.max_regions}; make them (jaxdet.data.proposals."
-            "with_selective_search), read them (jaxdet.data.proposals.load) or set "
-            "max_regions=0"
+            f"{config.max_regions}; make them (jaxdet.data.selective_search), read "
+            "them (jaxdet.data.proposal_files) or set max_regions=0"
         )
 
 

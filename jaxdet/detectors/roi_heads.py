@@ -116,7 +116,7 @@ def given(batch: Batch) -> Regions:
     if batch.regions is None:
         raise ValueError(
             "this detector needs batch.regions; give its data set proposals "
-            "(jaxdet.data.proposals) and set InputConfig.max_regions"
+            "(jaxdet.data.selective_search) and set InputConfig.max_regions"
         )
     boxes = jax.vmap(box_ops.clip)(batch.regions.boxes, batch.sizes)
     there = batch.regions.valid & (box_ops.area(boxes) > 0)

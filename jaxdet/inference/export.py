@@ -28,7 +28,7 @@ import numpy as np
 from jaxdet.config import tuples_from_lists
 from jaxdet.data.dataset import DataError
 from jaxdet.data.files import write_atomically
-from jaxdet.data.proposals import selective_search
+from jaxdet.data.selective_search import selective_search
 from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, place
 
 if TYPE_CHECKING:  # `save` imports what it needs of these: they import flax.

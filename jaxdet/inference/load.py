@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.input_config import InputConfig
-from jaxdet.data.proposals import selective_search
+from jaxdet.data.selective_search import selective_search
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import label_names

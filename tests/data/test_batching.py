@@ -362,7 +362,7 @@ class TestRegions:
         ):
             with pytest.raises(
                 DataError,
-                match=r"'in memory' has no region proposals.* 2; .*\.proposals",
+                match=r"'in memory' has no region proposals.* 2; .*proposal_files",
             ):
                 call(mixed, self.CONFIG, batch_size=1)
 

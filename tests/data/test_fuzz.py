@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxdet.data import image_files, prepare, proposals
-from jaxdet.data.dataset import DataError
+from jaxdet.data import image_files, prepare, proposal_files
+from jaxdet.data.dataset import DataError, Proposals
 from jaxdet.data.formats import coco, tfds, voc
 
 WIDTH, HEIGHT = 24, 16
@@ -290,12 +290,9 @@ def test_proposals(tmp_path, picture, suffix):
     (tmp_path / "boxes.json").write_text(json.dumps(COCO))
     data_set = coco.load(tmp_path / "boxes.json", tmp_path)
     boxes = np.array([[1, 2, 3, 4], [0, 0, 24, 16], [5.5, 1, 9, 9]], np.float32)
-    found = [
-        proposals.Proposals(boxes[:count], np.ones(count, np.float32))
-        for count in (3, 1)
-    ]
+    found = [Proposals(boxes[:count], np.ones(count, np.float32)) for count in (3, 1)]
     file = tmp_path / f"proposals{suffix}"
-    proposals.save(file, dataclasses.replace(data_set, proposals=found))
+    proposal_files.save(file, dataclasses.replace(data_set, proposals=found))
     content = file.read_bytes()
 
     def read(rng):
@@ -303,7 +300,7 @@ def test_proposals(tmp_path, picture, suffix):
             file.write_bytes(mutated_json(rng, json.loads(content)))
         else:
             file.write_bytes(mutated_bytes(rng, content))
-        for boxes, scores in proposals.load(file, data_set).proposals:
+        for boxes, scores in proposal_files.load(file, data_set).proposals:
             assert len(boxes) == len(scores) and np.isfinite(scores).all()
             assert (boxes >= 0).all() and (boxes <= [WIDTH, HEIGHT] * 2).all()
             assert (boxes[:, 2:] > boxes[:, :2]).all()

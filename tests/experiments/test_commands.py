@@ -24,6 +24,7 @@ from experiments.data_option import DataOption
 from experiments.lecture import anatomy
 from jaxdet import parallel
 from jaxdet.config import ConfigError
+from jaxdet.data import selective_search
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco, digits
 from jaxdet.data.input_config import InputConfig
@@ -346,9 +347,9 @@ def test_evaluate_searches_for_as_many_regions_as_the_run(
         asked.append(options)
         return data_set
 
-    monkeypatch.setattr(proposals.proposals, "with_selective_search", search)
+    monkeypatch.setattr(selective_search, "with_selective_search", search)
     evaluate.main(tmp_path)
-    assert asked == [{"max_per_image": 7}]
+    assert asked == [{"max_proposals": 7}]
 
 
 def test_evaluate_loads_the_run_before_the_data(tmp_path):
@@ -477,7 +478,7 @@ def test_proposals_of_voc_folders_are_trained_on(
     source = DataOption((str(voc_folder),))
     for file, split in zip(files, (None, "test"), strict=True):
         part = dataclasses.replace(source, split=split)
-        proposals.main(part, max_per_image=3, output=file)
+        proposals.main(part, max_proposals=3, output=file)
     assert "recall@0.5" in capsys.readouterr().out
     data_sets = []
 

@@ -132,7 +132,7 @@ def test_proposals_are_made_of_the_image_on_its_canvas(monkeypatch):
         return Proposals(np.float32([[0, 8, 128, 64]]), np.float32([1]))
 
     clock = iter([0.0, 1.0, 5.0, 8.0, 10.0, 12.0])
-    monkeypatch.setattr(rcnn_timing.proposals, "selective_search", search)
+    monkeypatch.setattr(rcnn_timing, "selective_search", search)
     monkeypatch.setattr(rcnn_timing.time, "perf_counter", lambda: next(clock))
     data_set = in_memory_data_set([np.zeros((32, 64, 3), np.uint8)] * 3)
     found, seconds = rcnn_timing._with_timed_proposals(data_set, 128, 7)

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import logging
 import re
 
@@ -7,8 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxdet.data import proposals
+from jaxdet.data import selective_search as module
 from jaxdet.data.dataset import DataError, Proposals
+from jaxdet.data.selective_search import (
+    recall,
+    selective_search,
+    with_selective_search,
+)
 from tests import oracles
 from tests.data.in_memory import in_memory_data_set
 
@@ -37,18 +41,6 @@ def of(*boxes_and_scores):
     return Proposals(rows[:, :4], rows[:, 4])
 
 
-@pytest.fixture
-def data_set():
-    """Two images of 48 x 64, called "a" and 7; three proposals and none."""
-    data_set = in_memory_data_set(
-        [scene(0)[0], scene(1)[0]],
-        [[(0, 0, 10, 10, 0), (20, 20, 40, 30, 1, True)], [(5, 5, 9, 9, 0)]],
-        image_ids=["a", 7],
-    )
-    found = of((0, 0, 10, 6, 0.9), (0, 0, 64, 48, 0.5), (0, 0, 10, 8.5, 0.25))
-    return dataclasses.replace(data_set, proposals=(found, of()))
-
-
 def assert_same(actual, expected):
     assert len(actual) == len(expected)
     for one, other in zip(actual, expected, strict=True):
@@ -62,21 +54,21 @@ class TestSelectiveSearch:
     def test_what_stands_out_is_found(self):
         for seed in range(3):
             image, boxes = scene(seed)
-            found = proposals.selective_search(image).boxes
+            found = selective_search(image).boxes
             for box in boxes:
                 assert max(oracles.iou(np.array(box[:4]), one) for one in found) > 0.7
 
     @pytest.mark.parametrize("mode", ["fast", "quality"])
     def test_the_answer_is_in_order_and_always_the_same(self, mode):
         image, _ = scene(3)
-        first, second = (proposals.selective_search(image, mode=mode) for _ in range(2))
+        first, second = (selective_search(image, mode=mode) for _ in range(2))
         assert_same([first], [second])
         assert len(np.unique(first.boxes, axis=0)) == len(first.boxes) > 2
         assert (np.diff(first.scores) <= 0).all() and first.scores[0] == 1
         assert (first.scores >= 0).all()
 
     def test_each_is_the_one_least_like_those_before(self):
-        boxes, scores = proposals.selective_search(scene(4)[0])
+        boxes, scores = selective_search(scene(4)[0])
         assert oracles.area(boxes[0]) == max(map(oracles.area, boxes))
         for rank in range(1, len(boxes)):
             closest = oracles.pairwise(oracles.iou, boxes[rank:], boxes[:rank]).max(1)
@@ -85,15 +77,15 @@ class TestSelectiveSearch:
 
     def test_order_and_scores_by_hand(self):
         rows = [(0, 0, 4, 4), (0, 0, 10, 10), (0, 0, 10, 9), (20, 0, 24, 6)]
-        boxes, scores = proposals._unlike_first(np.array(rows, np.float32), 4)
+        boxes, scores = module._rank_by_novelty(np.array(rows, np.float32), 4)
         # The largest; nothing like it; a part of 16 / 100; one of 90 / 100.
         np.testing.assert_array_equal(boxes, np.array(rows)[[1, 3, 0, 2]])
         np.testing.assert_allclose(scores, [1, 1, 0.84, 0.1], rtol=1e-6)
 
     def test_fewer_are_the_first(self):
         image, _ = scene(5)
-        every = proposals.selective_search(image)
-        few = proposals.selective_search(image, max_proposals=3)
+        every = selective_search(image)
+        few = selective_search(image, max_proposals=3)
         assert_same([few], [Proposals(every.boxes[:3], every.scores[:3])])
 
     def test_small_ones_are_left_out(self):
@@ -101,10 +93,10 @@ class TestSelectiveSearch:
         image[40:55, 20:36] = (250, 20, 20)
         box = np.array([20, 40, 36, 55])
 
-        def found(least_side):
-            boxes, _ = proposals.selective_search(image, least_side=least_side)
+        def found(min_side):
+            boxes, _ = selective_search(image, min_side=min_side)
             sides = boxes[:, 2:] - boxes[:, :2]
-            assert sides.min() >= least_side * 100
+            assert sides.min() >= min_side * 100
             return max(oracles.iou(box, one) for one in boxes) > 0.7
 
         assert found(0.04) and not found(0.2)
@@ -112,7 +104,7 @@ class TestSelectiveSearch:
     def test_wide_images_are_shrunk_and_boxes_in_their_own_pixels(self):
         image, boxes = scene(6)
         large = cv2.resize(image, (320, 250), interpolation=cv2.INTER_NEAREST)
-        found, _ = proposals.selective_search(large, width=64)
+        found, _ = selective_search(large, width=64)
         assert (found >= 0).all() and (found <= [320, 250, 320, 250]).all()
         np.testing.assert_array_equal(found[0], [0, 0, 320, 250])
         for box in boxes:
@@ -122,7 +114,7 @@ class TestSelectiveSearch:
     @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (12, 12)])
     def test_images_with_nothing_to_see(self, size):
         image = np.zeros((*size, 3), np.uint8)
-        boxes, scores = proposals.selective_search(image)
+        boxes, scores = selective_search(image)
         assert boxes.shape == (len(scores), 4) and len(boxes) <= 1
 
     @pytest.mark.parametrize(
@@ -130,28 +122,26 @@ class TestSelectiveSearch:
         [
             ({"mode": "slow"}, 'mode is \'slow\'; allowed: "fast", "quality"'),
             ({"width": 0}, "width is 0; allowed: 1 or more"),
-            ({"least_side": -0.1}, "least_side is -0.1; allowed: 0 to 1"),
-            ({"max_proposals": 0}, "number of proposals is 0; allowed: 1 or more"),
+            ({"min_side": -0.1}, "min_side is -0.1; allowed: 0 to 1"),
+            ({"max_proposals": 0}, "max_proposals is 0; allowed: 1 or more"),
         ],
     )
     def test_options_out_of_range(self, options, message):
         with pytest.raises(ValueError, match=message):
-            proposals.selective_search(scene(0)[0], **options)
+            selective_search(scene(0)[0], **options)
 
     def test_no_image(self):
         with pytest.raises(ValueError, match=r"\(4, 5\) uint8; it must be \[H, W, 3\]"):
-            proposals.selective_search(np.zeros((4, 5), np.uint8))
+            selective_search(np.zeros((4, 5), np.uint8))
 
 
 @pytest.fixture
 def shards_of_two(monkeypatch):
-    monkeypatch.setattr(proposals, "_SHARD", 2)
+    monkeypatch.setattr(module, "_SHARD", 2)
 
 
 def search(data_set, **options):
-    return proposals.with_selective_search(
-        data_set, progress=False, workers=2, **options
-    )
+    return with_selective_search(data_set, progress=False, workers=2, **options)
 
 
 def counting(data_set, broken=()):
@@ -174,9 +164,7 @@ class TestCache:
         with caplog.at_level(logging.INFO):
             made = search(data_set, cache_dir=tmp_path / "cache")
         assert sorted(read) == [0, 1, 2, 3, 4]
-        expected = [
-            proposals.selective_search(data_set.read_image(i)) for i in range(5)
-        ]
+        expected = [selective_search(data_set.read_image(i)) for i in range(5)]
         assert_same(made.proposals, expected)
         assert data_set.proposals is None and made.objects is data_set.objects
         assert "recall@0.5 1.000, recall@0.7 1.000" in caplog.text
@@ -206,7 +194,7 @@ class TestCache:
         first, second = scenes(1), scenes(1, seed=1)
         for data_set in (first, second, first):
             search(data_set)
-        made = search(first, max_per_image=1)
+        made = search(first, max_proposals=1)
         assert len(made.proposals[0].boxes) == 1
         folders = sorted((tmp_path / "proposals").iterdir())
         assert len(folders) == 3
@@ -262,18 +250,30 @@ class TestCache:
 
     def test_workers(self, tmp_path):
         with pytest.raises(ValueError, match="workers is 0; it must be at least 1"):
-            proposals.with_selective_search(
+            with_selective_search(
                 scenes(1), cache_dir=tmp_path, workers=0, progress=False
             )
+
+
+@pytest.fixture
+def data_set():
+    """Two images of 48 x 64, called "a" and 7; three proposals and none."""
+    data_set = in_memory_data_set(
+        [scene(0)[0], scene(1)[0]],
+        [[(0, 0, 10, 10, 0), (20, 20, 40, 30, 1, True)], [(5, 5, 9, 9, 0)]],
+        image_ids=["a", 7],
+    )
+    found = of((0, 0, 10, 6, 0.9), (0, 0, 64, 48, 0.5), (0, 0, 10, 8.5, 0.25))
+    return dataclasses.replace(data_set, proposals=(found, of()))
 
 
 class TestRecall:
     def test_by_hand(self, data_set):
         # The crowd does not count. Best of the first object 0.85, of the second none.
-        numbers = proposals.recall(data_set)
+        numbers = recall(data_set)
         expected = {"recall@0.5": 0.5, "recall@0.7": 0.5, "proposals": 1.5}
         assert numbers == expected
-        assert proposals.recall(data_set, max_per_image=1, thresholds=(0.6, 0.61)) == {
+        assert recall(data_set, max_per_image=1, thresholds=(0.6, 0.61)) == {
             "recall@0.6": 0.5,
             "recall@0.61": 0.0,
             "proposals": 0.5,
@@ -287,7 +287,7 @@ class TestRecall:
         rows = [[(*box, 0) for box in boxes(count)] for count in (4, 0, 7)]
         data_set = in_memory_data_set([scene(0)[0]] * 3, rows)
         found = [Proposals(boxes(12).astype(np.float32), None) for _ in range(3)]
-        numbers = proposals.recall(
+        numbers = recall(
             dataclasses.replace(data_set, proposals=found), thresholds=(0.3,)
         )
         best = [
@@ -300,134 +300,9 @@ class TestRecall:
 
     def test_nothing_to_find(self):
         data_set = in_memory_data_set([scene(0)[0]])
-        numbers = proposals.recall(dataclasses.replace(data_set, proposals=[of()]))
+        numbers = recall(dataclasses.replace(data_set, proposals=[of()]))
         assert np.isnan(numbers["recall@0.5"]) and numbers["proposals"] == 0
 
     def test_no_proposals(self):
         with pytest.raises(DataError, match="'in memory' has no region proposals"):
-            proposals.recall(scenes(1))
-
-
-class TestFiles:
-    @pytest.mark.parametrize("name", ["p.npz", "deep/p.json"])
-    def test_what_was_saved_is_loaded(self, tmp_path, data_set, name):
-        proposals.save(tmp_path / name, data_set)
-        bare = dataclasses.replace(data_set, proposals=None)
-        loaded = proposals.load(tmp_path / name, bare)
-        assert_same(loaded.proposals, data_set.proposals)
-        assert bare.proposals is None and loaded.read_image is bare.read_image
-
-    def test_the_order_of_images_is_the_data_sets(self, tmp_path, data_set):
-        entries = [
-            {"image_id": 7, "boxes": [[1, 2, 3, 4], [5, 6, 7, 8]], "scores": [0.1, 3]},
-            {"image_id": "a", "boxes": [[9, 8, 20, 30], [0, 0, 1, 1]]},
-        ]
-        (tmp_path / "p.json").write_text(json.dumps(entries))
-        loaded = proposals.load(tmp_path / "p.json", data_set)
-        expected = [
-            of((9, 8, 20, 30, 1), (0, 0, 1, 1, 0.5)),
-            of((5, 6, 7, 8, 3), (1, 2, 3, 4, 0.1)),
-        ]
-        assert_same(loaded.proposals, expected)
-
-    def test_a_file_made_elsewhere(self, tmp_path):
-        data_set = scenes(2)
-        np.savez(
-            tmp_path / "p.npz",
-            image_ids=np.array([1, 0]),
-            counts=np.array([0, 2]),
-            boxes=np.array([[0, 0, 5, 5], [1, 1, 7, 7]], np.int16),
-        )
-        loaded = proposals.load(tmp_path / "p.npz", data_set)
-        assert_same(loaded.proposals, [of((0, 0, 5, 5, 1), (1, 1, 7, 7, 0.5)), of()])
-
-    def test_overhang_is_clipped_and_no_area_dropped(self, tmp_path, data_set, caplog):
-        boxes = [[-1.5, -2, 65, 50], [3, 3, 3, 9], [3, 9, 8, 9], [64, 0, 66, 9]]
-        entries = [{"image_id": 7, "boxes": []}, {"image_id": "a", "boxes": boxes}]
-        (tmp_path / "p.json").write_text(json.dumps(entries))
-        loaded = proposals.load(tmp_path / "p.json", data_set)
-        assert_same(loaded.proposals, [of((0, 0, 64, 48, 1)), of()])
-        assert "p.json: dropped 3 proposals without area" in caplog.text
-
-    @pytest.mark.parametrize(
-        ("entries", "message"),
-        [
-            ({}, "a list of objects with image_id and boxes"),
-            ([{"image_id": 7}], "a list of objects with image_id and boxes"),
-            ([], r"no proposals of 2 of 2 images of 'in memory', the first is 'a'"),
-            ([{"image_id": "a", "boxes": []}], r"1 of 2 images .*, the first is 7"),
-            ([{"image_id": "b", "boxes": []}], r"image 'b' is not in the data set"),
-            ([{"image_id": 7, "boxes": []}] * 2, "image 7 stands there twice"),
-            ([{"image_id": 7, "boxes": [[1, 2, 3]]}], r"shape \(1, 3\), scores \(1,\)"),
-            ([{"image_id": 7, "boxes": [1, 2, 3, 4]}], r"shape \(4,\)"),
-            ([{"image_id": 7, "boxes": [[1, 2, 3, "x"]]}], "not numbers"),
-            ([{"image_id": 7, "boxes": [[1, 2], [3]]}], "not numbers"),
-            (
-                [{"image_id": 7, "boxes": [[1, 2, 3, 4]], "scores": [1, 2]}],
-                r"shape \(1, 4\), scores \(2,\)",
-            ),
-            (
-                [{"image_id": 7, "boxes": [[1, 2, 3, 4], [0, 0, float("nan"), 5]]}],
-                "box 1 is .*nan.*finite",
-            ),
-            (
-                [{"image_id": 7, "boxes": [[0, 0, 66.5, 5]]}],
-                "box 0 is .*66.5.*height 48 and width 64, give or take 2 pixels",
-            ),
-            (
-                [{"image_id": 7, "boxes": [[0, 0, 5, 5]], "scores": [float("nan")]}],
-                "box 0 is .*score nan",
-            ),
-        ],
-    )
-    def test_what_is_wrong_is_told(self, tmp_path, data_set, entries, message):
-        (tmp_path / "p.json").write_text(json.dumps(entries))
-        with pytest.raises(DataError, match=rf"p\.json: .*{message}"):
-            proposals.load(tmp_path / "p.json", data_set)
-
-    def test_that_of_images_of_another_size(self, tmp_path, data_set):
-        proposals.save(tmp_path / "p.npz", data_set)
-        larger = dataclasses.replace(data_set, sizes=data_set.sizes * 2)
-        message = r"image 'a' is of .* \(48, 64\) there, \(96, 128\) in the data set"
-        with pytest.raises(DataError, match=message):
-            proposals.load(tmp_path / "p.npz", larger)
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"boxes": np.zeros((2, 4))}, r"boxes has shape \(2, 4\)"),
-            ({"scores": np.zeros(4)}, r"scores has shape \(4,\)"),
-            ({"counts": np.array([4, -1])}, "boxes has shape|scores has shape"),
-            ({"counts": np.array([1.5, 1.5])}, "boxes has shape|scores has shape"),
-            ({"counts": np.array([1, 1, 1])}, "counts has 3 rows"),
-            ({"sizes": np.zeros((1, 2))}, "counts has 2 rows"),
-            ({"boxes": None}, "no array 'boxes'; needed: image_ids, counts, boxes"),
-            ({"boxes": np.array([{}] * 3, object)}, "cannot be read as npz"),
-        ],
-    )
-    def test_broken_npz(self, tmp_path, data_set, change, message):
-        proposals.save(tmp_path / "p.npz", data_set)
-        arrays = {**np.load(tmp_path / "p.npz"), **change}
-        arrays = {key: value for key, value in arrays.items() if value is not None}
-        np.savez(tmp_path / "p.npz", **arrays)
-        with pytest.raises(DataError, match=rf"p\.npz: .*({message})"):
-            proposals.load(tmp_path / "p.npz", data_set)
-
-    @pytest.mark.parametrize("name", ["p.npz", "p.json"])
-    def test_no_file_and_no_such_format(self, tmp_path, data_set, name):
-        with pytest.raises(DataError, match=f"{name}: cannot be read"):
-            proposals.load(tmp_path / name, data_set)
-        (tmp_path / name).write_text("neither")
-        with pytest.raises(
-            DataError, match=f"{name}: (not json|cannot be read as npz)"
-        ):
-            proposals.load(tmp_path / name, data_set)
-
-    def test_other_endings(self, tmp_path, data_set):
-        for call in (proposals.load, proposals.save):
-            with pytest.raises(DataError, match=r"p\.pkl: .* in \.npz or \.json"):
-                call(tmp_path / "p.pkl", data_set)
-
-    def test_nothing_to_save(self, tmp_path):
-        with pytest.raises(DataError, match="has no region proposals"):
-            proposals.save(tmp_path / "p.npz", scenes(1))
+            recall(scenes(1))
