@@ -1,4 +1,4 @@
-"""COCO's average precision and recall, as pycocotools computes them."""
+"""COCO's average precision and recall, computed by pycocotools."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def coco_metrics(
     *,
     iou_type: Literal["bbox", "segm"] = "bbox",
 ) -> dict[str, float]:
-    """The twelve COCO numbers, and the AP of each class.
+    """Returns the twelve COCO numbers, and the AP of each class.
 
     Args:
       ground_truth: COCO json with `images`, `categories` and `annotations`, every
@@ -37,7 +37,7 @@ def coco_metrics(
       detections: COCO results, `image_id`, `category_id` and `score` with a `bbox`
         (x, y, width, height) or, for "segm", a `segmentation` in run lengths; may be
         empty; not modified.
-      iou_type: what overlaps: boxes or masks.
+      iou_type: whether boxes or masks are compared.
 
     Returns:
       `NAMES` and `AP/<class name>` to fractions in [0, 1]; NaN where there is nothing
@@ -61,8 +61,8 @@ def coco_metrics(
     precision = evaluator.eval["precision"][:, :, :, 0, -1]
     for index, category_id in enumerate(evaluator.params.catIds):
         of_class = precision[:, :, index]
-        found = (of_class >= 0).all()
-        average = float(np.mean(of_class)) if found else math.nan
+        has_objects = (of_class >= 0).all()
+        average = float(np.mean(of_class)) if has_objects else math.nan
         metrics[f"AP/{truth.cats[category_id]['name']}"] = average
     return metrics
 
@@ -70,16 +70,16 @@ def coco_metrics(
 def box_and_mask_metrics(
     ground_truth: dict, detections: list[dict]
 ) -> dict[str, float]:
-    """`coco_metrics` of the boxes and, where there are masks, of these too.
+    """Returns `coco_metrics` of the boxes and, where there are masks, of these too.
 
     Args:
       ground_truth: see `coco_metrics`.
       detections: COCO results with `bbox`, and `segmentation` if they have masks.
 
     Returns:
-      The numbers of the boxes under their names; then, if all detections (be there any
-      or none) and all annotations have masks, those of the masks as `mask/AP`,
-      `mask/AP50` and so on. A warning tells if only annotations lack some.
+      The numbers of the boxes under their names; then, if all detections (there may be
+      none) and all annotations have masks, those of the masks as `mask/AP`,
+      `mask/AP50` and so on. A warning says if only annotations lack some.
     """
     metrics = coco_metrics(ground_truth, detections)
     annotations = ground_truth["annotations"]
@@ -98,7 +98,7 @@ def box_and_mask_metrics(
 
 
 def box_iou(boxes_a: list, boxes_b: list) -> np.ndarray:
-    """Intersection over union of boxes as COCO's json has them.
+    """Returns the intersection over union of boxes as COCO's json has them.
 
     `[M, 4]` and `[N, 4]` (x, y, width, height) -> `[M, N]` float64; M and N may be 0.
     """
@@ -150,5 +150,5 @@ def _results(truth: COCO, detections: list[dict], iou_type: str) -> COCO:
     # With both kinds of shape in a result, loadRes takes its area from the box.
     unused = "segmentation" if iou_type == "bbox" else "bbox"
     return truth.loadRes(
-        [{k: v for k, v in found.items() if k != unused} for found in detections]
+        [{k: v for k, v in one.items() if k != unused} for one in detections]
     )

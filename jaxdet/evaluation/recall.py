@@ -1,4 +1,4 @@
-"""How many of the objects a set of proposals covers, whatever their classes."""
+"""Recall of region proposals: the share of objects that they cover."""
 
 import collections
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from jaxdet.evaluation.coco import box_iou, check_ids
 
 IOUS = np.linspace(0.5, 0.95, 10)
-"""COCO's overlaps, over which recall is averaged."""
+"""COCO's thresholds, over which recall is averaged."""
 
 
 def proposal_recall(
@@ -17,16 +17,15 @@ def proposal_recall(
     *,
     counts: Sequence[int] = (100, 300, 1000),
 ) -> dict[str, float]:
-    """Recall of the best proposals of each image, classes ignored.
+    """Returns the recall of the best proposals of each image, classes ignored.
 
     Proposals are matched as COCOeval does with `useCats = 0`: best score first, each to
-    the object it overlaps most among those that no better one has taken. Crowds need
-    not be found.
+    the object it overlaps most among those that no better one is matched to. Crowds
+    need not be found.
 
     Args:
       ground_truth: COCO json with `images`, `categories` and `annotations`.
-      results: COCO results with `bbox`; their `category_id` is not looked at, except
-        that it must exist.
+      results: COCO results with `bbox`; their `category_id` must exist, but is ignored.
       counts: how many proposals an image may have.
 
     Returns:
@@ -46,9 +45,9 @@ def proposal_recall(
         proposals[result["image_id"]].append(result)
     ranks = [np.zeros((len(IOUS), 0))]
     for image_id, boxes in objects.items():
-        best_first = sorted(proposals[image_id], key=lambda found: -found["score"])
+        best_first = sorted(proposals[image_id], key=lambda one: -one["score"])
         best_first = best_first[: max(counts)]
-        overlap = box_iou([found["bbox"] for found in best_first], boxes)
+        overlap = box_iou([one["bbox"] for one in best_first], boxes)
         ranks.append(np.stack([_ranks(overlap, iou) for iou in IOUS]))
     ranks = np.concatenate(ranks, axis=1)
 
@@ -63,18 +62,18 @@ def proposal_recall(
 
 
 def _ranks(overlap: np.ndarray, iou: float) -> np.ndarray:
-    """The rank, from 0, of the proposal that takes each object; infinite if none does.
+    """Returns the rank, from 0, of each object's proposal; infinite without one.
 
     Args:
       overlap: `[P, N]` IoU of proposals, best first, with objects.
-      iou: the least that counts.
+      iou: of a match, at least.
     """
     ranks = np.full(overlap.shape[1], np.inf)
     left = np.where(overlap >= iou, overlap, 0.0)
     for rank in np.flatnonzero(left.any(axis=1)):
-        # Of objects equally near, COCOeval takes the last.
-        nearest = -1 - left[rank, ::-1].argmax()
-        if left[rank, nearest] > 0:
-            ranks[nearest] = rank
-            left[:, nearest] = 0.0
+        # Of objects with the same IoU, COCOeval takes the last.
+        best = -1 - left[rank, ::-1].argmax()
+        if left[rank, best] > 0:
+            ranks[best] = rank
+            left[:, best] = 0.0
     return ranks

@@ -16,24 +16,24 @@ def voc_metrics(
     ground_truth: dict,
     detections: list[dict],
     *,
-    iou: float = 0.5,
+    iou_threshold: float = 0.5,
     eleven_points: bool = False,
 ) -> dict[str, float]:
-    """Mean average precision and that of each class (Everingham et al. 2010, 4.2).
+    """Returns mean average precision and that of each class (Everingham et al. 2010).
 
-    A detection, best score first, belongs to the object of its class and image that it
-    overlaps most. It is right if they overlap enough and the object was not found yet;
-    a second detection of an object is wrong. Difficult objects, `iscrowd` in COCO's
-    json, need not be found, and detections that belong to them do not count.
+    A detection, best score first, is matched to the object of its class and image that
+    it overlaps most (4.2). It is a true positive if their IoU suffices and the object
+    has no better detection; else it is a false positive. Difficult objects, `iscrowd`
+    in COCO's json, need not be found, and detections matched to them do not count.
 
-    The devkit adds 1 to all widths, xmax - xmin + 1, as its corners are the first and
-    last pixel. Boxes here have edges, `data.voc` makes them of those corners as
-    (xmin - 1, ymin - 1, xmax, ymax), so their widths are the same and nothing is added.
+    The devkit adds 1 to all widths, xmax - xmin + 1, since its corners are the first
+    and last pixel. `data.formats.voc` turns them into edges, (xmin - 1, ymin - 1, xmax,
+    ymax), so widths here are the same and nothing is added.
 
     Args:
       ground_truth: COCO json with `images`, `categories` and `annotations`.
       detections: COCO results with `bbox`.
-      iou: the least overlap of a right detection.
+      iou_threshold: the least IoU of a true positive.
       eleven_points: the mean precision at recalls 0, 0.1, ..., 1, as in VOC 2007;
         otherwise the area under the precision-recall curve, as from VOC 2010 on.
         Precision at a recall is the best at that or any higher one, in both.
@@ -46,14 +46,17 @@ def voc_metrics(
       DataError: for a detection of an image or category that is not in `ground_truth`.
     """
     check_ids(ground_truth, detections)
-    objects, found = collections.defaultdict(list), collections.defaultdict(list)
+    objects, results = collections.defaultdict(list), collections.defaultdict(list)
     for annotation in ground_truth["annotations"]:
         objects[annotation["category_id"]].append(annotation)
     for detection in detections:
-        found[detection["category_id"]].append(detection)
+        results[detection["category_id"]].append(detection)
     by_class = {
         f"AP/{category['name']}": _average_precision(
-            objects[category["id"]], found[category["id"]], iou, eleven_points
+            objects[category["id"]],
+            results[category["id"]],
+            iou_threshold,
+            eleven_points,
         )
         for category in ground_truth["categories"]
     }
@@ -62,14 +65,18 @@ def voc_metrics(
 
 
 def _average_precision(
-    objects: list[dict], detections: list[dict], iou: float, eleven_points: bool
+    objects: list[dict],
+    detections: list[dict],
+    iou_threshold: float,
+    eleven_points: bool,
 ) -> float:
-    """Of one class."""
+    """Returns the average precision of one class."""
     count = sum(not annotation["iscrowd"] for annotation in objects)
     if not count:
         return math.nan
-    right, wrong = np.cumsum(_judge(objects, detections, iou), axis=0).T
-    recall, precision = right / count, right / np.maximum(right + wrong, 1)
+    matches = match_detections(objects, detections, iou_threshold)
+    true, false = np.cumsum(matches, axis=0).T
+    recall, precision = true / count, true / np.maximum(true + false, 1)
     # From the right, so that each precision is the best from its recall on.
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     if eleven_points:
@@ -77,22 +84,35 @@ def _average_precision(
     return float(np.sum(np.diff(recall, prepend=0.0) * best[:-1]))
 
 
-def _judge(objects: list[dict], detections: list[dict], iou: float) -> np.ndarray:
-    """`[D, 2]` int, best score first: (1, 0) right, (0, 1) wrong, (0, 0) no matter."""
+def match_detections(
+    objects: list[dict], detections: list[dict], iou_threshold: float
+) -> np.ndarray:
+    """Matches the detections of one class to its objects.
+
+    Args:
+      objects: COCO annotations.
+      detections: COCO results.
+      iou_threshold: the least IoU of a true positive.
+
+    Returns:
+      `[D, 2]` int, best score first: (1, 0) true positive, (0, 1) false positive,
+      (0, 0) ignored.
+    """
     in_image = collections.defaultdict(list)
     for annotation in objects:
         in_image[annotation["image_id"]].append(annotation)
     taken = {image_id: set() for image_id in in_image}
-    verdicts = np.zeros((len(detections), 2), int)
-    best_first = sorted(detections, key=lambda found: -found["score"])
+    matches = np.zeros((len(detections), 2), int)
+    best_first = sorted(detections, key=lambda one: -one["score"])
     for rank, detection in enumerate(best_first):
         image_id = detection["image_id"]
-        rivals = in_image.get(image_id, [])
-        overlap = box_iou([detection["bbox"]], [one["bbox"] for one in rivals])[0]
-        nearest = int(np.argmax(overlap)) if rivals else None
-        if nearest is None or overlap[nearest] < iou:
-            verdicts[rank] = 0, 1
-        elif not rivals[nearest]["iscrowd"]:
-            verdicts[rank] = (0, 1) if nearest in taken[image_id] else (1, 0)
-            taken[image_id].add(nearest)
-    return verdicts
+        candidates = in_image.get(image_id, [])
+        boxes = [one["bbox"] for one in candidates]
+        overlap = box_iou([detection["bbox"]], boxes)[0]
+        best = int(np.argmax(overlap)) if candidates else None
+        if best is None or overlap[best] < iou_threshold:
+            matches[rank] = 0, 1
+        elif not candidates[best]["iscrowd"]:
+            matches[rank] = (0, 1) if best in taken[image_id] else (1, 0)
+            taken[image_id].add(best)
+    return matches

@@ -30,7 +30,7 @@ def truth(*objects, categories=("cat", "dog")):
     }
 
 
-def found(image, label, score, *box):
+def detection(image, label, score, *box):
     return {
         "image_id": image,
         "category_id": 10 + label,
@@ -43,17 +43,66 @@ def reference(data_folder, name):
     return json.loads((data_folder / "cocoeval_reference" / name).read_text())
 
 
-@pytest.mark.parametrize(
-    ("iou_type", "results"),
-    [
-        ("bbox", "instances_val2014_fakebbox100_results.json"),
-        ("segm", "instances_val2014_fakesegm100_results.json"),
-    ],
-)
-def test_the_numbers_of_the_coco_demo(data_folder, iou_type, results):
+def test_iou_of_62_hundredths_passes_three_of_ten_thresholds():
+    metrics = coco.coco_metrics(
+        truth((0, 0, 0, 0, 100, 100)), [detection(0, 0, 0.9, 0, 0, 62, 100)]
+    )
+    assert metrics["AP50"] == pytest.approx(1) and metrics["AP75"] == 0
+    assert [metrics["AP"], metrics["AR100"]] == pytest.approx([0.3, 0.3])
+
+
+def test_one_object_found_exactly():
+    metrics = coco.coco_metrics(
+        truth((0, 1, 10, 10, 50, 50)), [detection(0, 1, 0.3, 10, 10, 50, 50)]
+    )
+    perfect = {"AP", "AP50", "AP75", "APm", "AR1", "AR10", "AR100", "ARm", "AP/dog"}
+    ones = {name for name, value in metrics.items() if value == pytest.approx(1)}
+    assert ones == perfect
+    no_objects = {"APs", "APl", "ARs", "ARl", "AP/cat"}
+    assert {name for name, x in metrics.items() if math.isnan(x)} == no_objects
+
+
+def test_half_of_the_objects_after_a_false_positive():
+    objects = truth((0, 0, 0, 0, 50, 50), (1, 0, 0, 0, 50, 50))
+    false, true = detection(2, 0, 0.9, 0, 0, 50, 50), detection(0, 0, 0.8, 0, 0, 50, 50)
+    # Recall reaches 1/2 at precision 1/2: 51 of the 101 recalls 0, 0.01, ..., 1.
+    metrics = coco.coco_metrics(objects, [false, true])
+    assert metrics["AP"] == pytest.approx(0.5 * 51 / 101)
+    metrics = coco.coco_metrics(objects, [false | {"score": 0.1}, true])
+    assert metrics["AP"] == pytest.approx(51 / 101)
+
+
+def test_ap_is_the_mean_over_classes_that_exist():
+    objects = [(0, 0, 0, 0, 50, 50), (0, 1, 0, 0, 50, 50)]
+    metrics = coco.coco_metrics(
+        truth(*objects, categories=("cat", "dog", "emu")),
+        [detection(0, 0, 0.5, 0, 0, 50, 50), detection(0, 1, 0.5, 200, 200, 50, 50)],
+    )
+    actual = [metrics[name] for name in ("AP/cat", "AP/dog", "AP/emu", "AP")]
+    assert actual == pytest.approx([1, 0, math.nan, 0.5], nan_ok=True)
+
+
+def test_without_detections_ap_is_zero_and_without_objects_not_a_number():
+    metrics = coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [])
+    assert metrics["AP"] == metrics["APm"] == metrics["AR100"] == metrics["AP/cat"] == 0
+    assert math.isnan(metrics["APs"]) and math.isnan(metrics["AP/dog"])
+    for detections in ([], [detection(0, 0, 0.5, 0, 0, 5, 5)]):
+        assert all(map(math.isnan, coco.coco_metrics(truth(), detections).values()))
+
+
+def test_detections_in_a_crowd_are_ignored():
+    ground_truth = truth((0, 0, 0, 0, 50, 50), (0, 0, 100, 100, 200, 200))
+    ground_truth["annotations"][1]["iscrowd"] = 1
+    in_crowd = [detection(0, 0, 0.9, 110 + x, 120, 20, 20) for x in range(5)]
+    detections = [*in_crowd, detection(0, 0, 0.5, 0, 0, 50, 50)]
+    assert coco.coco_metrics(ground_truth, detections)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_numbers_of_the_coco_demo(data_folder, iou_type):
     metrics = coco.coco_metrics(
         reference(data_folder, "instances_val2014_100.json"),
-        reference(data_folder, results),
+        reference(data_folder, f"instances_val2014_fake{iou_type}100_results.json"),
         iou_type=iou_type,
     )
     expected = reference(data_folder, "expected_pycocotools.json")[f"{iou_type}_all"]
@@ -62,102 +111,14 @@ def test_the_numbers_of_the_coco_demo(data_folder, iou_type, results):
 
 
 def test_the_numbers_of_the_review_of_metrics(data_folder):
-    folder = "review_sampled"
     metrics = coco.coco_metrics(
-        reference(data_folder, f"{folder}/sampled_gts_bbox_area.json"),
-        reference(data_folder, f"{folder}/cocoapi_results.json"),
+        reference(data_folder, "review_sampled/sampled_gts_bbox_area.json"),
+        reference(data_folder, "review_sampled/cocoapi_results.json"),
     )
-    expected = {
-        "AP": 0.503647,
-        "AP50": 0.696973,
-        "AP75": 0.571667,
-        "APs": 0.593252,
-        "APm": 0.557991,
-        "APl": 0.489363,
-        "AR1": 0.386813,
-        "AR10": 0.593680,
-        "AR100": 0.595353,
-        "ARs": 0.654764,
-        "ARm": 0.603130,
-        "ARl": 0.553744,
-    }
-    actual = {name: metrics[name] for name in expected}
-    assert actual == pytest.approx(expected, abs=1e-6)
-
-
-def test_one_object_found_exactly():
-    metrics = coco.coco_metrics(
-        truth((0, 1, 10, 10, 50, 50)), [found(0, 1, 0.3, 10, 10, 50, 50)]
-    )
-    perfect = {"AP", "AP50", "AP75", "APm", "AR1", "AR10", "AR100", "ARm", "AP/dog"}
-    ones = {name for name, value in metrics.items() if value == pytest.approx(1)}
-    assert ones == perfect
-    nothing_to_find = {"APs", "APl", "ARs", "ARl", "AP/cat"}
-    assert {n for n, value in metrics.items() if math.isnan(value)} == nothing_to_find
-
-
-def test_overlap_of_62_hundredths_passes_three_of_ten_thresholds():
-    metrics = coco.coco_metrics(
-        truth((0, 0, 0, 0, 100, 100)), [found(0, 0, 0.9, 0, 0, 62, 100)]
-    )
-    assert metrics["AP50"] == pytest.approx(1) and metrics["AP75"] == 0
-    assert metrics["AP"] == pytest.approx(0.3)
-    assert metrics["AR100"] == pytest.approx(0.3)
-
-
-def test_half_of_the_objects_after_a_false_alarm():
-    objects = [(0, 0, 0, 0, 50, 50), (1, 0, 0, 0, 50, 50)]
-    alarm, hit = found(2, 0, 0.9, 0, 0, 50, 50), found(0, 0, 0.8, 0, 0, 50, 50)
-    # Recall reaches 1/2 at precision 1/2: 51 of the 101 recalls 0, 0.01, ..., 1.
-    metrics = coco.coco_metrics(truth(*objects), [alarm, hit])
-    assert metrics["AP"] == pytest.approx(0.5 * 51 / 101)
-    metrics = coco.coco_metrics(truth(*objects), [alarm | {"score": 0.1}, hit])
-    assert metrics["AP"] == pytest.approx(51 / 101)
-
-
-def test_ap_is_the_mean_over_classes_that_exist():
-    objects = [(0, 0, 0, 0, 50, 50), (0, 1, 0, 0, 50, 50)]
-    metrics = coco.coco_metrics(
-        truth(*objects, categories=("cat", "dog", "emu")),
-        [found(0, 0, 0.5, 0, 0, 50, 50), found(0, 1, 0.5, 200, 200, 50, 50)],
-    )
-    actual = [metrics[name] for name in ("AP/cat", "AP/dog", "AP")]
-    assert actual == pytest.approx([1, 0, 0.5])
-    assert math.isnan(metrics["AP/emu"])
-
-
-def test_no_detections_score_zero_where_there_was_something_to_find():
-    metrics = coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [])
-    assert metrics["AP"] == metrics["APm"] == metrics["AR100"] == metrics["AP/cat"] == 0
-    assert math.isnan(metrics["APs"]) and math.isnan(metrics["AP/dog"])
-
-
-def test_without_objects_there_is_nothing_to_score():
-    for detections in ([], [found(0, 0, 0.5, 0, 0, 5, 5)]):
-        assert all(map(math.isnan, coco.coco_metrics(truth(), detections).values()))
-
-
-def test_detections_in_a_crowd_are_neither_right_nor_wrong():
-    ground_truth = truth((0, 0, 0, 0, 50, 50), (0, 0, 100, 100, 200, 200))
-    ground_truth["annotations"][1]["iscrowd"] = 1
-    in_crowd = [found(0, 0, 0.9, 110 + x, 120, 20, 20) for x in range(5)]
-    detections = [*in_crowd, found(0, 0, 0.5, 0, 0, 50, 50)]
-    assert coco.coco_metrics(ground_truth, detections)["AP"] == pytest.approx(1)
-
-
-def test_masks_are_measured_by_their_own_area():
-    mask = np.zeros((500, 500), np.uint8, order="F")
-    mask[0, :100] = mask[:100, 0] = 1  # 199 pixels in a box of 10,000
-    runs = run_lengths.encode(mask)
-    ground_truth = truth((0, 0, 0, 0, 100, 100))
-    ground_truth["annotations"][0] |= {"area": 199, "segmentation": runs}
-    detections = [
-        found(0, 0, 0.9, 0, 0, 100, 100) | {"segmentation": runs},
-        found(1, 0, 0.95, 0, 0, 100, 100) | {"segmentation": runs},
-    ]
-    metrics = coco.coco_metrics(ground_truth, detections, iou_type="segm")
-    # The false alarm is small as a mask, so it counts among the small.
-    assert metrics["APs"] == metrics["AP"] == pytest.approx(0.5)
+    precisions = [0.503647, 0.696973, 0.571667, 0.593252, 0.557991, 0.489363]
+    recalls = [0.386813, 0.593680, 0.595353, 0.654764, 0.603130, 0.553744]
+    actual = [metrics[name] for name in coco.NAMES]
+    assert actual == pytest.approx(precisions + recalls, abs=1e-6)
 
 
 def ell(height, width):
@@ -171,51 +132,34 @@ def test_boxes_and_masks_have_numbers_of_their_own():
     ground_truth = truth((0, 0, 0, 0, 100, 100))
     ground_truth["annotations"][0] |= {"area": 199, "segmentation": ell(100, 100)}
     # The right box, but 50 + 99 of the 199 pixels.
-    hit = found(0, 0, 0.9, 0, 0, 100, 100) | {"segmentation": ell(50, 100)}
-    metrics = coco.box_and_mask_metrics(ground_truth, [hit])
+    true = detection(0, 0, 0.9, 0, 0, 100, 100) | {"segmentation": ell(50, 100)}
+    # Small as a mask, so it counts among the small ones.
+    false = detection(1, 0, 0.95, 0, 0, 100, 100) | {"segmentation": ell(100, 100)}
+    metrics = coco.box_and_mask_metrics(ground_truth, [true])
     names = [*coco.NAMES, "AP/cat", "AP/dog"]
     assert list(metrics) == names + [f"mask/{name}" for name in names]
-    expected = {"AP": 1, "mask/AP50": 1, "mask/AP75": 0}
     # 149 / 199 = 0.749 passes five of ten thresholds.
-    expected |= {"mask/AP": 0.5, "mask/AP/cat": 0.5}
+    expected = {"AP": 1, "mask/AP50": 1, "mask/AP75": 0, "mask/AP": 0.5}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
-
-
-def test_masks_have_numbers_where_nothing_is_found():
-    ground_truth = truth((0, 0, 0, 0, 100, 100))
-    ground_truth["annotations"][0]["segmentation"] = ell(100, 100)
-    hit = found(0, 0, 0.9, 0, 0, 100, 100) | {"segmentation": ell(100, 100)}
+    metrics = coco.box_and_mask_metrics(ground_truth, [true, false])
+    assert metrics["mask/APs"] == metrics["mask/AP"] == pytest.approx(0.25)
     metrics = coco.box_and_mask_metrics(ground_truth, [])
-    assert list(metrics) == list(coco.box_and_mask_metrics(ground_truth, [hit]))
     assert metrics["mask/AP"] == metrics["mask/AP/cat"] == metrics["mask/AR100"] == 0
 
 
-def test_annotations_without_masks_are_counted(caplog):
+def test_without_masks_on_both_sides_only_boxes_are_measured(caplog):
     ground_truth = truth(*[(image, 0, 0, 0, 9, 9) for image in range(3)])
-    ground_truth["annotations"][1]["segmentation"] = ell(9, 9)
-    hit = found(0, 0, 0.9, 0, 0, 9, 9)
+    box = detection(0, 0, 0.9, 0, 0, 9, 9)
+    mask = box | {"segmentation": ell(9, 9)}
+    expected = coco.coco_metrics(ground_truth, [box]).keys()
     with caplog.at_level(logging.WARNING, "jaxdet"):
-        coco.box_and_mask_metrics(ground_truth, [hit])
-        coco.box_and_mask_metrics(ground_truth, [])
+        assert coco.box_and_mask_metrics(ground_truth, []).keys() == expected
+        ground_truth["annotations"][1]["segmentation"] = ell(9, 9)
+        assert coco.box_and_mask_metrics(ground_truth, [box]).keys() == expected
         assert not caplog.messages
-        masked = [hit | {"segmentation": ell(9, 9)}]
-        assert "mask/AP" not in coco.box_and_mask_metrics(ground_truth, masked)
+        assert coco.box_and_mask_metrics(ground_truth, [mask]).keys() == expected
     (message,) = caplog.messages
     assert message.endswith("2 of 3 annotations have no segmentation")
-
-
-def test_without_masks_on_both_sides_only_boxes_are_measured():
-    with_mask, without = truth((0, 0, 0, 0, 9, 9)), truth((0, 0, 0, 0, 9, 9))
-    with_mask["annotations"][0]["segmentation"] = ell(9, 9)
-    hit = found(0, 0, 0.9, 0, 0, 9, 9)
-    masked = hit | {"segmentation": ell(9, 9)}
-    for ground_truth, results in (
-        (with_mask, [hit]),
-        (without, []),
-        (without, [masked]),
-    ):
-        metrics = coco.box_and_mask_metrics(ground_truth, results)
-        assert metrics.keys() == coco.coco_metrics(without, [hit]).keys()
 
 
 def test_box_iou_by_hand():
@@ -228,7 +172,7 @@ def test_box_iou_by_hand():
 
 def test_nothing_is_printed_and_nothing_of_the_caller_changes(capsys):
     ground_truth = truth((0, 0, 0, 0, 50, 50))
-    detections = [found(0, 0, 0.5, 0, 0, 50, 50)]
+    detections = [detection(0, 0, 0.5, 0, 0, 50, 50)]
     before = copy.deepcopy((ground_truth, detections))
     coco.coco_metrics(ground_truth, detections)
     assert (ground_truth, detections) == before
@@ -237,6 +181,6 @@ def test_nothing_is_printed_and_nothing_of_the_caller_changes(capsys):
 
 @pytest.mark.parametrize("key", ["image_id", "category_id"])
 def test_detections_of_unknown_images_or_categories(key):
-    detection = found(0, 0, 0.5, 0, 0, 50, 50) | {key: 77}
+    unknown = detection(0, 0, 0.5, 0, 0, 50, 50) | {key: 77}
     with pytest.raises(DataError, match=f"{key} 77, which is none of the"):
-        coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [detection])
+        coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [unknown])
