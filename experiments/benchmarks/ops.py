@@ -171,7 +171,8 @@ def _rpn_cases(sizes: Sizes) -> list[Case]:
     rng = np.random.default_rng(0)
     config = rpn.RPNConfig()
     canvas = (sizes.rpn_height, sizes.rpn_width)
-    grid = anchors.pyramid_anchors(canvas, **config.anchors)
+    layout = {"levels": config.levels, **vars(config.anchors)}
+    grid = anchors.pyramid_anchors(canvas, **layout)
     logits = jnp.asarray(rng.normal(size=(1, len(grid), 1)), jnp.float32)
     deltas = jnp.asarray(rng.normal(0, 0.3, (1, len(grid), 4)), jnp.float32)
     batch = Batch(
@@ -183,7 +184,7 @@ def _rpn_cases(sizes: Sizes) -> list[Case]:
     positive = rng.uniform(size=len(grid)) < 0.001
     subset = functools.partial(
         sampling.balanced_subset,
-        size=config.per_image,
+        size=config.batch_size_per_image,
         positive_fraction=config.positive_fraction,
     )
     labelled = (
@@ -195,20 +196,17 @@ def _rpn_cases(sizes: Sizes) -> list[Case]:
         *(
             Case(
                 f"RPN, {count} a level",
-                f"{len(grid)} anchors, {config.proposals} proposals",
+                f"{len(grid)} anchors, {config.post_nms_topk} proposals",
                 functools.partial(
-                    rpn.propose,
-                    config=config,
-                    candidates=count,
-                    proposals=config.proposals,
+                    rpn.propose, config=dataclasses.replace(config, pre_nms_topk=count)
                 ),
                 (logits, deltas, batch),
             )
-            for count in (config.candidates, config.train_candidates)
+            for count in (config.pre_nms_topk, config.pre_nms_topk_train)
         ),
         Case(
             "sampling",
-            f"{config.per_image} of {len(grid)} anchors",
+            f"{config.batch_size_per_image} of {len(grid)} anchors",
             subset,
             (jax.random.key(0), *labelled),
         ),

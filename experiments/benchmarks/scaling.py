@@ -29,6 +29,7 @@ from jaxdet.config import Anchors, ConfigError
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
+from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
@@ -184,14 +185,16 @@ def make(setting: Setting) -> Detector:
         return retinanet(config, ResNet(10, setting.width))
     rpn = RPNConfig(
         levels=(2, 3, 4, 5, 6),
-        anchor_sizes=sizes,
+        anchors=Anchors(sizes),
         channels=64,
-        train_proposals=setting.proposals,
-        proposals=setting.proposals,
+        post_nms_topk_train=setting.proposals,
+        post_nms_topk=setting.proposals,
     )
-    config = FasterRCNNConfig(num_classes=setting.classes, rpn=rpn)
-    region = dataclasses.replace(config.region, per_image=setting.proposals // 2)
-    config = dataclasses.replace(config, region=region)
+    config = FasterRCNNConfig(
+        num_classes=setting.classes,
+        rpn=rpn,
+        roi_heads=RoIHeadsConfig(batch_size_per_image=setting.proposals // 2),
+    )
     return faster_rcnn(config, ResNet(10, setting.width), FCHead(128))
 
 

@@ -237,13 +237,10 @@ def look(network: nn.Module, variables: Any, batch: Batch) -> Any:
     """
     trunk = getattr(network.config, "rpn", network.config)
     sizes = batch.sizes if getattr(trunk, "mask_padding", True) else None
-
-    means = getattr(trunk, "preprocessing", trunk)
+    means = vars(trunk.preprocessing)
 
     def answer(network):
-        pixels = images.normalize(
-            batch.images, batch.sizes, mean=means.mean, std=means.std
-        )
+        pixels = images.normalize(batch.images, batch.sizes, **means)
         if isinstance(trunk, RPNConfig):
             return network.rpn_head(network.features(pixels, sizes), sizes)
         return network(pixels, sizes)
@@ -386,9 +383,9 @@ def _levels(picture: np.ndarray, boxes: np.ndarray, config: FasterRCNNConfig) ->
     return figures.region_levels(
         picture,
         boxes,
-        levels=config.pool_levels,
-        canonical_size=config.canonical_size,
-        canonical_level=config.canonical_level,
+        levels=config.pooler.levels,
+        canonical_size=config.pooler.canonical_size,
+        canonical_level=config.pooler.canonical_level,
     )
 
 
@@ -404,15 +401,13 @@ def _matches(
         boxes,
         scene.objects,
         there,
-        negative_iou=getattr(config, "negative_iou", None) or config.low_iou,
-        positive_iou=getattr(config, "positive_iou", None) or config.high_iou,
+        negative_iou=config.negative_iou,
+        positive_iou=config.positive_iou,
     )
 
 
 def _pyramid_anchors(scene: Scene, config: RetinaNetConfig | RPNConfig) -> np.ndarray:
-    options = config.anchors
-    if not isinstance(options, dict):
-        options = {"levels": config.levels, **vars(options)}
+    options = {"levels": config.levels, **vars(config.anchors)}
     boxes = anchors.pyramid_anchors(scene.batch.images.shape[1:3], **options)
     return _flat(_by_level(scene, config, np.asarray(boxes)))
 

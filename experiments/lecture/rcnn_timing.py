@@ -174,13 +174,15 @@ def detectors(
         crops = convolutions.clone(centered=False)
 
     def config(paper: Any, **changes):
-        region = dataclasses.replace(paper.region, per_image=REGIONS_AN_IMAGE)
-        classes = {"num_classes": num_classes}
-        return dataclasses.replace(paper, region=region, **classes, **changes)
+        changes["roi_heads"] = dataclasses.replace(
+            paper.roi_heads, batch_size_per_image=REGIONS_AN_IMAGE
+        )
+        return dataclasses.replace(paper, num_classes=num_classes, **changes)
 
-    warped = config(rcnn.PAPER, size=size, pool_size=cells)
-    pooled = config(fast_rcnn.PAPER, pool_size=cells)
-    proposed = config(faster_rcnn.PAPER, pool_size=cells)
+    pooler = dataclasses.replace(fast_rcnn.PAPER.pooler, output_size=cells)
+    warped = config(rcnn.PAPER, crop_size=size, pool_size=cells)
+    pooled = config(fast_rcnn.PAPER, pooler=pooler)
+    proposed = config(faster_rcnn.PAPER, pooler=pooler)
     return {
         "rcnn": rcnn.rcnn(warped, crops, head),
         "sppnet": sppnet.sppnet(config(sppnet.PAPER), convolutions, head),

@@ -12,14 +12,14 @@ import dataclasses
 from experiments.recipe import Recipe
 from experiments.recipes import faster_rcnn_digits, rpn_digits
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig
+from jaxdet.detectors.roi_heads import RoIPoolerConfig
 
 RECIPE = Recipe(
     detector=FastRCNNConfig(
         num_classes=10,
-        region=faster_rcnn_digits.RECIPE.detector.region,
-        level=3,
-        pool="align",  # max pooling rounds to cells of 8 pixels, a third of a digit
-        pool_size=6,
+        # Max pooling would round to cells of 8 pixels, a third of a digit.
+        pooler=RoIPoolerConfig(method="align", levels=(3,), output_size=6),
+        roi_heads=faster_rcnn_digits.RECIPE.detector.roi_heads,
     ),
     backbone=rpn_digits.RECIPE.backbone.clone(coarsest=3),
     heads=faster_rcnn_digits.RECIPE.heads,

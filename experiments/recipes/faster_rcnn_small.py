@@ -12,8 +12,9 @@ import dataclasses
 
 from experiments.recipe import Recipe
 from experiments.recipes import retinanet_small
+from jaxdet.config import Anchors
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig
-from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig, RoIPoolerConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.heads import FCHead
 
@@ -22,18 +23,17 @@ RECIPE = Recipe(
     detector=FasterRCNNConfig(
         rpn=RPNConfig(
             levels=_BASE.detector.levels,
-            anchor_sizes=_BASE.detector.anchors.sizes,
+            anchors=Anchors(_BASE.detector.anchors.sizes),
             channels=64,
             fpn_norm="group",
-            per_image=128,
-            train_candidates=300,
-            train_proposals=128,
-            candidates=300,
-            proposals=200,
+            batch_size_per_image=128,
+            pre_nms_topk_train=300,
+            post_nms_topk_train=128,
+            pre_nms_topk=300,
+            post_nms_topk=200,
         ),
-        region=RoIHeadsConfig(per_image=64),
-        pool_levels=(3, 4, 5),
-        canonical_size=112.0,
+        pooler=RoIPoolerConfig(levels=(3, 4, 5), canonical_size=112.0),
+        roi_heads=RoIHeadsConfig(batch_size_per_image=64),
     ),
     backbone=_BASE.backbone,
     heads=(FCHead(256),),

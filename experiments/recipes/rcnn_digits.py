@@ -16,12 +16,14 @@ RECIPE = dataclasses.replace(
     _BASE,
     detector=RCNNConfig(
         num_classes=10,
-        region=dataclasses.replace(_BASE.detector.region, per_image=16),
-        size=32,
+        crop_size=32,
         context=2,
         level=4,
         pool_size=2,
-        chunk=512,
+        chunk_size=512,
+        roi_heads=dataclasses.replace(
+            _BASE.detector.roi_heads, batch_size_per_image=16
+        ),
     ),
     backbone=_BASE.backbone.clone(coarsest=4),
 )

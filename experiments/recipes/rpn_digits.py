@@ -10,21 +10,22 @@ import dataclasses
 
 from experiments.recipe import Recipe
 from experiments.recipes import retinanet_digits
+from jaxdet.config import Anchors
 from jaxdet.detectors.rpn import RPNConfig
 
 TRAINING = dataclasses.replace(retinanet_digits.RECIPE.training, checkpoint_every=400)
 RECIPE = Recipe(
     detector=RPNConfig(
         levels=(3, 4),
-        anchor_sizes=((14.0, 20.0), (28.0, 40.0)),
-        anchor_ratios=(1.0, 2.0),  # digits are taller than wide
+        # Digits are taller than wide.
+        anchors=Anchors(((14.0, 20.0), (28.0, 40.0)), ratios=(1.0, 2.0)),
         channels=64,
         fpn_norm="group",
-        per_image=64,
-        train_candidates=200,
-        train_proposals=64,
-        candidates=200,
-        proposals=64,
+        batch_size_per_image=64,
+        pre_nms_topk_train=200,
+        post_nms_topk_train=64,
+        pre_nms_topk=200,
+        post_nms_topk=64,
     ),
     backbone=retinanet_digits.RECIPE.backbone,
     training=dataclasses.replace(TRAINING, steps=1200),

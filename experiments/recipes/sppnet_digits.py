@@ -18,10 +18,10 @@ RECIPE = dataclasses.replace(
     _BASE,
     detector=SPPNetConfig(
         num_classes=10,
-        region=_BASE.detector.region,
         level=3,
         scales=(1.0, 2.0),
-        region_side=40.0,  # a large one of the sizes that Fast R-CNN has learned
+        region_size=40.0,  # a large one of the sizes that Fast R-CNN has learned
+        roi_heads=_BASE.detector.roi_heads,
     ),
     training=dataclasses.replace(_BASE.training, steps=1000),
     weights="runs/fast_rcnn_digits",

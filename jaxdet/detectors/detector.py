@@ -60,34 +60,6 @@ def from_network(
     return Detector(*functions, num_classes, recipe, coverage)
 
 
-def require(config: Any, name: str, right: bool, allowed: str) -> None:
-    """For a config's checks of itself.
-
-    Args:
-      config: the dataclass.
-      name: of its field.
-      right: whether the field's value is allowed.
-      allowed: what would be, to end "it must be ...".
-
-    Raises:
-      ValueError: unless `right`, naming the field, its value and what is allowed.
-    """
-    if not right:
-        value = getattr(config, name)
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
-
-
-def require_colours(config: Any) -> None:
-    """For a config's `mean` and `std` of red, green and blue.
-
-    Raises:
-      ValueError: unless they are three numbers each, those of `std` above 0.
-    """
-    require(config, "mean", len(config.mean) == 3, "three numbers")
-    right = len(config.std) == 3 and min(config.std) > 0
-    require(config, "std", right, "three numbers above 0")
-
-
 def preprocess(
     batch: Batch, config: Preprocessing, mask_padding: bool = True
 ) -> tuple[jax.Array, jax.Array | None]:

@@ -1,7 +1,7 @@
-"""Mask R-CNN (He et al. 2017): Faster R-CNN with a third answer for each region.
+"""Mask R-CNN (He et al. 2017): Faster R-CNN with a third branch that predicts masks.
 
-Beside class and box, a small convolutional head paints a mask for each class; that of
-the class found is the answer. RoI Align keeps the features in place, which masks need.
+Beside class and box, a small convolutional head predicts a mask for each class; that of
+the predicted class is used. RoI Align keeps features in place, which masks need.
 """
 
 import dataclasses
@@ -12,45 +12,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdet.detectors import faster_rcnn, rpn
-from jaxdet.detectors.detector import Detector, from_network, require
+from jaxdet.config import Count, NonNegative, checked_dataclass
+from jaxdet.detectors import faster_rcnn, roi_heads, rpn
+from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.nn.heads import MaskHead
 from jaxdet.nn.layers import NormType
-from jaxdet.ops import losses, masks
-from jaxdet.structs import Batch, Detections
+from jaxdet.ops import losses as loss_ops
+from jaxdet.ops import masks, sampling
+from jaxdet.structs import Batch, Detections, GroundTruth
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class MaskRCNNConfig:
-    """Numbers of Mask R-CNN; defaults are Faster R-CNN's, masks as in the paper.
-
-    Raises:
-      ValueError: for a number out of its range, naming the field and what is allowed.
-    """
+    """Configures Mask R-CNN; defaults are Faster R-CNN's, masks as in the paper."""
 
     faster_rcnn: FasterRCNNConfig = FasterRCNNConfig()
     """Everything but the masks."""
-    mask_pool_size: int = 14
-    """Cells a side that the mask head sees; the masks have twice as many (Figure 4)."""
-    mask_channels: int = 256
+    mask_pool_size: Count = 14
+    """Cells a side of the mask head's input; masks have twice as many (Figure 4)."""
+    mask_channels: Count = 256
     """Of the mask head (Figure 4)."""
-    mask_depth: int = 4
+    mask_depth: Count = 4
     """3x3 convolutions of the mask head (Figure 4)."""
     mask_norm: NormType = "none"
-    """Of those convolutions; "group" learns from scratch."""
-    soft_targets: bool = False
-    """Cells on the border of an object are to be painted as much as it covers them, as
-    in torchvision; not in full or not at all (3.1)."""
-    mask_weight: float = 1.0
+    """Of those convolutions; "group" trains from scratch."""
+    mask_weight: NonNegative = 1.0
     """Of the mask loss in the sum (3)."""
-
-    def __post_init__(self):
-        for name in ("mask_pool_size", "mask_channels", "mask_depth"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        allowed = ("none", "group", "frozen")
-        require(self, "mask_norm", self.mask_norm in allowed, f"one of {allowed}")
-        require(self, "mask_weight", self.mask_weight >= 0, "0 or more")
+    soft_targets: bool = False
+    """Whether the target of a cell is how much of it the object covers, as in
+    torchvision; else it is 0 or 1 (3.1)."""
 
 
 PAPER = MaskRCNNConfig(faster_rcnn.FPN_PAPER)
@@ -62,12 +53,12 @@ DETECTRON2 = MaskRCNNConfig(faster_rcnn.DETECTRON2)
 
 
 def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
-    """Faster R-CNN's four losses and that of the masks of positive regions (3).
+    """Computes Faster R-CNN's four losses and that of positive RoIs' masks (3).
 
     Args:
       network: a bound `FasterRCNNNetwork` with a mask head.
       batch: with truth, masks included.
-      key: of the step; what an image draws hangs on it and on the image's id.
+      key: of the step; per-image randomness depends only on it and the image id.
       config: see `MaskRCNNConfig`.
       axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
@@ -83,81 +74,131 @@ def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
             "InputConfig.mask_size"
         )
     boxes = config.faster_rcnn
-    pyramid = faster_rcnn.look(network, batch, boxes)
-    metrics, samples = faster_rcnn.learn(
-        network, pyramid, batch, key, config=boxes, axis_name=axis_name
+    rpn_keys, roi_keys, dropout_keys = sampling.image_keys(key, batch.image_ids, 3)
+    pixels, sizes = preprocess(batch, boxes.rpn.preprocessing, boxes.rpn.mask_padding)
+    features = network.features(pixels, sizes)
+    # 1. Where could an object be?
+    objectness, anchor_deltas = network.rpn_head(features, sizes)
+    losses = rpn.losses(
+        rpn_keys, objectness, anchor_deltas, batch, boxes.rpn, axis_name
     )
-    # Positive samples come first; nothing else has a mask.
-    most = max(1, int(boxes.region.per_image * boxes.region.positive_fraction))
-    samples = jax.tree.map(lambda values: values[:, :most], samples)
-    logits = _paint(network, pyramid, batch, samples.boxes, samples.labels, config)
-    targets = jax.vmap(
-        partial(masks.crop_and_resize_masks, output_size=logits.shape[-1])
-    )(batch.truth.masks, batch.truth.boxes, samples.boxes, samples.objects)
-    if not config.soft_targets:
-        targets = (targets >= 0.5).astype(jnp.float32)
-    entropies = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
-    misses = jnp.mean(entropies, axis=(2, 3))  # [B, R]
-    count = losses.device_mean_count(samples.positive, axis_name=axis_name)
-    mask_loss = jnp.sum(misses, where=samples.positive) / count
-    metrics["mask_loss"] = config.mask_weight * mask_loss
-    return sum(metrics.values()), metrics
+    proposals = rpn.propose(objectness, anchor_deltas, batch, boxes.rpn, training=True)
+    # 2. What is it, and where exactly?
+    rois = roi_heads.sample_rois(
+        roi_keys, proposals, batch.truth, boxes.roi_heads, boxes.num_classes
+    )
+    crops = roi_heads.pool(features, rois.boxes, sizes, boxes.pooler)
+    class_logits, box_deltas = roi_heads.box_head(network, crops, dropout_keys)
+    losses |= roi_heads.losses(
+        class_logits, box_deltas, rois, boxes.roi_heads, axis_name
+    )
+    # 3. Which of the pixels in a positive RoI, which come first, are the object's?
+    rois = jax.tree.map(lambda x: x[:, : boxes.roi_heads.max_positives], rois)
+    crops = roi_heads.pool(
+        features, rois.boxes, sizes, boxes.pooler, config.mask_pool_size
+    )
+    mask_logits = mask_head(network, crops, rois.labels)
+    losses["mask_loss"] = mask_loss(mask_logits, rois, batch.truth, config, axis_name)
+    return sum(losses.values()), losses
 
 
 def predict(network, batch: Batch, *, config: MaskRCNNConfig) -> Detections:
-    """Faster R-CNN's answers, and the mask of each one's class within its box.
+    """Detects as Faster R-CNN, and predicts the mask of each detection's class.
 
     Args:
       network: a bound `FasterRCNNNetwork` with a mask head.
-      batch: truth is not looked at.
+      batch: its truth is not used.
       config: see `MaskRCNNConfig`.
 
     Returns:
       `Detections` as of `faster_rcnn.predict`, with masks `[B, D, M, M]` in [0, 1], cut
       to their boxes; those of padding are zeros.
     """
-    pyramid = faster_rcnn.look(network, batch, config.faster_rcnn)
-    found = faster_rcnn.answer(network, pyramid, batch, config=config.faster_rcnn)
-    logits = _paint(network, pyramid, batch, found.boxes, found.labels, config)
-    painted = found.valid[..., None, None]
-    return found.replace(masks=jnp.where(painted, jax.nn.sigmoid(logits), 0.0))
+    boxes = config.faster_rcnn
+    pixels, sizes = preprocess(batch, boxes.rpn.preprocessing, boxes.rpn.mask_padding)
+    features = network.features(pixels, sizes)
+    objectness, anchor_deltas = network.rpn_head(features, sizes)
+    proposals = rpn.propose(objectness, anchor_deltas, batch, boxes.rpn)
+    crops = roi_heads.pool(features, proposals.boxes, sizes, boxes.pooler)
+    class_logits, box_deltas = roi_heads.box_head(network, crops)
+    found = roi_heads.postprocess(
+        class_logits, box_deltas, proposals, batch.sizes, boxes.roi_heads
+    )
+    crops = roi_heads.pool(
+        features, found.boxes, sizes, boxes.pooler, config.mask_pool_size
+    )
+    probabilities = jax.nn.sigmoid(mask_head(network, crops, found.labels))
+    valid = found.valid[..., None, None]
+    return found.replace(masks=jnp.where(valid, probabilities, 0.0))
 
 
 def mask_rcnn(
     config: MaskRCNNConfig, backbone: nn.Module, box_head: nn.Module
 ) -> Detector:
-    """Mask R-CNN from what a backbone hands over.
+    """Returns Mask R-CNN on the features of a backbone.
 
     Args:
       config: see `MaskRCNNConfig`.
       backbone: as of `faster_rcnn.faster_rcnn`; the mask head takes its `dtype`.
       box_head: as of `faster_rcnn.faster_rcnn`.
     """
+    boxes = config.faster_rcnn
     mask_head = MaskHead(
-        config.faster_rcnn.num_classes,
+        boxes.num_classes,
         channels=config.mask_channels,
         depth=config.mask_depth,
         norm=config.mask_norm,
         dtype=backbone.dtype,
     )
     return from_network(
-        FasterRCNNNetwork(config.faster_rcnn, backbone, box_head, mask_head),
+        FasterRCNNNetwork(boxes, backbone, box_head, mask_head),
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
-        num_classes=config.faster_rcnn.num_classes,
+        num_classes=boxes.num_classes,
         builder=partial(mask_rcnn, config, backbone, box_head),
-        coverage=partial(rpn.coverage, config=config.faster_rcnn.rpn),
+        coverage=partial(rpn.coverage, config=boxes.rpn),
     )
 
 
-def _paint(network, pyramid, batch, boxes, labels, config) -> jax.Array:
-    """Mask logits of one class a region, `[B, R, 4]` and `[B, R]` -> `[B, R, M, M]`."""
-    sizes = batch.sizes if config.faster_rcnn.rpn.mask_padding else None
-    crops = faster_rcnn.crop(
-        pyramid, boxes, sizes, config.faster_rcnn, size=config.mask_pool_size
-    )
+def mask_head(network, crops: jax.Array, labels: jax.Array) -> jax.Array:
+    """Predicts a mask in the crop of every RoI, for the class of the RoI alone.
+
+    Args:
+      network: with the module `mask_head`.
+      crops: `[B, R, S, S, C]`.
+      labels: `[B, R]`; background has no mask, and gets that of any class.
+
+    Returns:
+      Mask logits `[B, R, M, M]`.
+    """
     logits = network.mask_head(crops.reshape(-1, *crops.shape[2:]))  # [B * R, M, M, K]
-    # Background has no mask; what it gets here is not looked at.
     own = jnp.minimum(labels.reshape(-1), logits.shape[-1] - 1)
     logits = jnp.take_along_axis(logits, own[:, None, None, None], axis=-1)[..., 0]
-    return logits.reshape(*labels.shape, *logits.shape[1:])
+    return roi_heads.unflatten(logits, labels.shape)
+
+
+def mask_loss(
+    mask_logits: jax.Array,
+    rois: roi_heads.SampledRoIs,
+    truth: GroundTruth,
+    config: MaskRCNNConfig,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Returns the mean cross-entropy of the cells of positive RoIs' masks (3).
+
+    Args:
+      mask_logits: `[B, R, M, M]`.
+      rois: `[B, R]`.
+      truth: `[B, N]`, with masks.
+      config: of the targets, and the weight of the loss.
+      axis_name: of the devices; None: there is one.
+    """
+    crop = partial(masks.crop_and_resize_masks, output_size=mask_logits.shape[-1])
+    targets = jax.vmap(crop)(truth.masks, truth.boxes, rois.boxes, rois.gt_index)
+    if not config.soft_targets:
+        targets = (targets >= 0.5).astype(jnp.float32)
+    entropies = optax.losses.sigmoid_binary_cross_entropy(mask_logits, targets)
+    loss_per_roi = jnp.mean(entropies, axis=(2, 3))
+    count = loss_ops.device_mean_count(rois.positive, axis_name=axis_name)
+    total = jnp.sum(loss_per_roi, where=rois.positive)
+    return config.mask_weight * (total / count)

@@ -6,64 +6,59 @@ Fast R-CNN, a softmax classifies and the network itself moves the boxes, where t
 trains support vector machines and ridge regressions on stored features.
 """
 
-import dataclasses
+from collections.abc import Iterator
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors import roi_heads
-from jaxdet.detectors.detector import (
-    Detector,
-    from_network,
-    of_level,
-    require,
-    require_colours,
+from jaxdet.config import (
+    Count,
+    Level,
+    Postprocessing,
+    Preprocessing,
+    Size,
+    checked_dataclass,
 )
+from jaxdet.detectors import roi_heads
+from jaxdet.detectors.detector import Detector, from_network, of_level, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.nn.heads import BoxPredictor
-from jaxdet.ops import images, roi_pool
+from jaxdet.ops import images, roi_pool, sampling
 from jaxdet.structs import Batch, Detections
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class RCNNConfig:
-    """Numbers of R-CNN; defaults are the paper's with AlexNet.
+    """Configures R-CNN; defaults are the paper's with AlexNet."""
 
-    Raises:
-      ValueError: for a number out of its range, naming the field and what is allowed.
-    """
-
-    num_classes: int = 20
+    num_classes: Count = 20
     """K; labels run from 0 to K - 1."""
-    region: RoIHeadsConfig = RoIHeadsConfig(
-        per_image=64, box_beta=1.0, nms_threshold=0.3
-    )
-    """How regions are learned from (2.3) and answered for (2.2)."""
-    size: int = 227
+    crop_size: Count = 227
     """Height and width of a warped region (2.1)."""
-    context: int = 16
+    context: Size = 16
     """Pixels at each of its sides that show the surroundings (appendix A)."""
-    level: int = 4
+    level: Level = 4
     """Of the backbone's features."""
-    pool_size: int = 6
+    pool_size: Count = 6
     """Cells a side to which they are pooled for the box head: 6 for AlexNet, 7 for
     VGG-16, 14 for ResNet."""
-    chunk: int = 128
+    chunk_size: Count = 128
     """Regions in the network at a time, so that 2,000 fit into memory."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue, on a scale from 0 to 1; ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Of the same."""
+    roi_heads: RoIHeadsConfig = RoIHeadsConfig(
+        batch_size_per_image=64,
+        box_beta=1.0,
+        postprocessing=Postprocessing(pre_nms_topk=2000, nms_threshold=0.3),
+    )
+    """Of sampling, losses (2.3) and postprocessing (2.2)."""
+    preprocessing: Preprocessing = Preprocessing()
+    """Normalization of the pixels."""
 
-    def __post_init__(self):
-        for name in ("num_classes", "size", "pool_size", "chunk"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "level", self.level >= 0, "0 or more")
-        right = 0 <= self.context < self.size / 2
-        require(self, "context", right, f"at least 0 and below {self.size / 2}")
-        require_colours(self)
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that the context leaves room for the region."""
+        fits = self.context < self.crop_size / 2
+        yield "context", fits, f"below half the crop_size, {self.crop_size}"
 
 
 PAPER = RCNNConfig()
@@ -74,7 +69,7 @@ class RCNNNetwork(nn.Module):
 
     Attributes:
       config: see `RCNNConfig`.
-      backbone: hands over the features of level `config.level`; see `rcnn`.
+      backbone: returns the features of level `config.level`; see `rcnn`.
       box_head: what each region passes before classes and boxes; see `rcnn`.
     """
 
@@ -86,16 +81,16 @@ class RCNNNetwork(nn.Module):
         """Makes the two siblings that follow the box head."""
         self.box_predictor = BoxPredictor(
             self.config.num_classes,
-            class_agnostic=self.config.region.class_agnostic,
-            dtype=self.backbone.dtype,
+            self.config.roi_heads.class_agnostic,
+            self.backbone.dtype,
         )
 
     def __call__(self, crops: jax.Array, keys: jax.Array | None = None):
         """`[R, S, S, 3]` -> class logits `[R, K + 1]`, deltas `[R, K, 4]`.
 
         Args:
-          crops: normalised pixels.
-          keys: `[R]`, for dropout; None: there is none.
+          crops: normalized pixels.
+          keys: `[R]`, for dropout; None: no dropout.
         """
         features = of_level(self.backbone(crops), self.config.level)
         cells = roi_pool.adaptive_max_pool(features, self.config.pool_size)
@@ -103,12 +98,12 @@ class RCNNNetwork(nn.Module):
 
 
 def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
-    """Softmax and box loss on sampled regions.
+    """Computes softmax and box loss of sampled RoIs.
 
     Args:
       network: a bound `RCNNNetwork`.
       batch: with truth and regions.
-      key: of the step; what an image draws hangs on it and on the image's id.
+      key: of the step; per-image randomness depends only on it and the image id.
       config: see `RCNNConfig`.
       axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
@@ -118,40 +113,47 @@ def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
     Raises:
       ValueError: if the batch has no regions.
     """
-    metrics, _ = roi_heads.learn(
-        partial(_look, network, batch, config),
-        roi_heads.image_keys(key, batch, 2),
-        roi_heads.given(batch),
-        batch.truth,
-        num_classes=config.num_classes,
-        config=config.region,
-        axis_name=axis_name,
+    roi_keys, dropout_keys = sampling.image_keys(key, batch.image_ids, 2)
+    pixels, _ = preprocess(batch, config.preprocessing)
+    proposals = roi_heads.proposals_of(batch)
+    rois = roi_heads.sample_rois(
+        roi_keys, proposals, batch.truth, config.roi_heads, config.num_classes
     )
-    return sum(metrics.values()), metrics
+    class_logits, box_deltas = warp_and_classify(
+        network, pixels, rois.boxes, config, dropout_keys
+    )
+    losses = roi_heads.losses(
+        class_logits, box_deltas, rois, config.roi_heads, axis_name
+    )
+    return sum(losses.values()), losses
 
 
 def predict(network, batch: Batch, *, config: RCNNConfig) -> Detections:
-    """Classifies, moves and thins the regions that came with the batch.
+    """Classifies the regions that came with the batch and moves their boxes.
 
     Args:
       network: a bound `RCNNNetwork`.
-      batch: with regions; truth is not looked at.
+      batch: with regions; its truth is not used.
       config: see `RCNNConfig`.
 
     Returns:
-      `Detections` `[B, D]`, best first, D being `config.region.detections`.
+      `Detections` `[B, D]`, best first.
 
     Raises:
       ValueError: if the batch has no regions.
     """
-    look = partial(_look, network, batch, config)
-    return roi_heads.answer(
-        look, roi_heads.given(batch), batch.sizes, config=config.region
+    pixels, _ = preprocess(batch, config.preprocessing)
+    proposals = roi_heads.proposals_of(batch)
+    class_logits, box_deltas = warp_and_classify(
+        network, pixels, proposals.boxes, config
+    )
+    return roi_heads.postprocess(
+        class_logits, box_deltas, proposals, batch.sizes, config.roi_heads
     )
 
 
 def rcnn(config: RCNNConfig, backbone: nn.Module, box_head: nn.Module) -> Detector:
-    """R-CNN from the two halves of a classification network.
+    """Returns R-CNN from the two halves of a classification network.
 
     Args:
       config: see `RCNNConfig`.
@@ -168,45 +170,55 @@ def rcnn(config: RCNNConfig, backbone: nn.Module, box_head: nn.Module) -> Detect
     )
 
 
-def _look(network, batch: Batch, config: RCNNConfig, boxes, keys):
-    """Warps every region and sends it through the network.
+def warp_and_classify(
+    network,
+    pixels: jax.Array,
+    boxes: jax.Array,
+    config: RCNNConfig,
+    keys: jax.Array | None = None,
+):
+    """Warps every region to a square and sends it through the network.
 
-    `[B, R, 4]` -> class logits `[B, R, K + 1]`, deltas `[B, R, K, 4]`. All at once if
-    they are few, as in training: on CPU a gradient within a loop takes far longer.
+    All at once if they are few, as in training; else chunk by chunk, in a loop, whose
+    gradient takes far longer on CPU.
+
+    Args:
+      network: a bound `RCNNNetwork`.
+      pixels: `[B, H, W, 3]`, normalized.
+      boxes: `[B, R, 4]` canvas pixels.
+      config: of the crops and the chunks.
+      keys: `[B]`, for dropout; None: no dropout.
+
+    Returns:
+      Class logits `[B, R, K + 1]`, deltas `[B, R, K, 4]`.
     """
-    batch_size, count, _ = boxes.shape
-    pixels = images.normalize(
-        batch.images, batch.sizes, mean=config.mean, std=config.std
-    )
+    batch, count, _ = boxes.shape
     warp = partial(
-        images.crop_and_warp, output_size=config.size, context=config.context
+        images.crop_and_warp, output_size=config.crop_size, context=config.context
     )
-    if batch_size * count <= config.chunk:
+    if batch * count <= config.chunk_size:
         crops = jax.vmap(warp)(pixels, boxes)
         if keys is not None:
             keys = _keys_of_regions(keys, count).reshape(-1)
-        answers = network(crops.reshape(-1, *crops.shape[2:]), keys)
-        return jax.tree.map(
-            lambda x: x.reshape(batch_size, count, *x.shape[1:]), answers
-        )
-    chunk = min(config.chunk, count)
-    chunks = -(-count // chunk)
-    boxes = jnp.pad(boxes, ((0, 0), (0, chunks * chunk - count), (0, 0)))
+        outputs = network(crops.reshape(-1, *crops.shape[2:]), keys)
+        return roi_heads.unflatten(outputs, (batch, count))
+    size = min(config.chunk_size, count)
+    chunks = -(-count // size)  # of each image
+    boxes = jnp.pad(boxes, ((0, 0), (0, chunks * size - count), (0, 0)))
+    if keys is not None:
+        keys = _keys_of_regions(keys, chunks * size).reshape(-1, size)
     # Within a loop of JAX's, a module is a function of its variables.
     module, variables = network.unbind()
 
-    def look_at(chunk_of_image):
-        image, boxes, keys = chunk_of_image
+    def classify_chunk(chunk):
+        image, boxes, keys = chunk
         return module.apply(variables, warp(pixels[image], boxes), keys)
 
-    if keys is not None:
-        keys = _keys_of_regions(keys, chunks * chunk).reshape(-1, chunk)
-    image = jnp.arange(batch_size * chunks) // chunks
-    answers = jax.lax.map(look_at, (image, boxes.reshape(-1, chunk, 4), keys))
-    return jax.tree.map(
-        lambda x: x.reshape(batch_size, chunks * chunk, *x.shape[2:])[:, :count],
-        answers,
-    )
+    image = jnp.arange(batch * chunks) // chunks
+    outputs = jax.lax.map(classify_chunk, (image, boxes.reshape(-1, size, 4), keys))
+    outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+    outputs = roi_heads.unflatten(outputs, (batch, chunks * size))
+    return jax.tree.map(lambda x: x[:, :count], outputs)
 
 
 def _keys_of_regions(keys: jax.Array, count: int) -> jax.Array:

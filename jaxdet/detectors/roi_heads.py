@@ -1,114 +1,134 @@
-"""What all R-CNNs share: how they learn from regions, and how they answer for them.
+"""The second stage of the R-CNNs: samples, pools and classifies regions of interest.
 
-A region is a box worth a look, from selective search or a region proposal network. Each
-is classified as one of K classes or as background, and moved by the deltas of its class
-(Girshick et al. 2014; both at once since Girshick 2015).
+A region of interest (RoI) is a box from selective search or a region proposal network.
+It is classified as one of K classes or as background, and moved by the deltas of its
+class (Girshick et al. 2014; jointly since Girshick 2015).
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdet.detectors.detector import require
+from jaxdet.config import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Postprocessing,
+    PyramidLevels,
+    Size,
+    checked_dataclass,
+)
+from jaxdet.detectors import dense
+from jaxdet.detectors.detector import of_level
 from jaxdet.nn.layers import zero_outside
-from jaxdet.ops import box_coding, losses, matching, nms, roi_align, roi_pool, sampling
+from jaxdet.ops import box_coding, matching, roi_align, roi_pool, sampling
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops import losses as loss_ops
 from jaxdet.structs import Batch, Detections, GroundTruth, Regions
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class RoIHeadsConfig:
-    """Numbers of the second stage; defaults are detectron2's and torchvision's.
+    """Configures the second stage; defaults are detectron2's and torchvision's."""
 
-    Raises:
-      ValueError: for a number out of its range, naming the field and what is allowed.
-    """
-
-    per_image: int = 512
-    """Regions an image that a training step looks at."""
-    positive_fraction: float = 0.25
-    """Of them, at most, are objects (Fast R-CNN 2.3)."""
-    positive_iou: float = 0.5
-    """From it on, with any object, a region answers for that object."""
-    negative_iou: float = 0.5
-    """Below it with every object, a region is background."""
-    hard_negative_iou: float = 0.0
-    """Background that overlaps less is left out, unless there is no other (0.1 in Fast
-    R-CNN 2.3: a cheap search for hard examples)."""
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    batch_size_per_image: Count = 512
+    """RoIs of an image that a training step samples."""
+    positive_fraction: PositiveFraction = 0.25
+    """At most this share of them is positive (Fast R-CNN 2.3)."""
+    positive_iou: PositiveFraction = 0.5
+    """RoIs that overlap an object as much or more are positive."""
+    negative_iou: PositiveFraction = 0.5
+    """RoIs that overlap every object less are background."""
+    hard_negative_iou: Fraction = 0.0
+    """Background that overlaps less is not sampled, unless there is no other (0.1 in
+    Fast R-CNN 2.3: a cheap search for hard examples)."""
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     """Factors of the deltas: the inverse of their usual standard deviations."""
-    box_beta: float = 0.0
+    box_beta: NonNegative = 0.0
     """Where smooth L1 turns from square to linear; 0 is L1, Fast R-CNN's is 1."""
-    box_weight: float = 1.0
+    box_weight: NonNegative = 1.0
     """Of the box loss in the sum; lambda (Fast R-CNN 2.3)."""
     class_agnostic: bool = False
-    """One box a region for all classes, instead of one a class."""
-    score_threshold: float = 0.05
-    """Lower scores are no answers."""
-    min_side: float = 0.0
-    """Boxes with a shorter side, in canvas pixels, are no answers."""
-    candidates: int = 2000
-    """Best scores of an image, over regions and classes, that reach the NMS."""
-    nms_threshold: float = 0.5
-    """Of two answers of a class that overlap more, the better one stays."""
-    detections: int = 100
-    """Slots for the answers on one image."""
+    """One box for all classes of a RoI, instead of one for each."""
+    postprocessing: Postprocessing = Postprocessing(pre_nms_topk=2000)
+    """The top scores are taken over RoIs and classes of an image."""
+    min_box_size: NonNegative = 0.0
+    """Boxes with a shorter side, in canvas pixels, are discarded."""
 
-    def __post_init__(self):
-        for name in ("per_image", "candidates", "detections"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("box_beta", "box_weight", "min_side"):
-            require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("positive_fraction", "score_threshold", "nms_threshold"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        right = 0 < self.negative_iou <= self.positive_iou <= 1
-        require(self, "negative_iou", right, "above 0, at most positive_iou (<= 1)")
-        right = 0 <= self.hard_negative_iou < self.negative_iou
-        require(self, "hard_negative_iou", right, "in [0, negative_iou)")
-        right = len(self.box_weights) == 4 and min(self.box_weights) > 0
-        require(self, "box_weights", right, "four numbers above 0")
-        require_positive_samples(self)
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks the order of the thresholds, and that positives can be sampled."""
+        fits = self.negative_iou <= self.positive_iou
+        yield "negative_iou", fits, f"at most positive_iou, {self.positive_iou}"
+        fits = self.hard_negative_iou < self.negative_iou
+        yield "hard_negative_iou", fits, f"below negative_iou, {self.negative_iou}"
+        fits = self.max_positives >= 1
+        allowed = f"at least 1 / batch_size_per_image ({self.batch_size_per_image})"
+        yield "positive_fraction", fits, allowed
+
+    @property
+    def max_positives(self) -> int:
+        """The most RoIs of an image that are sampled as positive."""
+        return int(self.batch_size_per_image * self.positive_fraction)
 
 
-def require_positive_samples(config: Any) -> None:
-    """For configs of samples: at least one of an image's may be an object.
-
-    Raises:
-      ValueError: if `per_image` times `positive_fraction` is less than one.
-    """
-    right = int(config.per_image * config.positive_fraction) >= 1
-    allowed = f"large enough for one of the per_image ({config.per_image}) samples"
-    require(config, "positive_fraction", right, allowed)
-
-
-# Girshick 2015: 64 regions from each of 2 images (2.3), NMS from R-CNN.
+# Girshick 2015: 64 RoIs from each of 2 images (2.3), NMS from R-CNN.
 FAST_RCNN = RoIHeadsConfig(
-    per_image=64, hard_negative_iou=0.1, box_beta=1.0, nms_threshold=0.3
+    batch_size_per_image=64,
+    hard_negative_iou=0.1,
+    box_beta=1.0,
+    postprocessing=Postprocessing(pre_nms_topk=2000, nms_threshold=0.3),
 )
 
 
+@checked_dataclass
+class RoIPoolerConfig:
+    """Configures how features are pooled from RoIs."""
+
+    method: Literal["align", "max"] = "align"
+    """RoI Align, or Fast R-CNN's RoI max pooling, which takes one level."""
+    levels: PyramidLevels = (2, 3, 4, 5)
+    """Of the features; each RoI is pooled from one, by its size (FPN 4.2)."""
+    output_size: Count = 7
+    """Cells a side: 7 for VGG-16 and pyramids, 6 for AlexNet, 14 for ResNet-C4."""
+    sampling_ratio: Size = 2
+    """Points a side of each cell that RoI Align averages; 0: as many as it has cells
+    of the features below it."""
+    canonical_size: Positive = 224.0
+    """Side of the RoIs that are pooled from `canonical_level` (FPN 4.2)."""
+    canonical_level: int = 4
+    """See `canonical_size`."""
+    aligned: bool = True
+    """False for torchvision's weights, whose RoI Align is half a cell off."""
+
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that max pooling takes one level."""
+        fits = self.method == "align" or len(self.levels) == 1
+        yield "method", fits, f"'align' for several levels, {self.levels}"
+
+
 @flax.struct.dataclass
-class Samples:
-    """Regions that a training step learns from; positive ones come first."""
+class SampledRoIs:
+    """RoIs of a training step and their targets; positive ones come first."""
 
-    boxes: jax.Array  # [..., R, 4]
-    labels: jax.Array  # [..., R] int32, K for background
-    objects: jax.Array  # [..., R] int32, the slot of the object answered for
-    targets: jax.Array  # [..., R, 4], that object's box
-    positive: jax.Array  # [..., R] bool
-    valid: jax.Array  # [..., R] bool
+    boxes: jax.Array  # [B, R, 4]
+    labels: jax.Array  # [B, R] int32, K for background
+    gt_index: jax.Array  # [B, R] int32, the slot of the matched object
+    gt_boxes: jax.Array  # [B, R, 4], that object's box
+    positive: jax.Array  # [B, R] bool
+    valid: jax.Array  # [B, R] bool
 
 
-def given(batch: Batch) -> Regions:
-    """The regions that came with a batch, clipped to their images.
+def proposals_of(batch: Batch) -> Regions:
+    """Returns the regions that came with a batch, clipped to their images.
 
-    Regions without area are no regions, and neither are those outside their image.
+    Those without area are invalid then, and so are those outside their image.
 
     Raises:
       ValueError: if the batch has none.
@@ -119,283 +139,199 @@ def given(batch: Batch) -> Regions:
             "(jaxdet.data.selective_search) and set InputConfig.max_regions"
         )
     boxes = jax.vmap(box_ops.clip)(batch.regions.boxes, batch.sizes)
-    there = batch.regions.valid & (box_ops.area(boxes) > 0)
-    boxes = jnp.where(there[..., None], boxes, 0.0)
-    return batch.regions.replace(boxes=boxes, valid=there)
+    valid = batch.regions.valid & (box_ops.area(boxes) > 0)
+    boxes = jnp.where(valid[..., None], boxes, 0.0)
+    return batch.regions.replace(boxes=boxes, valid=valid)
 
 
-def image_keys(key: jax.Array, batch: Batch, count: int) -> tuple[jax.Array, ...]:
-    """Keys of each image, the same whatever shares its batch.
-
-    Args:
-      key: of the step.
-      batch: its `image_ids` count.
-      count: how many things an image draws.
-
-    Returns:
-      `count` arrays of keys, `[B]` each.
-    """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.image_ids)
-    return tuple(jax.vmap(jax.random.split, (0, None), 1)(keys, count))
-
-
-def learn(
-    look: Callable,
-    keys: tuple[jax.Array, jax.Array],
-    regions: Regions,
-    truth: GroundTruth,
-    *,
-    num_classes: int,
-    config: RoIHeadsConfig,
-    axis_name: str | None,
-) -> tuple[dict[str, jax.Array], Samples]:
-    """Chooses regions, looks at them, and tells how wrong the look was.
-
-    Args:
-      look: `(boxes [B, R, 4], keys [B] or None for no dropout)` -> class logits
-        `[B, R, K + 1]`, deltas `[B, R, K, 4]`.
-      keys: `[B]` for the choice and `[B]` for dropout.
-      regions: `[B, P]`, best first.
-      truth: `[B, N]`.
-      num_classes: K.
-      config: of the choice and of the losses.
-      axis_name: of the devices; None: there is one.
-
-    Returns:
-      What `region_losses` returns, and the regions that were chosen.
-    """
-    region_keys, dropout_keys = keys
-    samples = sample(
-        region_keys, regions, truth, num_classes=num_classes, config=config
-    )
-    logits, deltas = look(samples.boxes, dropout_keys)
-    metrics = region_losses(logits, deltas, samples, config=config, axis_name=axis_name)
-    return metrics, samples
-
-
-def answer(
-    look: Callable, regions: Regions, sizes: jax.Array, *, config: RoIHeadsConfig
-) -> Detections:
-    """What all regions look like, scored, moved and thinned; see `detections`.
-
-    Args:
-      look: as of `learn`; asked without keys.
-      regions: `[B, P]`; padding gives no answers.
-      sizes: `[B, 2]`, true (height, width) of the images.
-      config: thresholds and slots.
-
-    Returns:
-      Detections `[B, D]`, best first.
-    """
-    logits, deltas = look(regions.boxes, None)
-    return detections(logits, deltas, regions, sizes, config=config)
-
-
-def cut(
-    pyramid: dict[int, jax.Array],
-    boxes: jax.Array,
-    sizes: jax.Array | None,
-    *,
-    pool: Literal["align", "max"],
-    size: int,
-    samples: int,
-    aligned: bool = True,
-    canonical_size: float = 224.0,
-    canonical_level: int = 4,
-) -> jax.Array:
-    """What lies in each box, `[B, R, 4]` -> `[B, R, size, size, C]`.
-
-    Args:
-      pyramid: `{level: [B, H, W, C]}`; each region is cut from one, by its size.
-      boxes: in canvas pixels.
-      sizes: `[B, 2]`, where the true images end; None: all of the canvas is image.
-      pool: RoI Align, or RoI max pooling, which takes one level.
-      size: cells a side.
-      samples: of RoI Align, as the next three: see `roi_align.pyramid_roi_align`.
-      aligned: without torchvision's shift by half a cell.
-      canonical_size: side of the regions that are cut from `canonical_level`.
-      canonical_level: see `canonical_size`.
-    """
-    if pool == "max":
-        ((level, features),) = pyramid.items()
-        features = zero_outside(features, sizes, 2**level)
-        pool_image = partial(roi_pool.roi_max_pool, stride=2**level, output_size=size)
-        return jax.vmap(pool_image)(features, boxes)
-
-    def align(levels, boxes, image_size):
-        return roi_align.pyramid_roi_align(
-            levels,
-            boxes,
-            output_size=size,
-            sampling_ratio=samples,
-            aligned=aligned,
-            canonical_size=canonical_size,
-            canonical_level=canonical_level,
-            image_size=image_size,
-        )
-
-    return jax.vmap(align)(pyramid, boxes, sizes)
-
-
-def sample(
+def sample_rois(
     keys: jax.Array,
-    regions: Regions,
+    proposals: Regions,
     truth: GroundTruth,
-    *,
-    num_classes: int,
     config: RoIHeadsConfig,
-) -> Samples:
-    """Chooses, in every image, what to learn from; the objects are regions too.
+    num_classes: int,
+) -> SampledRoIs:
+    """Samples the RoIs of a training step from the proposals and the objects.
 
     Args:
       keys: `[B]`.
-      regions: `[B, P]`, best first; their order is what the choice hangs on.
-      truth: `[B, N]`; crowds are no objects: a region on one is background, as in
+      proposals: `[B, P]`, best first; which ones are sampled depends on their order.
+      truth: `[B, N]`; crowds are no objects: a RoI on one is background, as in
         torchvision and detectron2.
-      num_classes: K.
       config: how many, and which overlap makes which.
+      num_classes: K.
 
     Returns:
-      `Samples` with leading shape `[B, config.per_image]`.
+      `SampledRoIs` `[B, config.batch_size_per_image]`.
     """
-
-    def of_image(key, regions, truth):
-        objects = truth.valid & ~truth.crowd
-        boxes = jnp.concatenate([regions.boxes, truth.boxes])
-        valid = jnp.concatenate([regions.valid, objects])
-        ranks = jnp.arange(len(regions.valid), dtype=jnp.uint32)
-        identity = jnp.concatenate([ranks, sampling.hash_boxes(truth.boxes)])
-        matches = matching.match_by_iou(
-            boxes,
-            truth.boxes,
-            objects,
-            negative_iou=config.negative_iou,
-            positive_iou=config.positive_iou,
-            allow_low_quality_matches=False,
-        )
-        negative = valid & matches.negative
-        hard = negative & (matches.iou >= config.hard_negative_iou)
-        chosen = sampling.balanced_subset(
-            key,
-            identity,
-            valid & matches.positive,
-            jnp.where(jnp.any(hard), hard, negative),
-            size=config.per_image,
-            positive_fraction=config.positive_fraction,
-        )
-        slots = jnp.where(chosen.positive, matches.gt_index[chosen.index], 0)
-        if len(truth.labels) == 0:  # There is nothing to look up in.
-            labels, targets = jnp.zeros_like(slots), jnp.zeros((len(slots), 4))
-        else:
-            labels, targets = truth.labels[slots], truth.boxes[slots]
-        return Samples(
-            boxes=jnp.where(chosen.valid[:, None], boxes[chosen.index], 0.0),
-            labels=jnp.where(chosen.positive, labels, num_classes),
-            objects=slots,
-            targets=targets,
-            positive=chosen.positive,
-            valid=chosen.valid,
-        )
-
-    return jax.vmap(of_image)(keys, regions, truth)
+    objects = truth.valid & ~truth.crowd
+    boxes = jnp.concatenate([proposals.boxes, truth.boxes], axis=1)
+    valid = jnp.concatenate([proposals.valid, objects], axis=1)
+    # 1. Match every candidate to an object or to the background.
+    match = partial(
+        matching.match_by_iou,
+        negative_iou=config.negative_iou,
+        positive_iou=config.positive_iou,
+        allow_low_quality_matches=False,
+    )
+    matches = jax.vmap(match)(boxes, truth.boxes, objects)
+    negative = valid & matches.negative
+    hard = negative & (matches.iou >= config.hard_negative_iou)
+    negative = jnp.where(jnp.any(hard, axis=1, keepdims=True), hard, negative)
+    # 2. Sample some of them: proposals by their rank, objects by their boxes.
+    ranks = jnp.arange(proposals.valid.shape[1], dtype=jnp.uint32)
+    ranks = jnp.broadcast_to(ranks, proposals.valid.shape)
+    hashes = jnp.concatenate([ranks, jax.vmap(sampling.hash_boxes)(truth.boxes)], 1)
+    sample = partial(
+        sampling.balanced_subset,
+        size=config.batch_size_per_image,
+        positive_fraction=config.positive_fraction,
+    )
+    chosen = jax.vmap(sample)(keys, hashes, valid & matches.positive, negative)
+    # 3. Gather their targets.
+    gt_index = dense.gather(matches.gt_index, chosen.index)
+    gt_index = jnp.where(chosen.positive, gt_index, 0)
+    labels, gt_boxes = dense.matched_targets(
+        truth, gt_index, chosen.positive, num_classes=num_classes
+    )
+    boxes = dense.gather(boxes, chosen.index)
+    boxes = jnp.where(chosen.valid[..., None], boxes, 0.0)
+    return SampledRoIs(boxes, labels, gt_index, gt_boxes, chosen.positive, chosen.valid)
 
 
-def classify(network, crops: jax.Array, keys: jax.Array | None = None):
-    """What the network's box head and box predictor say of every region's crop.
+def pool(
+    features: dict[int, jax.Array],
+    boxes: jax.Array,
+    sizes: jax.Array | None,
+    config: RoIPoolerConfig,
+    output_size: int | None = None,
+) -> jax.Array:
+    """Pools the features in each box to a fixed size.
 
     Args:
-      network: with `box_head` and `box_predictor`.
+      features: `{level: [B, H, W, C]}`.
+      boxes: `[B, R, 4]` canvas pixels.
+      sizes: `[B, 2]` true (height, width); None: all of the canvas is image.
+      config: how to pool.
+      output_size: cells a side; by default `config.output_size`.
+
+    Returns:
+      `[B, R, output_size, output_size, C]`.
+
+    Raises:
+      ValueError: if features of a level are missing.
+    """
+    output_size = output_size or config.output_size
+    if config.method == "max":
+        (level,) = config.levels
+        features = zero_outside(of_level(features, level), sizes, 2**level)
+        max_pool = partial(
+            roi_pool.roi_max_pool, stride=2**level, output_size=output_size
+        )
+        return jax.vmap(max_pool)(features, boxes)
+
+    def align(features, boxes, size):
+        return roi_align.pyramid_roi_align(
+            features,
+            boxes,
+            output_size=output_size,
+            sampling_ratio=config.sampling_ratio,
+            aligned=config.aligned,
+            canonical_size=config.canonical_size,
+            canonical_level=config.canonical_level,
+            image_size=size,
+        )
+
+    features = {level: of_level(features, level) for level in config.levels}
+    return jax.vmap(align)(features, boxes, sizes)
+
+
+def box_head(network, crops: jax.Array, keys: jax.Array | None = None):
+    """Classifies the crop of every RoI and predicts how its box should move.
+
+    Args:
+      network: with the modules `box_head` and `box_predictor`.
       crops: `[B, R, ..., C]`.
-      keys: `[B]`, for dropout; None: there is none.
+      keys: `[B]`, for dropout; None: no dropout.
 
     Returns:
       Class logits `[B, R, K + 1]`, background last, and deltas `[B, R, K, 4]`.
     """
-    batch, count = crops.shape[:2]
-    hidden = network.box_head(crops.reshape(batch * count, *crops.shape[2:]), keys)
-    logits, deltas = network.box_predictor(hidden)
-    return (
-        logits.reshape(batch, count, *logits.shape[1:]),
-        deltas.reshape(batch, count, *deltas.shape[1:]),
-    )
+    hidden = network.box_head(crops.reshape(-1, *crops.shape[2:]), keys)
+    return unflatten(network.box_predictor(hidden), crops.shape[:2])
 
 
-def region_losses(
-    logits: jax.Array,
-    deltas: jax.Array,
-    samples: Samples,
-    *,
+def unflatten(outputs, shape: tuple[int, int]):
+    """Reshapes arrays `[B * R, ...]` to `[B, R, ...]`, the shape being (B, R)."""
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), outputs)
+
+
+def losses(
+    class_logits: jax.Array,
+    box_deltas: jax.Array,
+    rois: SampledRoIs,
     config: RoIHeadsConfig,
-    axis_name: str | None,
+    axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Softmax loss on all samples, box loss on the positive ones (Fast R-CNN 2.3).
+    """Computes softmax loss on all RoIs, box loss on positive ones (Fast R-CNN 2.3).
 
-    Both are divided by the number of samples on all devices.
+    Both are divided by the number of sampled RoIs on all devices.
 
     Args:
-      logits: `[B, R, K + 1]`.
-      deltas: `[B, R, K, 4]`, or `[B, R, 1, 4]` if they are class agnostic.
-      samples: `[B, R]`.
+      class_logits: `[B, R, K + 1]`.
+      box_deltas: `[B, R, K, 4]`, or `[B, R, 1, 4]` if they are class agnostic.
+      rois: `[B, R]`.
       config: of the box loss.
       axis_name: of the devices; None: there is one.
 
     Returns:
       `{"class_loss", "box_loss"}`, the latter times its weight.
     """
-    count = losses.device_mean_count(samples.valid, axis_name=axis_name)
-    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
-        logits, samples.labels
-    )
-    class_loss = jnp.sum(cross_entropy, where=samples.valid) / count
-    own = jnp.minimum(samples.labels, deltas.shape[-2] - 1)[..., None, None]
-    deltas = jnp.take_along_axis(deltas, own, axis=-2)[..., 0, :]
-    targets = box_coding.encode(
-        samples.targets, samples.boxes, weights=config.box_weights
-    )
-    misses = losses.smooth_l1_loss(deltas, targets, beta=config.box_beta)
-    box_loss = jnp.sum(misses, where=samples.positive[..., None]) / count
-    return {"class_loss": class_loss, "box_loss": config.box_weight * box_loss}
+    count = loss_ops.device_mean_count(rois.valid, axis_name=axis_name)
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    class_loss = jnp.sum(cross_entropy(class_logits, rois.labels), where=rois.valid)
+    own = jnp.minimum(rois.labels, box_deltas.shape[2] - 1)  # any for the background
+    deltas = jnp.take_along_axis(box_deltas, own[..., None, None], axis=2)[:, :, 0]
+    targets = box_coding.encode(rois.gt_boxes, rois.boxes, weights=config.box_weights)
+    box_loss = loss_ops.smooth_l1_loss(deltas, targets, beta=config.box_beta)
+    box_loss = jnp.sum(box_loss, where=rois.positive[..., None])
+    return {
+        "class_loss": class_loss / count,
+        "box_loss": config.box_weight * (box_loss / count),
+    }
 
 
-def detections(
-    logits: jax.Array,
-    deltas: jax.Array,
-    regions: Regions,
+def postprocess(
+    class_logits: jax.Array,
+    box_deltas: jax.Array,
+    proposals: Regions,
     sizes: jax.Array,
-    *,
     config: RoIHeadsConfig,
 ) -> Detections:
-    """Scores every region for every class, moves, clips and thins them class by class.
+    """Scores and moves every proposal for every class, and removes duplicates by NMS.
 
     Args:
-      logits: `[B, P, K + 1]`.
-      deltas: `[B, P, K, 4]` or `[B, P, 1, 4]`.
-      regions: `[B, P]`.
+      class_logits: `[B, P, K + 1]`.
+      box_deltas: `[B, P, K, 4]` or `[B, P, 1, 4]`.
+      proposals: `[B, P]`.
       sizes: `[B, 2]`, true (height, width) of the images.
-      config: thresholds and slots.
+      config: weights of the deltas, and postprocessing.
 
     Returns:
-      Detections `[B, D]`, best first.
+      `Detections` `[B, config.postprocessing.max_detections]`, best first.
     """
-
-    def of_image(logits, deltas, regions, size):
-        scores = jax.nn.softmax(logits)[:, :-1]
-        usable = regions.valid[:, None] & (scores > config.score_threshold)
-        scores = jnp.where(usable, scores, -1.0).reshape(-1)
-        scores, place = jax.lax.top_k(scores, min(config.candidates, len(scores)))
-        region, label = jnp.divmod(place, logits.shape[-1] - 1)
-        own = jnp.minimum(label, deltas.shape[1] - 1)
-        found = box_coding.decode(
-            deltas[region, own], regions.boxes[region], weights=config.box_weights
-        )
-        found = box_ops.clip(found, size)
-        return nms.select_detections(
-            found,
-            scores,
-            label,
-            iou_threshold=config.nms_threshold,
-            max_detections=config.detections,
-            valid=(scores > 0) & box_ops.nonempty(found, config.min_side),
-        )
-
-    return jax.vmap(of_image)(logits, deltas, regions, sizes)
+    limits = config.postprocessing
+    scores = jax.nn.softmax(class_logits)[..., :-1]
+    usable = proposals.valid[..., None] & (scores > limits.score_threshold)
+    scores = jnp.where(usable, scores, -1.0).reshape(len(scores), -1)
+    scores, index = jax.lax.top_k(scores, min(limits.pre_nms_topk, scores.shape[1]))
+    roi, labels = jnp.divmod(index, class_logits.shape[-1] - 1)
+    num_deltas = box_deltas.shape[2]  # K or 1
+    place = roi * num_deltas + jnp.minimum(labels, num_deltas - 1)
+    deltas = dense.gather(box_deltas.reshape(len(scores), -1, 4), place)
+    boxes = dense.gather(proposals.boxes, roi)
+    boxes = box_coding.decode(deltas, boxes, weights=config.box_weights)
+    boxes = jax.vmap(box_ops.clip)(boxes, sizes)
+    large = box_ops.nonempty(boxes, config.min_box_size)
+    scores = jnp.where(large, scores, -1.0)
+    return dense.postprocess(boxes, scores, labels, sizes, limits)

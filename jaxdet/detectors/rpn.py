@@ -1,11 +1,13 @@
 """Region proposal networks (Ren et al. 2015): where could an object be?
 
-A small network slides over the features of an image and says, for each anchor, whether
-there is an object, and how the anchor should move to become its box.
+A small network slides over the features of an image. For each anchor it predicts
+whether there is an object, and how the anchor should move to become its box.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -13,183 +15,138 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdet.detectors import roi_heads
-from jaxdet.detectors.detector import (
-    Detector,
-    from_network,
-    of_level,
-    require,
-    require_colours,
+from jaxdet.config import (
+    Anchors,
+    Count,
+    Fraction,
+    InRange,
+    NonNegative,
+    PositiveFraction,
+    Preprocessing,
+    PyramidLevels,
+    checked_dataclass,
 )
+from jaxdet.detectors import dense
+from jaxdet.detectors.detector import Detector, from_network, of_level, preprocess
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import RPNHead
 from jaxdet.nn.layers import NormType
-from jaxdet.ops import anchors, box_coding, images, losses, matching, nms, sampling
+from jaxdet.ops import anchors, box_coding, nms, sampling
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops import losses as loss_ops
 from jaxdet.ops.coverage import Coverage, of_pyramid
-from jaxdet.structs import Batch, Detections, GroundTruth, Regions
+from jaxdet.structs import Batch, Detections, Regions
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class RPNConfig:
-    """Numbers of the trunk and the RPN; defaults are detectron2's on a pyramid.
+    """Configures trunk and RPN; defaults are detectron2's on a pyramid.
 
     Only the anchors lie in the middle of their cells; sections are Ren et al.'s.
-
-    Raises:
-      ValueError: for numbers that contradict each other or are out of their range.
     """
 
-    levels: tuple[int, ...] = (2, 3, 4, 5, 6)
+    levels: PyramidLevels = (2, 3, 4, 5, 6)
     """Of the features that it slides over; strides are powers of two (FPN 4.1)."""
-    anchor_sizes: tuple[tuple[float, ...], ...] = (
-        (32.0,),
-        (64.0,),
-        (128.0,),
-        (256.0,),
-        (512.0,),
-    )
-    """Square roots of the areas in canvas pixels, a tuple per level (FPN 4.1)."""
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height over width (3.3)."""
-    anchor_offset: float = 0.5
-    """Of the centre within its cell, in strides; torchvision and detectron2 use 0."""
-    anchor_rounded: bool = False
-    """Whole pixels, as torchvision."""
+    anchors: Anchors = Anchors(((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)))
+    """One size and three ratios in each cell (3.3; FPN 4.1)."""
     inside_only: bool = False
     """Train only anchors that lie within their image (3.3)."""
-    channels: int | None = 256
+    channels: Count | None = 256
     """Of the feature pyramid (FPN 3); None: the one level is the backbone's own."""
     fpn_norm: NormType = "none"
     """Of the pyramid's convolutions."""
-    head_channels: int | None = None
+    head_channels: Count | None = None
     """Of the 3x3 convolutions; None: as many as the features have."""
-    head_depth: int = 1
+    head_depth: Annotated[int, InRange(1, 100)] = 1
     """3x3 convolutions (3.1)."""
     softmax: bool = False
     """Two logits an anchor and a softmax (3.1), instead of one and a sigmoid."""
-    mask_padding: bool = True
-    """Treat an image as if the canvas ended where it ends; the references do not."""
-    low_iou: float = 0.3
-    """Below it with every object, an anchor is background (3.1.2)."""
-    high_iou: float = 0.7
-    """From it on, or where none is better, an anchor is an object (3.1.2)."""
-    per_image: int = 256
-    """Anchors an image that a training step looks at (3.1.3)."""
-    positive_fraction: float = 0.5
-    """Of them, at most, are objects (3.1.3)."""
-    box_beta: float = 0.0
+    negative_iou: Fraction = 0.3
+    """Anchors that overlap every object less are background (3.1.2)."""
+    positive_iou: PositiveFraction = 0.7
+    """Anchors that overlap an object as much or more, or as much as any other anchor
+    does, are positive (3.1.2)."""
+    batch_size_per_image: Count = 256
+    """Anchors of an image that a training step samples (3.1.3)."""
+    positive_fraction: PositiveFraction = 0.5
+    """At most this share of them is positive (3.1.3)."""
+    box_beta: NonNegative = 0.0
     """Where smooth L1 turns from square to linear; 0 is L1."""
-    box_weight: float = 1.0
+    box_weight: NonNegative = 1.0
     """Of the box loss; 1, as it is divided by the samples, is about lambda = 10 (3.1.2)
     divided by the number of cells."""
-    train_candidates: int = 2000
+    pre_nms_topk_train: Count = 2000
     """Best scores a level that reach the NMS in training."""
-    train_proposals: int = 1000
+    post_nms_topk_train: Count = 1000
     """Proposals an image in training."""
-    candidates: int = 1000
+    pre_nms_topk: Count = 1000
     """Best scores a level that reach the NMS."""
-    proposals: int = 1000
+    post_nms_topk: Count = 1000
     """Proposals an image."""
-    nms_threshold: float = 0.7
-    """Of two proposals of a level that overlap more, the better one stays (3.3)."""
-    min_side: float = 0.0
+    nms_threshold: Fraction = 0.7
+    """Of two proposals of a level with a higher IoU, the lower-scoring one goes
+    (3.3)."""
+    min_box_size: NonNegative = 0.0
     """Proposals with a shorter side, in pixels of the image before it was resized, are
-    dropped."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue, on a scale from 0 to 1; ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Of the same."""
+    discarded."""
+    preprocessing: Preprocessing = Preprocessing()
+    """Normalization of the pixels."""
+    mask_padding: bool = True
+    """Whether an image's results do not depend on the padding around it; False for the
+    references' weights, which were trained without."""
 
-    def __post_init__(self):
-        counts = {len(sizes) for sizes in self.anchor_sizes}
-        right = len(self.anchor_sizes) == len(self.levels) and len(counts) == 1
-        allowed = f"a tuple for each of the levels {self.levels}, all of one length"
-        require(self, "anchor_sizes", right, allowed)
-        rising = list(range(self.levels[0], self.levels[-1] + 1))
-        require(self, "levels", list(self.levels) == rising, "consecutive, rising")
-        one = self.channels is not None or len(self.levels) == 1
-        require(self, "channels", one, f"a number, for the levels {self.levels}")
-        for name in ("channels", "head_channels"):
-            right = getattr(self, name) is None or getattr(self, name) >= 1
-            require(self, name, right, "at least 1, or None")
-        allowed = ("none", "group", "frozen")
-        require(self, "fpn_norm", self.fpn_norm in allowed, f"one of {allowed}")
-        require(self, "anchor_offset", 0 <= self.anchor_offset <= 1, "in [0, 1]")
-        require(self, "high_iou", 0 < self.high_iou <= 1, "in (0, 1]")
-        right = 0 <= self.low_iou <= self.high_iou
-        require(self, "low_iou", right, f"in [0, high_iou], which is {self.high_iou}")
-        for name in ("train_candidates", "train_proposals", "candidates", "proposals"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("per_image", "head_depth"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("box_beta", "box_weight", "min_side"):
-            require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("positive_fraction", "nms_threshold"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        right = len(self.anchor_ratios) > 0 and min(self.anchor_ratios) > 0
-        require(self, "anchor_ratios", right, "one or more numbers above 0")
-        require_colours(self)
-        roi_heads.require_positive_samples(self)
-        right = all(sizes and min(sizes) > 0 for sizes in self.anchor_sizes)
-        require(self, "anchor_sizes", right, "above 0")
-
-    @property
-    def anchors(self) -> dict:
-        """Arguments of `anchors.pyramid_anchors`."""
-        return {
-            "sizes": self.anchor_sizes,
-            "ratios": self.anchor_ratios,
-            "levels": self.levels,
-            "offset": self.anchor_offset,
-            "rounded": self.anchor_rounded,
-        }
-
-    @property
-    def anchors_per_cell(self) -> int:
-        """Sizes times ratios."""
-        return len(self.anchor_sizes[0]) * len(self.anchor_ratios)
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks levels, the thresholds' order, and that positives can be sampled."""
+        fits = len(self.anchors.sizes) == len(self.levels)
+        yield "anchors", fits, f"sizes for each of the levels {self.levels}"
+        fits = self.channels is not None or len(self.levels) == 1
+        yield "channels", fits, f"a number, for the levels {self.levels}"
+        fits = self.negative_iou <= self.positive_iou
+        yield "negative_iou", fits, f"at most positive_iou, {self.positive_iou}"
+        fits = int(self.batch_size_per_image * self.positive_fraction) >= 1
+        allowed = f"at least 1 / batch_size_per_image ({self.batch_size_per_image})"
+        yield "positive_fraction", fits, allowed
 
 
 # Lin et al. 2017 (4.1, 5.1), with the losses of Ren et al.
-FPN_PAPER = RPNConfig(box_beta=1 / 9, train_proposals=2000)
+FPN_PAPER = RPNConfig(box_beta=1 / 9, post_nms_topk_train=2000)
 
 # One level of stride 16, VGG's conv5_3 or ResNet's conv4_x; 300 proposals (3.3).
 PAPER = RPNConfig(
     levels=(4,),
-    anchor_sizes=((128.0, 256.0, 512.0),),
+    anchors=Anchors(((128.0, 256.0, 512.0),)),
     inside_only=True,
     channels=None,
     head_channels=512,
     softmax=True,
     box_beta=1 / 9,
-    train_candidates=12000,
-    train_proposals=2000,
-    candidates=6000,
-    proposals=300,
-    min_side=16.0,
+    pre_nms_topk_train=12000,
+    post_nms_topk_train=2000,
+    pre_nms_topk=6000,
+    post_nms_topk=300,
+    min_box_size=16.0,
 )
 
 TORCHVISION = RPNConfig(
-    anchor_offset=0.0,
-    anchor_rounded=True,
-    mask_padding=False,
+    anchors=dataclasses.replace(RPNConfig().anchors, offset=0.0, rounded=True),
     box_beta=1 / 9,
-    train_proposals=2000,
-    min_side=1e-3,
+    post_nms_topk_train=2000,
+    min_box_size=1e-3,
+    mask_padding=False,
 )
 
-DETECTRON2 = RPNConfig(anchor_offset=0.0, mask_padding=False)
+DETECTRON2 = RPNConfig(
+    anchors=dataclasses.replace(RPNConfig().anchors, offset=0.0), mask_padding=False
+)
 
 DETECTRON2_C4 = RPNConfig(
     levels=(4,),
-    anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),),
-    anchor_offset=0.0,
+    anchors=Anchors(((32.0, 64.0, 128.0, 256.0, 512.0),), offset=0.0),
     channels=None,
+    pre_nms_topk_train=12000,
+    post_nms_topk_train=2000,
+    pre_nms_topk=6000,
     mask_padding=False,
-    train_candidates=12000,
-    train_proposals=2000,
-    candidates=6000,
 )
 
 
@@ -221,7 +178,7 @@ class RPNNetwork(nn.Module):
 
 
 def neck(config: RPNConfig, dtype: jnp.dtype) -> nn.Module:
-    """What makes the levels of the config from the backbone's stages."""
+    """Returns the layers between the backbone's stages and the config's levels."""
     if config.channels is None:
         return _OneLevel(config.levels[0])
     return FPN(
@@ -235,9 +192,9 @@ def neck(config: RPNConfig, dtype: jnp.dtype) -> nn.Module:
 
 
 def head(config: RPNConfig, dtype: jnp.dtype) -> RPNHead:
-    """What slides over every level."""
+    """Returns the head that slides over every level."""
     return RPNHead(
-        config.anchors_per_cell,
+        config.anchors.per_cell,
         depth=config.head_depth,
         outputs=2 if config.softmax else 1,
         channels=config.head_channels,
@@ -246,54 +203,47 @@ def head(config: RPNConfig, dtype: jnp.dtype) -> RPNHead:
 
 
 def loss(network, batch: Batch, key, *, config: RPNConfig, axis_name=None):
-    """Objectness and box losses on sampled anchors; see `proposal_losses`.
+    """Computes the objectness and box losses of sampled anchors; see `losses`.
 
     Args:
       network: a bound `RPNNetwork`.
       batch: with truth.
-      key: of the step; what an image draws hangs on it and on the image's id.
+      key: of the step; per-image randomness depends only on it and the image id.
       config: see `RPNConfig`.
       axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
     Returns:
       The sum, and `{"objectness_loss", "rpn_box_loss"}`.
     """
-    (keys,) = roi_heads.image_keys(key, batch, 1)
-    logits, deltas = network(*pixels_and_sizes(batch, config))
-    metrics = proposal_losses(
-        keys, logits, deltas, batch, config=config, axis_name=axis_name
-    )
+    (keys,) = sampling.image_keys(key, batch.image_ids, 1)
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    objectness, deltas = network(pixels, sizes)
+    metrics = losses(keys, objectness, deltas, batch, config, axis_name)
     return sum(metrics.values()), metrics
 
 
 def predict(network, batch: Batch, *, config: RPNConfig) -> Detections:
-    """The proposals as detections of one class.
+    """Returns the proposals as detections of one class.
 
     Args:
       network: a bound `RPNNetwork`.
-      batch: truth is not looked at.
+      batch: its truth is not used.
       config: see `RPNConfig`.
 
     Returns:
-      `Detections` `[B, config.proposals]`, best first; all labels are 0.
+      `Detections` `[B, config.post_nms_topk]`, best first; all labels are 0.
     """
-    logits, deltas = network(*pixels_and_sizes(batch, config))
-    found = propose(
-        logits,
-        deltas,
-        batch,
-        config=config,
-        candidates=config.candidates,
-        proposals=config.proposals,
-    )
-    labels = jnp.zeros(found.valid.shape, jnp.int32)
-    return Detections(found.boxes, found.scores, labels, found.valid)
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    objectness, deltas = network(pixels, sizes)
+    proposals = propose(objectness, deltas, batch, config)
+    labels = jnp.zeros(proposals.valid.shape, jnp.int32)
+    return Detections(proposals.boxes, proposals.scores, labels, proposals.valid)
 
 
 def coverage(
     canvas: tuple[int, int], boxes: np.ndarray, sizes: np.ndarray, *, config: RPNConfig
 ) -> Coverage:
-    """How well the anchors that are trained overlap objects; for `Detector`.
+    """Returns how well the anchors that are trained overlap objects.
 
     Args:
       canvas: (height, width) in pixels.
@@ -303,12 +253,14 @@ def coverage(
       config: see `RPNConfig`.
     """
     within = sizes if config.inside_only else None
-    best = of_pyramid(canvas, boxes, **config.anchors, within=within)
-    return Coverage(best, config.low_iou, config.high_iou, "IoU with the best anchor")
+    layout = {"levels": config.levels, **vars(config.anchors)}
+    best = of_pyramid(canvas, boxes, **layout, within=within)
+    thresholds = config.negative_iou, config.positive_iou
+    return Coverage(best, *thresholds, "IoU with the best anchor")
 
 
 def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
-    """An RPN alone, on a backbone that returns `{level: features}`.
+    """Returns an RPN alone, on a backbone that returns `{level: features}`.
 
     It tells no classes apart: every object is one, and all labels are 0.
     """
@@ -321,37 +273,21 @@ def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
     )
 
 
-def pixels_and_sizes(
-    batch: Batch, config: RPNConfig
-) -> tuple[jax.Array, jax.Array | None]:
-    """What the networks take: normalised pixels, and where the true images end.
-
-    Returns:
-      `[B, H, W, 3]` float32, 0 outside the images; `[B, 2]` (height, width), or None
-      without `config.mask_padding`: all of the canvas is image.
-    """
-    pixels = images.normalize(
-        batch.images, batch.sizes, mean=config.mean, std=config.std
-    )
-    return pixels, batch.sizes if config.mask_padding else None
-
-
-def proposal_losses(
+def losses(
     keys: jax.Array,
-    logits: jax.Array,
+    objectness: jax.Array,
     deltas: jax.Array,
     batch: Batch,
-    *,
     config: RPNConfig,
-    axis_name: str | None,
+    axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Objectness and box losses on sampled anchors (3.1.2 and 3.1.3).
+    """Computes objectness and box losses of sampled anchors (3.1.2 and 3.1.3).
 
     Both are divided by the number of sampled anchors on all devices.
 
     Args:
       keys: `[B]`, for the samples.
-      logits: `[B, A, 1 or 2]`.
+      objectness: logits `[B, A, 1 or 2]`.
       deltas: `[B, A, 4]`.
       batch: with its truth.
       config: see `RPNConfig`.
@@ -360,148 +296,127 @@ def proposal_losses(
     Returns:
       `{"objectness_loss", "rpn_box_loss"}`, the latter times its weight.
     """
-    boxes = anchors.pyramid_anchors(batch.images.shape[1:3], **config.anchors)
-    # The barrier keeps XLA from computing this while it compiles, which takes seconds.
-    identity = sampling.hash_boxes(jax.lax.optimization_barrier(boxes))
-
-    def of_image(key, logits, deltas, truth: GroundTruth, size, used):
-        # 1. Which anchors are objects, which are background?
-        if config.inside_only:
-            used &= jnp.all(boxes == box_ops.clip(boxes, size), axis=-1)
-        matches = matching.match_by_iou(
-            jnp.where(used[:, None], boxes, 0.0),  # no object's best is out of use
-            truth.boxes,
-            truth.valid & ~truth.crowd,
-            negative_iou=config.low_iou,
-            positive_iou=config.high_iou,
-        )
-        # 2. Which of them teach, this time?
-        chosen = sampling.balanced_subset(
-            key,
-            identity,
-            matches.positive & used,
-            matches.negative & used,
-            size=config.per_image,
-            positive_fraction=config.positive_fraction,
-        )
-        # 3. How far off were they?
-        objectness = _logit(logits[chosen.index])
-        cross_entropy = optax.losses.sigmoid_binary_cross_entropy(
-            objectness, chosen.positive
-        )
-        if len(truth.labels) == 0:
-            targets = jnp.zeros((len(chosen.index), 4))
-        else:
-            targets = truth.boxes[matches.gt_index[chosen.index]]
-        targets = box_coding.encode(targets, boxes[chosen.index])
-        misses = losses.smooth_l1_loss(
-            deltas[chosen.index], targets, beta=config.box_beta
-        )
-        return cross_entropy, jnp.sum(misses, axis=-1), chosen
-
-    used = _anchors_on_images(batch, config)
-    surprises, misses, chosen = jax.vmap(of_image)(
-        keys, logits, deltas, batch.truth, batch.sizes, used
+    # 1. Match every anchor to an object or to the background, or ignore it.
+    boxes, inside = _anchor_grid(batch, config)
+    if config.inside_only:
+        clipped = jax.vmap(box_ops.clip, (None, 0))(boxes, batch.sizes)
+        inside &= jnp.all(boxes[None] == clipped, axis=-1)
+    matches = dense.match_anchors(
+        boxes,
+        inside,
+        batch.truth,
+        negative_iou=config.negative_iou,
+        positive_iou=config.positive_iou,
     )
-    count = losses.device_mean_count(chosen.valid, axis_name=axis_name)
-    box_loss = jnp.sum(misses, where=chosen.positive) / count
+    # 2. Sample some of them.
+    # The barrier keeps XLA from hashing while it compiles, which takes seconds.
+    hashes = sampling.hash_boxes(jax.lax.optimization_barrier(boxes))
+    sample = partial(
+        sampling.balanced_subset,
+        size=config.batch_size_per_image,
+        positive_fraction=config.positive_fraction,
+    )
+    sample = jax.vmap(sample, (0, None, 0, 0))
+    chosen = sample(keys, hashes, matches.positive, matches.negative)
+    # 3. Compute the losses of the sampled anchors.
+    logits = _objectness_logits(dense.gather(objectness, chosen.index))
+    objectness_loss = optax.losses.sigmoid_binary_cross_entropy(logits, chosen.positive)
+    gt_index = dense.gather(matches.gt_index, chosen.index)
+    gt_boxes = dense.gather(batch.truth.boxes, gt_index)
+    targets = box_coding.encode(gt_boxes, boxes[chosen.index])
+    deltas = dense.gather(deltas, chosen.index)
+    box_loss = loss_ops.smooth_l1_loss(deltas, targets, beta=config.box_beta)
+    count = loss_ops.device_mean_count(chosen.valid, axis_name=axis_name)
+    box_loss = jnp.sum(box_loss, where=chosen.positive[..., None]) / count
     return {
-        "objectness_loss": jnp.sum(surprises, where=chosen.valid) / count,
+        "objectness_loss": jnp.sum(objectness_loss, where=chosen.valid) / count,
         "rpn_box_loss": config.box_weight * box_loss,
     }
 
 
 def propose(
-    logits: jax.Array,
+    objectness: jax.Array,
     deltas: jax.Array,
     batch: Batch,
-    *,
     config: RPNConfig,
-    candidates: int,
-    proposals: int,
+    *,
+    training: bool = False,
 ) -> Regions:
-    """The best anchors of each level, decoded, clipped and thinned (3.3).
+    """Decodes the best anchors of each level and removes duplicates by NMS (3.3).
 
     No gradient flows through them: the approximation of 3.2.
 
     Args:
-      logits: `[B, A, 1 or 2]`.
+      objectness: logits `[B, A, 1 or 2]`.
       deltas: `[B, A, 4]`.
-      batch: its canvas, true sizes and scales count.
+      batch: its canvas, true sizes and scales are used.
       config: see `RPNConfig`.
-      candidates: best scores a level that are decoded.
-      proposals: slots an image.
+      training: whether to take as many as in training.
 
     Returns:
-      Regions `[B, proposals]`, best first.
+      `Regions` `[B, P]`, best first, P being `post_nms_topk` or `post_nms_topk_train`.
     """
-    thin = partial(
-        nms.select_detections,
-        iou_threshold=config.nms_threshold,
-        max_detections=proposals,
+    candidates = topk_anchors(objectness, deltas, batch, config, training=training)
+    count = config.post_nms_topk_train if training else config.post_nms_topk
+    select = partial(
+        nms.select_detections, iou_threshold=config.nms_threshold, max_detections=count
     )
-    *found, valid = best_anchors(logits, deltas, batch, config=config, limit=candidates)
-    kept = jax.vmap(lambda found, valid: thin(*found, valid=valid))(found, valid)
+    kept = jax.vmap(lambda *x: select(*x[:-1], valid=x[-1]))(*candidates)
     return jax.lax.stop_gradient(Regions(kept.boxes, kept.scores, kept.valid))
 
 
-def best_anchors(
-    logits: jax.Array, deltas: jax.Array, batch: Batch, *, config: RPNConfig, limit: int
+def topk_anchors(
+    objectness: jax.Array,
+    deltas: jax.Array,
+    batch: Batch,
+    config: RPNConfig,
+    *,
+    training: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """What `propose` thins: the best anchors of each level, decoded and clipped.
+    """Decodes and clips the best anchors of each level, for NMS.
 
     Args:
-      logits: `[B, A, 1 or 2]`.
+      objectness: logits `[B, A, 1 or 2]`.
       deltas: `[B, A, 4]`.
-      batch: its canvas, true sizes and scales count.
+      batch: its canvas, true sizes and scales are used.
       config: see `RPNConfig`.
-      limit: best scores a level.
+      training: whether to take as many as in training.
 
     Returns:
       Boxes `[B, M, 4]`, scores `[B, M]`, the indices of their levels `[B, M]`, and
       which are valid `[B, M]`: large enough, and of cells that are on their image.
     """
-    canvas = batch.images.shape[1:3]
-    boxes = anchors.pyramid_anchors(canvas, **config.anchors)
+    canvas, per_cell = batch.images.shape[1:3], config.anchors.per_cell
+    k = config.pre_nms_topk_train if training else config.pre_nms_topk
+    boxes, inside = _anchor_grid(batch, config)
+    scores = jnp.where(inside, jax.nn.sigmoid(_objectness_logits(objectness)), -1.0)
+    scores, index, _ = dense.topk_per_level(
+        scores[..., None], canvas, levels=config.levels, per_cell=per_cell, k=k
+    )
+    boxes = box_coding.decode(dense.gather(deltas, index), boxes[index])
+    boxes = jax.vmap(box_ops.clip)(boxes, batch.sizes)
+    min_size = config.min_box_size * jnp.mean(batch.scales, axis=1)
+    valid = (scores >= 0) & jax.vmap(box_ops.nonempty)(boxes, min_size)
     counts = [
-        anchors.num_anchors(canvas, levels=(level,), per_cell=config.anchors_per_cell)
+        anchors.num_anchors(canvas, levels=(level,), per_cell=per_cell)
         for level in config.levels
     ]
-    level = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, limit))
-
-    def of_image(scores, deltas, used, size, scale):
-        scores, index, _ = anchors.topk_per_level(
-            jnp.where(used, scores, -1.0)[:, None],
-            canvas,
-            levels=config.levels,
-            per_cell=config.anchors_per_cell,
-            k=limit,
-        )
-        found = box_ops.clip(box_coding.decode(deltas[index], boxes[index]), size)
-        large = box_ops.nonempty(found, config.min_side * jnp.mean(scale))
-        return found, scores, level, (scores >= 0) & large
-
-    scores = jax.nn.sigmoid(_logit(logits))
-    used = _anchors_on_images(batch, config)
-    return jax.vmap(of_image)(scores, deltas, used, batch.sizes, batch.scales)
+    levels = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, k))
+    return boxes, scores, jnp.broadcast_to(levels, scores.shape), valid
 
 
-def _logit(logits: jax.Array) -> jax.Array:
-    """`[..., 1]`, or `[..., 2]` of background and object -> `[...]`, of objectness.
+def _objectness_logits(logits: jax.Array) -> jax.Array:
+    """Reduces `[..., 1]`, or `[..., 2]` of background and object, to `[...]`.
 
     The softmax of two logits is the sigmoid of their difference.
     """
     return logits[..., -1] - logits[..., 0] if logits.shape[-1] == 2 else logits[..., 0]
 
 
-def _anchors_on_images(batch: Batch, config: RPNConfig) -> jax.Array:
-    """`[B, A]`: anchors of cells that an image's own canvas would have."""
-    return anchors.inside_mask(
-        batch.images.shape,
-        batch.sizes if config.mask_padding else None,
-        levels=config.levels,
-        per_cell=config.anchors_per_cell,
-    )
+def _anchor_grid(batch: Batch, config: RPNConfig) -> tuple[jax.Array, jax.Array]:
+    """Returns anchors `[A, 4]`, and which are of cells on their image, `[B, A]`."""
+    sizes = batch.sizes if config.mask_padding else None
+    return dense.anchor_grid(batch.images.shape, sizes, config.levels, config.anchors)
 
 
 class _OneLevel(nn.Module):

@@ -24,7 +24,7 @@ ALLOWED = frozenset(
         "at_all_scales image_pyramid",
         "detectors.mask_rcnn": "MaskRCNNConfig mask_rcnn",
         "detectors.rcnn": "RCNNConfig rcnn",
-        "detectors.roi_heads": "RoIHeadsConfig",
+        "detectors.roi_heads": "RoIHeadsConfig RoIPoolerConfig",
         "detectors.retinanet": "RetinaNetConfig retinanet",
         "detectors.rpn": "RPNConfig rpn",
         "detectors.sppnet": "SPPNetConfig sppnet",

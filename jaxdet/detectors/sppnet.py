@@ -1,69 +1,56 @@
-"""SPP-net (He et al. 2014): the features of all regions from one look at the image.
+"""SPP-net (He et al. 2014): the features of all regions from one pass over the image.
 
 Like R-CNN it classifies given regions, but their features are pooled from the image's,
-into a pyramid of grids and so to one length. The convolutions stay as they are, from a
-network trained before: only the fully connected layers learn.
+into a pyramid of grids and so to one length. The convolutions are those of a network
+trained before and stay as they are: only the fully connected layers are trained.
 """
 
-import dataclasses
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.detectors import roi_heads
-from jaxdet.detectors.detector import (
-    Detector,
-    from_network,
-    of_level,
-    require,
-    require_colours,
+from jaxdet.config import (
+    Count,
+    Level,
+    NotEmpty,
+    Positive,
+    Preprocessing,
+    checked_dataclass,
 )
+from jaxdet.detectors import roi_heads
+from jaxdet.detectors.detector import Detector, from_network, of_level, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.nn.heads import BoxPredictor
 from jaxdet.nn.layers import zero_outside
 from jaxdet.ops import boxes as box_ops
-from jaxdet.ops import images, roi_pool
+from jaxdet.ops import images, roi_pool, sampling
 from jaxdet.structs import Batch, Detections
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass
 class SPPNetConfig:
-    """Numbers of SPP-net.
+    """Configures SPP-net."""
 
-    Raises:
-      ValueError: for a number out of its range, naming the field and what is allowed.
-    """
-
-    num_classes: int = 20
+    num_classes: Count = 20
     """K; labels run from 0 to K - 1."""
-    region: RoIHeadsConfig = roi_heads.FAST_RCNN
-    """How regions are learned from and answered for (4.1)."""
-    level: int = 4
+    level: Level = 4
     """Of the backbone's features; their stride is `2**level`."""
-    bins: tuple[int, ...] = (6, 3, 2, 1)
+    bins: Annotated[tuple[Count, ...], NotEmpty()] = (6, 3, 2, 1)
     """Cells a side of the grids of the pyramid (4.1)."""
-    scales: tuple[float, ...] = (1.0,)
-    """Of the canvas, at each of which the network looks once (4.1)."""
-    region_side: float = 224.0
-    """Each region is read at the scale where its area is nearest to this, squared, in
+    scales: Annotated[tuple[Positive, ...], NotEmpty()] = (1.0,)
+    """Of the canvas; the convolutions run once at each of them (4.1)."""
+    region_size: Positive = 224.0
+    """Each region is pooled at the scale where its area is nearest to this, squared, in
     pixels (4.1)."""
+    roi_heads: RoIHeadsConfig = roi_heads.FAST_RCNN
+    """Of sampling, losses and postprocessing (4.1)."""
+    preprocessing: Preprocessing = Preprocessing()
+    """Normalization of the pixels."""
     mask_padding: bool = True
-    """Treat an image as if the canvas ended where it ends."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue, on a scale from 0 to 1; ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Of the same."""
-
-    def __post_init__(self):
-        require(self, "num_classes", self.num_classes >= 1, "at least 1")
-        require(self, "level", self.level >= 0, "0 or more")
-        for name, least in (("bins", 1), ("scales", 1e-3)):
-            right = len(getattr(self, name)) and min(getattr(self, name)) >= least
-            require(self, name, right, f"one or more numbers, at least {least}")
-        require(self, "region_side", self.region_side > 0, "above 0")
-        require_colours(self)
+    """Whether an image's results do not depend on the padding around it."""
 
 
 # Shorter sides of 480 to 1200 (4.1), for canvases whose shorter side is 688.
@@ -75,7 +62,7 @@ class SPPNetNetwork(nn.Module):
 
     Attributes:
       config: see `SPPNetConfig`.
-      backbone: hands over the features of level `config.level`; see `sppnet`.
+      backbone: returns the features of level `config.level`; see `sppnet`.
       box_head: what each region passes before classes and boxes; see `sppnet`.
     """
 
@@ -87,19 +74,19 @@ class SPPNetNetwork(nn.Module):
         """Makes the two siblings that follow the box head."""
         self.box_predictor = BoxPredictor(
             self.config.num_classes,
-            class_agnostic=self.config.region.class_agnostic,
-            dtype=self.backbone.dtype,
+            self.config.roi_heads.class_agnostic,
+            self.backbone.dtype,
         )
 
     def __call__(self, pixels: jax.Array):
-        """Runs every layer once, on no region in particular, so that `init` makes all.
+        """Runs every layer once, on zeros for a region, so that `init` works.
 
         `[B, H, W, 3]` -> class logits `[B, 1, K + 1]`, deltas `[B, 1, K, 4]`.
         """
         features = self.features(pixels)
         cells = sum(side**2 for side in self.config.bins)
         crops = jnp.zeros((len(pixels), 1, cells, features.shape[-1]), features.dtype)
-        return roi_heads.classify(self, crops)
+        return roi_heads.box_head(self, crops)
 
     def features(self, pixels: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """`[B, H, W, 3]` -> `[B, H / stride, W / stride, C]`."""
@@ -107,12 +94,12 @@ class SPPNetNetwork(nn.Module):
 
 
 def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
-    """Softmax and box loss on sampled regions; the convolutions get no gradient.
+    """Computes softmax and box loss of sampled RoIs; convolutions get no gradient.
 
     Args:
       network: a bound `SPPNetNetwork`.
       batch: with truth and regions.
-      key: of the step; what an image draws hangs on it and on the image's id.
+      key: of the step; per-image randomness depends only on it and the image id.
       config: see `SPPNetConfig`.
       axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
@@ -122,40 +109,46 @@ def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
     Raises:
       ValueError: if the batch has no regions.
     """
-    metrics, _ = roi_heads.learn(
-        partial(_look, network, batch, config),
-        roi_heads.image_keys(key, batch, 2),
-        roi_heads.given(batch),
-        batch.truth,
-        num_classes=config.num_classes,
-        config=config.region,
-        axis_name=axis_name,
+    roi_keys, dropout_keys = sampling.image_keys(key, batch.image_ids, 2)
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    proposals = roi_heads.proposals_of(batch)
+    rois = roi_heads.sample_rois(
+        roi_keys, proposals, batch.truth, config.roi_heads, config.num_classes
     )
-    return sum(metrics.values()), metrics
+    crops = pool_at_best_scale(network, pixels, sizes, rois.boxes, config)
+    crops = jax.lax.stop_gradient(crops)
+    class_logits, box_deltas = roi_heads.box_head(network, crops, dropout_keys)
+    losses = roi_heads.losses(
+        class_logits, box_deltas, rois, config.roi_heads, axis_name
+    )
+    return sum(losses.values()), losses
 
 
 def predict(network, batch: Batch, *, config: SPPNetConfig) -> Detections:
-    """Classifies, moves and thins the regions that came with the batch.
+    """Classifies the regions that came with the batch and moves their boxes.
 
     Args:
       network: a bound `SPPNetNetwork`.
-      batch: with regions; truth is not looked at.
+      batch: with regions; its truth is not used.
       config: see `SPPNetConfig`.
 
     Returns:
-      `Detections` `[B, D]`, best first, D being `config.region.detections`.
+      `Detections` `[B, D]`, best first.
 
     Raises:
       ValueError: if the batch has no regions.
     """
-    look = partial(_look, network, batch, config)
-    return roi_heads.answer(
-        look, roi_heads.given(batch), batch.sizes, config=config.region
+    pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
+    proposals = roi_heads.proposals_of(batch)
+    crops = pool_at_best_scale(network, pixels, sizes, proposals.boxes, config)
+    class_logits, box_deltas = roi_heads.box_head(network, crops)
+    return roi_heads.postprocess(
+        class_logits, box_deltas, proposals, batch.sizes, config.roi_heads
     )
 
 
 def sppnet(config: SPPNetConfig, backbone: nn.Module, box_head: nn.Module) -> Detector:
-    """SPP-net from the two halves of a classification network.
+    """Returns SPP-net from the two halves of a classification network.
 
     Its loss gives the backbone no gradient, but weight decay would still change it:
     put `"backbone/.*"` into `TrainingConfig.frozen`.
@@ -174,34 +167,42 @@ def sppnet(config: SPPNetConfig, backbone: nn.Module, box_head: nn.Module) -> De
     )
 
 
-def _look(network, batch: Batch, config: SPPNetConfig, boxes, keys):
-    """Class logits and deltas of every region, from features that never learn."""
-    pooled = jax.lax.stop_gradient(_pool(network, batch, boxes, config))
-    return roi_heads.classify(network, pooled, keys)
+def pool_at_best_scale(
+    network,
+    pixels: jax.Array,
+    sizes: jax.Array | None,
+    boxes: jax.Array,
+    config: SPPNetConfig,
+) -> jax.Array:
+    """Pools every region from features of the image at the scale that suits it (4.1).
 
+    Args:
+      network: a bound `SPPNetNetwork`.
+      pixels: `[B, H, W, 3]`, normalized.
+      sizes: `[B, 2]` true (height, width); None: all of the canvas is image.
+      boxes: `[B, R, 4]` canvas pixels.
+      config: of the scales and the grids.
 
-def _pool(network, batch: Batch, boxes, config: SPPNetConfig) -> jax.Array:
-    """The features of every region, `[B, R, 4]` -> `[B, R, cells, C]`."""
-    pixels = images.normalize(
-        batch.images, batch.sizes, mean=config.mean, std=config.std
-    )
+    Returns:
+      `[B, R, cells, C]`.
+    """
     squares = jnp.array(config.scales) ** 2
     areas = box_ops.area(boxes)[..., None] * squares[None, None]
-    best = jnp.argmin(jnp.abs(areas - config.region_side**2), axis=-1)  # [B, R]
-    answer = None
+    best = jnp.argmin(jnp.abs(areas - config.region_size**2), axis=-1)  # [B, R]
+    chosen = None
     for index, scale in enumerate(config.scales):
-        pooled = _pool_at(network, pixels, batch.sizes, boxes, scale, config)
+        pooled = _pool_at(network, pixels, sizes, boxes, scale, config)
         here = (best == index)[..., None, None]
-        answer = pooled if answer is None else jnp.where(here, pooled, answer)
-    return answer
+        chosen = pooled if chosen is None else jnp.where(here, pooled, chosen)
+    return chosen
 
 
 def _pool_at(network, pixels, sizes, boxes, scale: float, config: SPPNetConfig):
     """`[B, R, cells, C]` from features of the images at one scale."""
     if scale != 1:
         pixels = jax.vmap(partial(images.rescale, scale=scale))(pixels)
-        sizes = jnp.ceil(sizes * scale).astype(sizes.dtype)
-    sizes = sizes if config.mask_padding else None
+        if sizes is not None:
+            sizes = jnp.ceil(sizes * scale).astype(sizes.dtype)
     stride = 2**config.level
     features = zero_outside(network.features(pixels, sizes), sizes, stride)
     pool = partial(roi_pool.spatial_pyramid_pool, stride=stride, bins=config.bins)

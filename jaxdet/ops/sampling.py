@@ -14,6 +14,23 @@ class Subset(NamedTuple):
     valid: jax.Array  # [S] bool
 
 
+def image_keys(
+    key: jax.Array, image_ids: jax.Array, count: int
+) -> tuple[jax.Array, ...]:
+    """Returns keys of each image, the same whatever shares its batch.
+
+    Args:
+      key: of the step.
+      image_ids: `[B]`.
+      count: how many keys an image needs.
+
+    Returns:
+      `count` arrays of keys, `[B]` each.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, image_ids)
+    return tuple(jax.vmap(jax.random.split, (0, None), 1)(keys, count))
+
+
 def balanced_subset(
     key: jax.Array,
     hashes: jax.Array,

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.ops import boxes as box_ops
 from tests.detectors import scenes
 
@@ -66,6 +67,10 @@ class DetectorLaws:
         """Variables after learning one batch by heart, and that batch."""
         batch = scenes.batch()
         return _overfit(compiled, batch, self.steps), batch
+
+    def test_its_recipe_builds_it_again(self):
+        recipe = self.make(jnp.float32).recipe
+        assert deserialize(recipe).recipe == recipe
 
     def test_padding_changes_nothing(self, compiled, trained):
         """Neither that of the canvas nor that of the object slots."""

@@ -1,6 +1,6 @@
-"""Mask R-CNN: the laws, and masks learned and painted."""
+"""Mask R-CNN: the laws, and masks learned and predicted."""
 
-import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ import pytest
 
 from jaxdet.detectors import mask_rcnn as file
 from jaxdet.detectors.mask_rcnn import MaskRCNNConfig, mask_rcnn
-from jaxdet.detectors.serialization import deserialize
+from jaxdet.detectors.roi_heads import SampledRoIs
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
+from jaxdet.structs import GroundTruth
 from tests.detectors import laws, scenes
 from tests.detectors.test_faster_rcnn import SMALL as BOXES
 
@@ -23,57 +24,46 @@ def small_mask_rcnn(dtype=jnp.float32, config=SMALL):
     return mask_rcnn(config, backbone, FCHead(64, depth=1, dtype=dtype))
 
 
-def with_mask_output(variables, *, bias):
-    """The last layer of the mask head without weights: it always says its bias."""
-    head = dict(variables["params"]["mask_head"])
-    values = {"kernel": 0.0, "bias": bias}
-    head["output"] = {
-        name: np.full_like(head["output"][name], value)
-        for name, value in values.items()
-    }
-    return {**variables, "params": {**variables["params"], "mask_head": head}}
-
-
 class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
     def test_masks_are_learned(self, compiled, trained):
         variables, batch = trained
         found = compiled.predict(variables, batch)
         assert found.masks.shape == (4, 20, 14, 14)
         count = int(batch.truth.valid[0].sum())
-        painted = np.asarray(found.masks[0, :count]) >= 0.5
-        corner = painted[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-        assert not np.any(corner) and np.all(painted[:, 4:10, 4:10])
+        masks = np.asarray(found.masks[0, :count]) >= 0.5
+        corner = masks[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+        assert not np.any(corner) and np.all(masks[:, 4:10, 4:10])
 
     def test_padding_has_no_masks(self, compiled):
         found = compiled.predict(compiled.variables, scenes.batch())
         assert not np.any(np.asarray(found.masks)[~np.asarray(found.valid)])
 
-    def test_the_mask_loss_by_hand(self, compiled):
-        # A mask head whose last layer is zero says 0.5 everywhere.
-        variables = with_mask_output(compiled.variables, bias=0.0)
-        _, metrics = compiled.loss(variables, scenes.batch(), jax.random.key(0))
-        np.testing.assert_allclose(metrics["mask_loss"], np.log(2), rtol=1e-5)
 
-    def test_other_classes_masks_are_not_judged(self, compiled):
-        batch = scenes.batch()
-        labels = np.zeros_like(batch.truth.labels)
-        batch = batch.replace(truth=batch.truth.replace(labels=labels))
-        _, gradients = compiled.gradients(compiled.variables, batch)
-        kernel = np.asarray(gradients["mask_head"]["output"]["kernel"])
-        assert np.any(kernel[..., 0]) and not np.any(kernel[..., 1:])
+@pytest.mark.parametrize(("soft_targets", "covered"), [(True, 0.25), (False, 0.0)])
+def test_the_mask_loss_by_hand(soft_targets, covered):
+    boxes, there = jnp.array([[[0.0, 0, 8, 8], [0, 0, 4, 4]]]), jnp.ones((1, 2), bool)
+    labels = jnp.zeros((1, 2), jnp.int32)
+    masks = jnp.array([[jnp.full((4, 4), 0.25), jnp.ones((4, 4))]])
+    truth = GroundTruth(boxes, labels, there, ~there, masks)
+    positive = jnp.array([[True, False]])
+    rois = SampledRoIs(boxes, labels, jnp.array([[0, 1]]), boxes, positive, there)
+    logits = jnp.full((1, 2, 4, 4), 2.0)
+    config = MaskRCNNConfig(mask_weight=3.0, soft_targets=soft_targets)
+    loss = jax.jit(lambda *a: file.mask_loss(*a, config))(logits, rois, truth)
+    right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
+    expected = 3 * (covered * right + (1 - covered) * wrong)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
-    def test_cells_that_an_object_covers_in_part(self, compiled, monkeypatch):
-        def quarter(masks, boxes, regions, index, output_size):
-            return jnp.full((len(regions), output_size, output_size), 0.25)
 
-        monkeypatch.setattr(file.masks, "crop_and_resize_masks", quarter)
-        # A mask head that says 2 everywhere.
-        variables = with_mask_output(compiled.variables, bias=2.0)
-        soft = small_mask_rcnn(config=dataclasses.replace(SMALL, soft_targets=True))
-        _, metrics = jax.jit(soft.loss)(variables, scenes.batch(), jax.random.key(0))
-        right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
-        expected = 0.25 * right + 0.75 * wrong
-        np.testing.assert_allclose(metrics["mask_loss"], expected, rtol=1e-5)
+def test_masks_are_those_of_the_labels():
+    def mask_of_each_class(crops):  # class k has k everywhere
+        return jnp.broadcast_to(jnp.arange(3.0), (len(crops), 4, 4, 3))
+
+    network = types.SimpleNamespace(mask_head=mask_of_each_class)
+    labels = jnp.array([[2, 0], [1, 3]])  # 3: background
+    logits = file.mask_head(network, jnp.zeros((2, 2, 2, 2, 8)), labels)
+    assert logits.shape == (2, 2, 4, 4)
+    np.testing.assert_array_equal(logits[..., 0, 0], [[2, 0], [1, 2]])
 
 
 def test_a_truth_without_masks_is_refused():
@@ -82,26 +72,3 @@ def test_a_truth_without_masks_is_refused():
     variables = jax.eval_shape(detector.init, jax.random.key(0), batch)
     with pytest.raises(ValueError, match=r"InputConfig\.mask_size"):
         jax.eval_shape(detector.loss, variables, batch, jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    "name", ["PAPER", "TORCHVISION", "TORCHVISION_V2", "DETECTRON2"]
-)
-def test_the_references_configs_are_recipes(name):
-    config = getattr(file, name)
-    assert (config.mask_pool_size, config.mask_channels, config.mask_depth) == (
-        14,
-        256,
-        4,
-    )
-    detector = mask_rcnn(config, ResNet(18), FCHead())
-    assert deserialize(detector.recipe).recipe == detector.recipe
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"mask_depth": 0}, {"mask_weight": -1.0}, {"mask_norm": "batch"}]
-)
-def test_contradictions_are_refused(wrong):
-    (name,) = wrong
-    with pytest.raises(ValueError, match=name):
-        dataclasses.replace(SMALL, **wrong)

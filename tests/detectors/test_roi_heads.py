@@ -1,33 +1,37 @@
-"""What all R-CNNs share, worked by hand."""
+"""The second stage of the R-CNNs, worked by hand."""
 
 import dataclasses
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.config import Postprocessing
 from jaxdet.detectors import roi_heads
-from jaxdet.detectors.roi_heads import RoIHeadsConfig, Samples
+from jaxdet.detectors.roi_heads import RoIHeadsConfig, RoIPoolerConfig, SampledRoIs
 from jaxdet.structs import GroundTruth, Regions
 from tests.detectors import scenes
 
-CONFIG = RoIHeadsConfig(per_image=8)
+CONFIG = RoIHeadsConfig(batch_size_per_image=8, positive_fraction=1.0)
+losses = jax.jit(roi_heads.losses, static_argnums=3)
+postprocess = jax.jit(roi_heads.postprocess, static_argnums=4)
+OBJECT = [0, 0, 10, 10]
+HALF = [0, 0, 10, 20]  # IoU 0.5
+LESS = [0, 0, 10, 21]
+FAR = [50, 50, 60, 60]
 
 
-def truth(boxes, labels, *, crowd=None, slots=3) -> GroundTruth:
+def truth(boxes, labels, *, crowd=False, slots=3) -> GroundTruth:
     """One image's, padded."""
-    count = len(labels)
-    padding = ((0, 0), (0, slots - count))
-    valid = np.pad(np.ones((1, count), bool), padding)
-    crowd = [False] * count if crowd is None else crowd
+    padding = ((0, 0), (0, slots - len(labels)))
+    valid = jnp.arange(slots)[None] < len(labels)
     return GroundTruth(
         boxes=jnp.pad(jnp.array([boxes], jnp.float32), (*padding, (0, 0))),
         labels=jnp.pad(jnp.array([labels], jnp.int32), padding),
-        valid=jnp.asarray(valid),
-        crowd=jnp.pad(jnp.array([crowd], bool), padding),
+        valid=valid,
+        crowd=valid & crowd,
     )
 
 
@@ -41,130 +45,83 @@ def proposals(*boxes, padding=1) -> Regions:
 @partial(jax.jit, static_argnames="config")
 def sample(given, objects, config=CONFIG):
     keys = jax.random.split(jax.random.key(0), len(given.valid))
-    return roi_heads.sample(keys, given, objects, num_classes=5, config=config)
+    rois = roi_heads.sample_rois(keys, given, objects, config, num_classes=5)
+    return jax.tree.map(lambda x: x[0], rois)
 
 
-@partial(jax.jit, static_argnames="config")
-def detections(logits, deltas, given, sizes, config):
-    return roi_heads.detections(logits, deltas, given, sizes, config=config)
+def rows(rois):
+    """Of the valid ones."""
+    return np.asarray(rois.boxes)[np.asarray(rois.valid)].tolist()
 
 
-@partial(jax.jit, static_argnames="config")
-def region_losses(logits, deltas, samples, config):
-    return roi_heads.region_losses(
-        logits, deltas, samples, config=config, axis_name=None
-    )
-
-
-OBJECT = [0, 0, 10, 10]
-HALF = [0, 0, 10, 20]  # IoU 0.5
-LESS = [0, 0, 10, 21]
-FAR = [50, 50, 60, 60]
-
-
-def test_overlap_decides_what_a_region_is():
-    config = dataclasses.replace(CONFIG, positive_fraction=1.0)
-    samples = sample(proposals(HALF, LESS, FAR), truth([OBJECT], [3]), config)
-    found = {
-        tuple(box): (int(label), bool(positive))
-        for box, label, positive, valid in zip(
-            np.asarray(samples.boxes[0]).tolist(),
-            samples.labels[0],
-            samples.positive[0],
-            samples.valid[0],
-            strict=True,
-        )
-        if valid
+def test_overlap_decides_which_rois_are_positive():
+    rois = sample(proposals(HALF, LESS, FAR), truth([OBJECT], [3]))
+    labels = {
+        tuple(box): int(x) for box, x in zip(rows(rois), rois.labels, strict=False)
     }
-    assert found == {
-        tuple(OBJECT): (3, True),  # the object itself is a region too
-        tuple(HALF): (3, True),
-        tuple(LESS): (5, False),
-        tuple(FAR): (5, False),
-    }
-    np.testing.assert_array_equal(samples.targets[0, :2], [OBJECT, OBJECT])
-    np.testing.assert_array_equal(samples.positive[0], np.arange(8) < 2)
+    # The object itself is a RoI too.
+    expected = {tuple(OBJECT): 3, tuple(HALF): 3, tuple(LESS): 5, tuple(FAR): 5}
+    assert labels == expected
+    np.testing.assert_array_equal(rois.gt_boxes[:2], [OBJECT, OBJECT])
+    np.testing.assert_array_equal(rois.positive, np.arange(8) < 2)
 
 
-def test_a_region_answers_for_the_object_it_overlaps_most():
-    config = dataclasses.replace(CONFIG, positive_fraction=1.0)
+def test_a_roi_is_matched_to_the_object_that_it_overlaps_most():
     other = [0, 0, 10, 16]
-    samples = sample(proposals([0, 0, 10, 17]), truth([OBJECT, other], [1, 2]), config)
-    region = np.flatnonzero(np.asarray(samples.boxes[0, :, 3]) == 17)[0]
-    assert int(samples.labels[0, region]) == 2
-    assert int(samples.objects[0, region]) == 1
-    np.testing.assert_array_equal(samples.targets[0, region], other)
+    rois = sample(proposals([0, 0, 10, 17]), truth([OBJECT, other], [1, 2]))
+    roi = rows(rois).index([0, 0, 10, 17])
+    assert (int(rois.labels[roi]), int(rois.gt_index[roi])) == (2, 1)
+    np.testing.assert_array_equal(rois.gt_boxes[roi], other)
 
 
-def test_crowds_are_neither_objects_nor_regions():
-    samples = sample(proposals(HALF, FAR), truth([OBJECT], [3], crowd=[True]))
-    assert not np.any(samples.positive)
-    assert int(samples.valid.sum()) == 2
+def test_crowds_are_neither_objects_nor_rois():
+    rois = sample(proposals(HALF, FAR), truth([OBJECT], [3], crowd=True))
+    assert not np.any(rois.positive) and len(rows(rois)) == 2
 
 
 def test_hard_negatives_come_alone_where_there_are_some():
     config = dataclasses.replace(CONFIG, hard_negative_iou=0.1)
-    samples = sample(proposals(LESS, FAR), truth([OBJECT], [3]), config)
-    chosen = np.asarray(samples.boxes[0][samples.valid[0]]).tolist()
-    assert LESS in chosen and FAR not in chosen
-    without = sample(proposals(FAR), truth([OBJECT], [3]), config)
-    assert FAR in np.asarray(without.boxes[0][without.valid[0]]).tolist()
+    assert FAR not in rows(sample(proposals(LESS, FAR), truth([OBJECT], [3]), config))
+    assert FAR in rows(sample(proposals(FAR), truth([OBJECT], [3]), config))
 
 
 @pytest.mark.parametrize("slots", [0, 3])
-def test_images_without_objects_or_regions(slots):
+def test_images_without_objects_or_proposals(slots):
     nothing = truth(np.zeros((0, 4)), np.zeros(0, int), slots=slots)
-    samples = sample(proposals(FAR), nothing)
-    assert int(samples.valid.sum()) == 1 and not np.any(samples.positive)
-    assert int(samples.labels[0, 0]) == 5
+    rois = sample(proposals(FAR), nothing)
+    assert rows(rois) == [FAR] and int(rois.labels[0]) == 5
     assert not np.any(sample(proposals(), nothing).valid)
 
 
 def test_losses_by_hand():
-    samples = Samples(
+    rois = SampledRoIs(
         boxes=jnp.array([[[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 0, 0]]]),
         labels=jnp.array([[1, 2, 2]]),
-        objects=jnp.zeros((1, 3), jnp.int32),
-        targets=jnp.array([[[1.0, 0, 11, 10], [0, 0, 0, 0], [0, 0, 0, 0]]]),
+        gt_index=jnp.zeros((1, 3), jnp.int32),
+        gt_boxes=jnp.array([[[1.0, 0, 11, 10], [0, 0, 0, 0], [0, 0, 0, 0]]]),
         positive=jnp.array([[True, False, False]]),
         valid=jnp.array([[True, True, False]]),
     )
     logits = jnp.log(jnp.array([[[0.25, 0.5, 0.25], [0.5, 0.25, 0.25], [1e-9, 1, 1]]]))
     deltas = jnp.zeros((1, 3, 2, 4)).at[0, 0, 1].set(jnp.array([0.25, 0, 0, 0]))
-    config = RoIHeadsConfig(box_weight=3.0)
-    terms = region_losses(logits, deltas, samples, config)
-    # Two samples count: -log(0.5) for the object, -log(0.25) for the background.
+    terms = losses(logits, deltas, rois, RoIHeadsConfig(box_weight=3.0))
+    # Two RoIs are valid: -log(0.5) for the object, -log(0.25) for the background.
     expected = (np.log(2) + np.log(4)) / 2
     np.testing.assert_allclose(terms["class_loss"], expected, rtol=1e-6)
-    # The box is 0.1 to the right, times its weight of 10; 0.25 of that was said.
+    # The box is 0.1 to the right, times its weight of 10; 0.25 of that is predicted.
     np.testing.assert_allclose(terms["box_loss"], 3 * 0.75 / 2, rtol=1e-5)
-
-
-def test_class_agnostic_boxes_learn_from_every_class():
-    batch = Samples(
-        boxes=jnp.array([[[0.0, 0, 10, 10]]]),
-        labels=jnp.array([[4]]),
-        objects=jnp.zeros((1, 1), jnp.int32),
-        targets=jnp.array([[[1.0, 0, 11, 10]]]),
-        positive=jnp.array([[True]]),
-        valid=jnp.array([[True]]),
-    )
-    logits, deltas = jnp.zeros((1, 1, 6)), jnp.zeros((1, 1, 1, 4))
-    terms = region_losses(logits, deltas, batch, RoIHeadsConfig(class_agnostic=True))
-    np.testing.assert_allclose(terms["box_loss"], 1.0, rtol=1e-5)
+    agnostic = deltas[:, :, 1:]
+    terms = losses(logits, agnostic, rois, RoIHeadsConfig(box_weight=3.0))
+    np.testing.assert_allclose(terms["box_loss"], 3 * 0.75 / 2, rtol=1e-5)
 
 
 def test_detections_by_hand():
     given = proposals([0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 40, 40], padding=1)
     scores = [[0.6, 0.3, 0.1], [0.5, 0.01, 0.49], [0.01, 0.9, 0.09], [0.9, 0.05, 0.05]]
     deltas = jnp.zeros((1, 4, 2, 4)).at[0, 2, 1, 0].set(10.0)  # one width to the right
-    found = detections(
-        jnp.log(jnp.array([scores])),
-        deltas,
-        given,
-        jnp.array([[40, 50]]),
-        config=RoIHeadsConfig(detections=4),
-    )
+    logits = jnp.log(jnp.array([scores]))
+    config = RoIHeadsConfig(postprocessing=Postprocessing(max_detections=4))
+    found = postprocess(logits, deltas, given, jnp.array([[40, 50]]), config)
     # The second region is too much like the first for class 0, and below the threshold
     # for class 1; the padded one has the best score and does not count.
     np.testing.assert_allclose(found.scores, [[0.9, 0.6, 0.3, 0]], rtol=1e-5)
@@ -174,61 +131,57 @@ def test_detections_by_hand():
     np.testing.assert_array_equal(found.valid, [[True, True, True, False]])
 
 
-def test_boxes_that_leave_the_image_are_no_answers():
-    given = proposals([0, 0, 10, 10], padding=0)
+def test_boxes_that_leave_the_image_are_discarded():
     deltas = jnp.zeros((1, 1, 1, 4)).at[..., 0].set(-30.0)
-    found = detections(
-        jnp.array([[[5.0, 0.0]]]),
-        deltas,
-        given,
-        jnp.array([[40, 50]]),
-        config=RoIHeadsConfig(),
-    )
-    assert not np.any(found.valid)
+    logits, sizes = jnp.array([[[5.0, 0.0]]]), jnp.array([[40, 50]])
+    given = proposals([0, 0, 10, 10], padding=0)
+    assert not np.any(postprocess(logits, deltas, given, sizes, CONFIG).valid)
 
 
-def test_given_regions_are_clipped_to_their_images():
+def test_regions_of_a_batch_are_clipped_to_their_images():
     batch = scenes.batch(counts=(1,), sizes=((40, 50),))
     boxes = [[-5, -5, 10, 10], [60, 0, 70, 10], [5, 5, 5, 9], [10, 10, 90, 90]]
-    batch = batch.replace(regions=proposals(*boxes))
-    found = roi_heads.given(batch)
+    found = roi_heads.proposals_of(batch.replace(regions=proposals(*boxes)))
     np.testing.assert_array_equal(found.valid, [[True, False, False, True, False]])
-    np.testing.assert_array_equal(found.boxes[0, 0], [0, 0, 10, 10])
-    np.testing.assert_array_equal(found.boxes[0, 3], [10, 10, 50, 40])
-    assert not np.any(found.boxes[0, [1, 2, 4]])
+    expected = [[0, 0, 10, 10], [0] * 4, [0] * 4, [10, 10, 50, 40], [0] * 4]
+    np.testing.assert_array_equal(found.boxes, [expected])
 
 
 def test_a_batch_without_regions_is_refused():
     with pytest.raises(ValueError, match=r"InputConfig\.max_regions"):
-        roi_heads.given(scenes.batch().replace(regions=None))
+        roi_heads.proposals_of(scenes.batch().replace(regions=None))
 
 
-def test_keys_belong_to_images_not_to_slots():
-    batch = scenes.batch()
-    keys = roi_heads.image_keys(jax.random.key(1), batch, 2)
-    turned = batch.replace(image_ids=batch.image_ids[::-1])
-    again = roi_heads.image_keys(jax.random.key(1), turned, 2)
-    data = jax.random.key_data
-    for here, there in zip(keys, again, strict=True):
-        chex.assert_trees_all_equal(data(here), data(there)[::-1])
-    assert np.any(data(keys[0]) != data(keys[1]))
+def test_features_below_each_box_are_pooled():
+    """Features that hold their own place: what is pooled tells where it lay."""
+    y, x = np.meshgrid(np.arange(16) + 0.5, np.arange(16) + 0.5, indexing="ij")
+    place = np.stack([x, y], axis=-1).astype(np.float32)
+    features = {3: 8 * place[None, :8, :8], 4: 16 * place[None, :4, :4]}
+    boxes = jnp.array([[[12.0, 20, 28, 36], [8, 8, 40, 40]]])
+    pool = jax.jit(roi_heads.pool, static_argnums=(2, 3))
+    config = RoIPoolerConfig(levels=(3, 4), output_size=5, canonical_size=32.0)
+    crops = pool(features, boxes, None, config)
+    assert crops.shape == (1, 2, 5, 5, 2)
+    centers = np.array([[20.0, 28], [24, 24]])
+    np.testing.assert_allclose(crops[0].mean(axis=(1, 2)), centers, atol=1e-3)
+    config = RoIPoolerConfig(method="max", levels=(4,), output_size=5)
+    crops = pool(features, boxes, None, config)
+    # Cells 1 to 2 across and, as halves round up, 1 to 3.
+    np.testing.assert_allclose(crops[0].min(axis=(1, 2))[:, 0], [24, 24])
+    np.testing.assert_allclose(crops[0].max(axis=(1, 2))[:, 0], [40, 56])
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("kind", "wrong"),
     [
-        {"per_image": 0},
-        {"positive_fraction": 1.5},
-        {"positive_fraction": 1 / 1024},
-        {"negative_iou": 0.6},
-        {"hard_negative_iou": 0.5},
-        {"box_weights": (1.0, 1.0, 0.0, 1.0)},
-        {"detections": 0},
-        {"score_threshold": -0.1},
-        {"min_side": -1.0},
+        (RoIHeadsConfig, {"positive_fraction": 1 / 1024}),
+        (RoIHeadsConfig, {"negative_iou": 0.6}),
+        (RoIHeadsConfig, {"hard_negative_iou": 0.5}),
+        (RoIPoolerConfig, {"method": "max"}),
+        (RoIPoolerConfig, {"levels": (2, 4)}),
     ],
 )
-def test_contradictions_are_refused(wrong):
+def test_contradictions_are_refused(kind, wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):
-        RoIHeadsConfig(**wrong)
+        kind(**wrong)

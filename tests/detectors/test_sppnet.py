@@ -1,25 +1,18 @@
-"""SPP-net: the laws, frozen convolutions, and regions read at their own scale."""
+"""SPP-net: the laws, frozen convolutions, and regions pooled at their own scale."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from jaxdet.detectors.roi_heads import RoIHeadsConfig
-from jaxdet.detectors.serialization import deserialize
-from jaxdet.detectors.sppnet import PAPER, SPPNetConfig, sppnet
+from jaxdet.detectors.sppnet import SPPNetConfig, pool_at_best_scale, sppnet
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import FCHead
 from tests.detectors import laws, scenes
+from tests.detectors.test_rcnn import ROI_HEADS
 
-SMALL = SPPNetConfig(
-    num_classes=3,
-    region=RoIHeadsConfig(per_image=16, positive_fraction=0.5, detections=20),
-    level=3,
-    bins=(4, 2, 1),
-)
+SMALL = SPPNetConfig(num_classes=3, roi_heads=ROI_HEADS, level=3, bins=(4, 2, 1))
 
 
 def small_sppnet(dtype=jnp.float32, config=SMALL):
@@ -50,46 +43,18 @@ class TestLaws(laws.DetectorLaws, detector=small_sppnet):
         np.testing.assert_allclose(large.boxes, 2 * again.boxes, atol=1e-2)
 
 
-def test_each_region_is_read_at_the_scale_nearest_to_its_side():
-    class Eye:
+def test_each_region_is_pooled_at_the_scale_nearest_to_its_size():
+    class Network:
         """Features that tell the scale: the height of the image in every cell."""
-
-        box_head = staticmethod(lambda crops, keys=None: crops.mean(axis=1))
-        box_predictor = staticmethod(lambda hidden: (hidden, hidden[:, None, :]))
 
         @staticmethod
         def features(pixels, sizes=None):
             batch, height, width, _ = pixels.shape
             return jnp.full((batch, -(-height // 8), -(-width // 8), 4), float(height))
 
-    from jaxdet.detectors import sppnet as file
-
-    config = dataclasses.replace(SMALL, scales=(0.5, 1.0, 2.0), region_side=32.0)
-    batch = scenes.batch(counts=(1,))
+    config = dataclasses.replace(SMALL, scales=(0.5, 1.0, 2.0), region_size=32.0)
+    pixels, sizes = jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]])
     boxes = jnp.array([[[0.0, 0, 60, 60], [0, 0, 30, 34], [8, 8, 24, 24]]])
-    pixels = jax.jit(lambda batch: file._pool(Eye, batch, boxes, config))(batch)
-    np.testing.assert_array_equal(pixels[0, :, 0, 0], [32, 64, 128])
-
-
-def test_the_papers_constants_and_the_recipe():
-    assert PAPER.bins == (6, 3, 2, 1) and len(PAPER.scales) == 5
-    assert PAPER.region.nms_threshold == 0.3
-    assert PAPER.region.hard_negative_iou == 0.1
-    detector = small_sppnet()
-    assert deserialize(detector.recipe).recipe == detector.recipe
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"bins": ()},
-        {"scales": (0.0,)},
-        {"level": -1},
-        {"mean": (0.5,)},
-        {"std": (0.0,) * 3},
-    ],
-)
-def test_contradictions_are_refused(wrong):
-    (name,) = wrong
-    with pytest.raises(ValueError, match=name):
-        SPPNetConfig(**wrong)
+    pool = jax.jit(lambda *a: pool_at_best_scale(Network, *a, config))
+    heights = pool(pixels, sizes, boxes)[0, :, 0, 0]
+    np.testing.assert_array_equal(heights, [32, 64, 128])

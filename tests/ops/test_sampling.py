@@ -23,6 +23,14 @@ def subset(
     )
 
 
+def test_keys_belong_to_images_not_to_slots():
+    ids = jnp.array([3, 1, 4])
+    first, second = sampling.image_keys(jax.random.key(1), ids, 2)
+    again, _ = sampling.image_keys(jax.random.key(1), ids[::-1], 2)
+    assert np.array_equal(jax.random.key_data(first), jax.random.key_data(again[::-1]))
+    assert np.any(jax.random.key_data(first) != jax.random.key_data(second))
+
+
 def test_a_quarter_is_positive_and_comes_first():
     chosen = subset()
     np.testing.assert_array_equal(chosen.positive, np.arange(16) < 4)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import command_line
-from jaxdet.config import Anchors
+from jaxdet.config import Anchors, Postprocessing
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
-from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.detectors.roi_heads import RoIHeadsConfig, RoIPoolerConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.evaluation.evaluate import detect_all
 from jaxdet.nn.heads import FCHead
@@ -37,16 +37,17 @@ FASTER_RCNN = FasterRCNNConfig(
     num_classes=3,
     rpn=RPNConfig(
         levels=(4,),
-        anchor_sizes=((28.0,),),
+        anchors=Anchors(((28.0,),)),
         channels=None,
-        candidates=20,
-        train_candidates=20,
-        proposals=10,
-        train_proposals=10,
+        pre_nms_topk=20,
+        pre_nms_topk_train=20,
+        post_nms_topk=10,
+        post_nms_topk_train=10,
     ),
-    region=RoIHeadsConfig(per_image=8, detections=5),
-    pool_levels=(4,),
-    pool_size=2,
+    pooler=RoIPoolerConfig(levels=(4,), output_size=2),
+    roi_heads=RoIHeadsConfig(
+        batch_size_per_image=8, postprocessing=Postprocessing(max_detections=5)
+    ),
 )
 
 

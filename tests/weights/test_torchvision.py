@@ -170,7 +170,7 @@ def _one_stage(network, batch, parity):
 
 def _two_stages(network, batch, parity):
     config = parity.boxes_config
-    pixels, _ = rpn.pixels_and_sizes(batch, config.rpn)
+    pixels, _ = preprocess(batch, config.rpn.preprocessing)
     pyramid = network.features(pixels)
     objectness, deltas = network.rpn_head(pyramid)
     answer = {"pixels": pixels, "features": pyramid}
@@ -191,8 +191,9 @@ def _two_stages(network, batch, parity):
 
 def _cut(pyramid, boxes, which, config, *, size):
     """Of regions `[R, 4]`, each of one of the two images."""
-    both = faster_rcnn.crop(pyramid, jnp.stack([boxes] * 2), None, config, size=size)
-    return both[which, jnp.arange(len(boxes))]
+    boxes = jnp.stack([boxes] * 2)
+    both = roi_heads.pool(pyramid, boxes, None, config.pooler, size)
+    return both[which, jnp.arange(len(which))]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -243,8 +244,6 @@ def test_3_anchors(parity):
 
 
 def pyramid_anchors(config):
-    if isinstance(config.anchors, dict):
-        return anchors.pyramid_anchors(CANVAS, **config.anchors)
     return anchors.pyramid_anchors(CANVAS, levels=config.levels, **vars(config.anchors))
 
 
@@ -272,10 +271,9 @@ def test_4_dense_head(parity):
 
 
 @functools.cache
-def proposing(config, candidates, proposals):
+def proposing(config, training):
     """Compiled once for the models that propose alike."""
-    options = {"candidates": candidates, "proposals": proposals}
-    return jax.jit(functools.partial(rpn.propose, config=config, **options))
+    return jax.jit(functools.partial(rpn.propose, config=config, training=training))
 
 
 def test_5_proposals(two_stages):
@@ -291,11 +289,8 @@ def test_5_proposals(two_stages):
         )
         for name, count in (("objectness", 1), ("deltas", 4))
     )
-    for mode, candidates, proposals in (
-        ("eval", config.candidates, config.proposals),
-        ("train_frozen", config.train_candidates, config.train_proposals),
-    ):
-        propose = proposing(config, candidates, proposals)
+    for mode in ("eval", "train_frozen"):
+        propose = proposing(config, mode == "train_frozen")
         ours = propose(objectness, deltas, two_stages.batch)
         for i in range(2):
             theirs = golden[f"{mode}/rpn/proposals/{i}"]
@@ -402,10 +397,6 @@ def test_matches_of_anchors(parity):
         pytest.skip("its points and default boxes have golden tests of their own")
     config = parity.boxes_config.rpn if parity.two_stages else parity.config
     boxes = pyramid_anchors(config)
-    if parity.two_stages:
-        config = dataclasses.make_dataclass("", ["negative_iou", "positive_iou"])(
-            config.low_iou, config.high_iou
-        )
     thresholds = {
         "negative_iou": config.negative_iou,
         "positive_iou": config.positive_iou,
@@ -430,7 +421,8 @@ def test_losses(parity, monkeypatch):
 
     def loss(variables, batch, features=None):
         if features is not None:  # those of test 2, not computed again
-            monkeypatch.setattr(faster_rcnn, "look", lambda *_: features)
+            network = faster_rcnn.FasterRCNNNetwork
+            monkeypatch.setattr(network, "features", lambda *_: features)
         return parity.detector.loss(variables, batch, jax.random.key(0))
 
     features = [parity.stages["features"]] if parity.two_stages else []
@@ -491,15 +483,15 @@ def in_float64(parity):
             return dataclasses.replace(config, faster_rcnn=boxes)
         rpn_config = dataclasses.replace(
             config.rpn,
-            per_image=numbers["rpn_batch_size_per_image"],
-            train_proposals=numbers["rpn_post_nms_top_n_train"],
+            batch_size_per_image=numbers["rpn_batch_size_per_image"],
+            post_nms_topk_train=numbers["rpn_post_nms_top_n_train"],
         )
-        region = dataclasses.replace(
-            config.region,
-            per_image=numbers["box_batch_size_per_image"],
+        heads_config = dataclasses.replace(
+            config.roi_heads,
+            batch_size_per_image=numbers["box_batch_size_per_image"],
             positive_fraction=numbers["box_positive_fraction"],
         )
-        return dataclasses.replace(config, rpn=rpn_config, region=region)
+        return dataclasses.replace(config, rpn=rpn_config, roi_heads=heads_config)
 
     config = sampling_all(parity.config) if parity.two_stages else parity.config
     make = torchvision.MODELS[parity.name].make
@@ -555,8 +547,8 @@ def sample_as_torchvision(parity, monkeypatch):
         for sign in ("pos", "neg")
     ]
 
-    def keys(key, batch, count):
-        return (jnp.arange(len(batch.images)),) * count
+    def keys(key, image_ids, count):
+        return (jnp.arange(len(image_ids)),) * count
 
     def balanced_subset(key, identity, positive, negative, **options):
         positive, negative = (jnp.asarray(draw)[key] for draw in draws)
@@ -572,19 +564,19 @@ def sample_as_torchvision(parity, monkeypatch):
         np.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
         for x in drawn
     )
-    samples = roi_heads.Samples(
+    samples = roi_heads.SampledRoIs(
         boxes=jnp.asarray(boxes),
         labels=jnp.where(labels > 0, labels - 1, 90),
-        objects=jnp.asarray(objects),
-        targets=jax.vmap(lambda values, index: values[index])(
+        gt_index=jnp.asarray(objects),
+        gt_boxes=jax.vmap(lambda values, index: values[index])(
             batch.truth.boxes, objects
         ),
         positive=jnp.asarray(labels > 0),
         valid=jnp.ones(labels.shape, bool),
     )
-    monkeypatch.setattr(roi_heads, "image_keys", keys)
+    monkeypatch.setattr(sampling, "image_keys", keys)
     monkeypatch.setattr(sampling, "balanced_subset", balanced_subset)
-    monkeypatch.setattr(roi_heads, "sample", lambda *args, **options: samples)
+    monkeypatch.setattr(roi_heads, "sample_rois", lambda *args, **options: samples)
     if not parity.masks:
         return batch
     whole = np.stack([masks_on_canvas(parity, i) for i in range(2)])

@@ -27,8 +27,16 @@ DENSE = {"num_classes": 4, "channels": 4, "head_depth": 1}
 DENSE["postprocessing"] = Postprocessing(
     score_threshold=0.2, pre_nms_topk=20, max_detections=8
 )
-RPN = {"candidates": 12, "proposals": 6, "train_candidates": 12, "train_proposals": 6}
-REGION = {"per_image": 8, "candidates": 20, "detections": 4}
+RPN = {
+    "pre_nms_topk": 12,
+    "post_nms_topk": 6,
+    "pre_nms_topk_train": 12,
+    "post_nms_topk_train": 6,
+}
+ROI_HEADS = {
+    "batch_size_per_image": 8,
+    "postprocessing": Postprocessing(pre_nms_topk=20, max_detections=4),
+}
 
 
 def boxes_config(config, **rpn):
@@ -36,7 +44,7 @@ def boxes_config(config, **rpn):
         config,
         num_classes=4,
         rpn=dataclasses.replace(config.rpn, **RPN, **rpn),
-        region=dataclasses.replace(config.region, **REGION),
+        roi_heads=dataclasses.replace(config.roi_heads, **ROI_HEADS),
     )
 
 
@@ -47,7 +55,12 @@ def ssd_backbone(dtype):
 SMALL = partial(ResNet, 10, 4)
 HEAD = partial(FCHead, 8, depth=1)
 FASTER_RCNN = boxes_config(faster_rcnn.TORCHVISION, channels=4)
-C4 = boxes_config(dataclasses.replace(faster_rcnn.DETECTRON2_C4, pool_size=4))
+C4 = boxes_config(
+    dataclasses.replace(
+        faster_rcnn.DETECTRON2_C4,
+        pooler=dataclasses.replace(faster_rcnn.DETECTRON2_C4.pooler, output_size=4),
+    )
+)
 TINY = {
     "retinanet": {
         "config": dataclasses.replace(retinanet.TORCHVISION, **DENSE),

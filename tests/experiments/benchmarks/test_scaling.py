@@ -97,8 +97,8 @@ def test_settings_reach_their_detectors():
     assert '"num_classes": 7' in text and '"width": 16' in text
     setting = Setting("faster_rcnn", proposals=60, shapes=1, width=8)
     text = json.dumps(scaling.make(setting).recipe)
-    assert '"proposals": 60' in text and '"train_proposals": 60' in text
-    assert '"per_image": 30' in text and '"width": 8' in text
+    assert '"post_nms_topk": 60' in text and '"post_nms_topk_train": 60' in text
+    assert '"batch_size_per_image": 30' in text and '"width": 8' in text
     detector = scaling.make(Setting(shapes=2))
     assert detector.num_classes == 80
     assert '"sizes": [[16.0, 22.6' in json.dumps(detector.recipe)

@@ -101,7 +101,10 @@ RETINANET = RetinaNetConfig(
     prior=0.4,  # above --min-score: it finds something
 )
 RPN = RPNConfig(
-    levels=(3, 4), anchor_sizes=((16.0,), (32.0,)), channels=8, fpn_norm="group"
+    levels=(3, 4),
+    anchors=Anchors(((16.0,), (32.0,))),
+    channels=8,
+    fpn_norm="group",
 )
 FCOS = FCOSConfig(
     num_classes=2,
