@@ -37,7 +37,6 @@ from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import FCOSHead
 from jaxdet.nn.layers import NormType
 from jaxdet.ops import anchors, box_coding, losses, matching
-from jaxdet.ops.coverage import Coverage, points_in_charge
 from jaxdet.structs import Batch, Detections
 
 # Sides may be e**12 pixels away, more than any canvas has: wild, early predictions
@@ -105,6 +104,7 @@ class FCOSConfig:
     box_weight: NonNegative = 1.0
     """Of the box loss in the sum (equation 2, lambda)."""
     preprocessing: Preprocessing = Preprocessing()
+    """ImageNet's mean and standard deviation."""
     postprocessing: Postprocessing = Postprocessing(nms_threshold=0.6)
     """The top 1000 scores of each level are decoded (4)."""
     threshold_on: Literal["class", "score"] = "class"
@@ -275,36 +275,6 @@ def predict(network, batch: Batch, *, config: FCOSConfig) -> Detections:
     return dense.postprocess(boxes, scores, labels, batch.sizes, config.postprocessing)
 
 
-def coverage(
-    canvas: tuple[int, int],
-    boxes: np.ndarray,
-    sizes: np.ndarray,
-    *,
-    config: FCOSConfig,
-) -> Coverage:
-    """How many points lie in objects of their level's range; for `Detector`.
-
-    Args:
-      canvas: (height, width) in pixels.
-      boxes: `[N, 4]` objects, on canvases of that size.
-      sizes: not used: no point of an object lies beyond its image.
-      config: see `FCOSConfig`.
-    """
-    del sizes  # No point of an object lies beyond its image.
-    radius = math.inf if config.center_radius is None else config.center_radius
-    points = points_in_charge(
-        canvas,
-        boxes,
-        levels=config.levels,
-        limits=tuple(itertools.pairwise((0.0, *config.regression_ranges, math.inf))),
-        reaches=[radius * 2**level for level in config.levels],
-        inclusive=config.inclusive_ranges,
-        offset=config.point_offset,
-        rounded=config.point_rounded,
-    )
-    return Coverage(points, 1, 1, "points that learn it")
-
-
 def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
     """FCOS on a backbone that returns `{level: features}` and has a `dtype`."""
     return from_network(
@@ -313,7 +283,6 @@ def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         builder=partial(fcos, config, backbone),
-        coverage=partial(coverage, config=config),
     )
 
 

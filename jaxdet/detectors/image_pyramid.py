@@ -5,14 +5,12 @@ the image made smaller and larger (Rowley et al. 1998; Felzenszwalb et al. 2010)
 Detectors of several sizes gain from it too, for a multiple of the time.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdet.config import (
     Count,
@@ -27,7 +25,6 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import serialize
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, nms
-from jaxdet.ops.coverage import Coverage
 from jaxdet.structs import Batch, Detections
 
 Scales = Annotated[tuple[Positive, ...], NotEmpty()]
@@ -118,6 +115,9 @@ def image_pyramid(detector: Detector, config: ImagePyramidConfig) -> Detector:
       detector: any; its `predict` is traced once for each scale, whose canvas has a
         shape of its own, and all of it is one program.
       config: see `ImagePyramidConfig`.
+
+    Returns:
+      A detector with the same variables.
     """
     return detector._replace(
         predict=partial(predict, detector=detector, config=config),
@@ -135,6 +135,9 @@ def at_all_scales(detector: Detector, config: AllScalesConfig) -> Detector:
     Args:
       detector: any.
       config: see `AllScalesConfig`.
+
+    Returns:
+      A detector with the same variables.
     """
 
     def loss(variables, batch: Batch, key, axis_name: str | None = None):
@@ -149,33 +152,8 @@ def at_all_scales(detector: Detector, config: AllScalesConfig) -> Detector:
             )
         return jax.tree.map(lambda *parts: sum(parts) / len(parts), *results)
 
-    coverage = None
-    if detector.coverage is not None:
-        coverage = partial(_coverage, detector=detector, config=config)
     recipe = _recipe(partial(at_all_scales, config=config), detector)
-    return detector._replace(loss=loss, recipe=recipe, coverage=coverage)
-
-
-def _coverage(
-    canvas: tuple[int, int],
-    boxes: np.ndarray,
-    sizes: np.ndarray,
-    *,
-    detector: Detector,
-    config: AllScalesConfig,
-) -> Coverage:
-    """What each object finds at the best of the scales that learn it."""
-    views = []
-    for scale in config.scales:
-        scaled = tuple(math.ceil(extent * scale) for extent in canvas)
-        found = detector.coverage(scaled, boxes * scale, sizes * scale)
-        if config.object_sizes is not None:
-            low, high = config.object_sizes
-            side = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) * scale
-            learned = (side >= low) & (side <= high)
-            found = found._replace(best=np.where(learned, found.best, 0))
-        views.append(found)
-    return views[0]._replace(best=np.max([found.best for found in views], axis=0))
+    return detector._replace(loss=loss, recipe=recipe)
 
 
 def _recipe(make: partial, detector: Detector) -> dict | None:

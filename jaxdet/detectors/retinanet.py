@@ -14,7 +14,6 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxdet.config import (
@@ -36,7 +35,6 @@ from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import DenseHead
 from jaxdet.nn.layers import NormType
 from jaxdet.ops import box_coding, losses
-from jaxdet.ops.coverage import Coverage, of_pyramid
 from jaxdet.structs import Batch, Detections
 
 
@@ -88,6 +86,7 @@ class RetinaNetConfig:
     box_weight: NonNegative = 1.0
     """Of the box loss in the sum."""
     preprocessing: Preprocessing = Preprocessing()
+    """ImageNet's mean and standard deviation."""
     postprocessing: Postprocessing = Postprocessing()
     """The top 1000 scores of each level are decoded (4.1)."""
     mask_padding: bool = True
@@ -250,27 +249,6 @@ def predict(network, batch: Batch, *, config: RetinaNetConfig) -> Detections:
     return dense.postprocess(boxes, scores, labels, batch.sizes, config.postprocessing)
 
 
-def coverage(
-    canvas: tuple[int, int],
-    boxes: np.ndarray,
-    sizes: np.ndarray,
-    *,
-    config: RetinaNetConfig,
-) -> Coverage:
-    """How well anchors overlap objects; for `Detector`.
-
-    Args:
-      canvas: (height, width) in pixels.
-      boxes: `[N, 4]` objects, on canvases of that size.
-      sizes: not used: the best anchor's cell is one of the image's.
-      config: see `RetinaNetConfig`.
-    """
-    del sizes  # The best anchor's cell is one of the image's.
-    best = of_pyramid(canvas, boxes, levels=config.levels, **vars(config.anchors))
-    measure = "IoU with the best anchor"
-    return Coverage(best, config.negative_iou, config.positive_iou, measure)
-
-
 def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
     """RetinaNet on a backbone that returns `{level: features}` and has a `dtype`."""
     return from_network(
@@ -279,7 +257,6 @@ def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         builder=partial(retinanet, config, backbone),
-        coverage=partial(coverage, config=config),
     )
 
 

@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxdet.config import (
@@ -36,7 +35,6 @@ from jaxdet.nn.backbones.vgg import VGG16SSD
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.layers import Conv, NormType, inside_mask, zero_outside
 from jaxdet.ops import anchors, box_coding, losses, matching, sampling
-from jaxdet.ops.coverage import Coverage, best_iou
 from jaxdet.structs import Batch, Detections
 
 BoxSizes = tuple[tuple[float, float], ...]
@@ -292,28 +290,6 @@ def predict(network, batch: Batch, *, config: SSDConfig) -> Detections:
     return dense.postprocess(boxes, scores, labels, batch.sizes, config.postprocessing)
 
 
-def coverage(
-    canvas: tuple[int, int], boxes: np.ndarray, sizes: np.ndarray, *, config: SSDConfig
-) -> Coverage:
-    """How well default boxes overlap objects; for `Detector`.
-
-    Args:
-      canvas: (height, width) in pixels.
-      boxes: `[N, 4]` objects, on canvases of that size.
-      sizes: not used: the best box's cell is one of the image's.
-      config: see `SSDConfig`.
-    """
-    del sizes  # The best one's cell is one of the image's.
-    best = np.zeros(len(boxes))
-    for stride, box_sizes in zip(config.strides, config.default_box_sizes, strict=True):
-        cells = num_cells(canvas, stride)
-        grid = anchors.default_boxes([cells], strides=[stride], sizes=[box_sizes])
-        grid = np.asarray(grid).reshape(*cells, len(box_sizes), 4)
-        best = np.maximum(best, best_iou(grid, boxes))
-    threshold = config.positive_iou
-    return Coverage(best, threshold, threshold, "IoU with the best default box")
-
-
 def ssd(config: SSDConfig, backbone: nn.Module) -> Detector:
     """SSD on a backbone that returns `{level: features}` and has a `dtype`."""
     return from_network(
@@ -322,7 +298,6 @@ def ssd(config: SSDConfig, backbone: nn.Module) -> Detector:
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         builder=partial(ssd, config, backbone),
-        coverage=partial(coverage, config=config),
     )
 
 

@@ -46,6 +46,14 @@ def batch(
     )
 
 
+def one_object(box: list[float], label: int = 1) -> Batch:
+    """One 64x64 image with this object, and a slot of padding."""
+    scene = batch(counts=(1,), slots=2)
+    boxes, labels = scene.truth.boxes.copy(), scene.truth.labels.copy()
+    boxes[0, 0], labels[0, 0] = box, label
+    return scene.replace(truth=scene.truth.replace(boxes=boxes, labels=labels))
+
+
 def _ellipse(cells: int) -> np.ndarray:
     """A mask that is not the whole box."""
     x = (np.arange(cells) + 0.5) / cells - 0.5

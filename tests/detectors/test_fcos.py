@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jaxdet.config import Postprocessing
-from jaxdet.detectors import fcos as file
 from jaxdet.detectors.fcos import TORCHVISION, FCOSConfig, fcos, loss, predict
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, box_coding, matching
@@ -36,7 +35,7 @@ PLAIN = dataclasses.replace(
 
 
 def small_fcos(dtype=jnp.float32, config=SMALL):
-    backbone = ResNet(depth=10, width=16, norm="group", dtype=dtype)
+    backbone = ResNet(depth=10, width=16, norm="group", coarsest=4, dtype=dtype)
     return fcos(config, backbone)
 
 
@@ -56,31 +55,24 @@ class TestLawsWithoutImprovements(
     """The paper's exponentials and IoU loss obey them too."""
 
 
-def answers(logits, sides, centerness):
-    """A network that always says the same, for tests of what is not learned."""
+def constant_network(logits, sides, centerness):
+    """A network of constant outputs, for tests of what is not learned."""
     return lambda pixels, sizes=None: (logits, sides, centerness)
-
-
-def one_object(box, label=1):
-    """A batch of one 64x64 image."""
-    batch = scenes.batch(counts=(1,), slots=2)
-    truth = batch.truth
-    boxes, labels = truth.boxes.copy(), truth.labels.copy()
-    boxes[0, 0], labels[0, 0] = box, label
-    return batch.replace(truth=truth.replace(boxes=boxes, labels=labels))
 
 
 # Four points, (16 or 48, 16 or 48), and all objects are theirs.
 FOUR_POINTS = dataclasses.replace(
     SMALL, levels=(5,), regression_ranges=(), center_radius=None
 )
-UNDECIDED = answers(jnp.zeros((1, 4, 3)), jnp.full((1, 4, 4), 0.5), jnp.zeros((1, 4)))
+UNDECIDED = constant_network(
+    jnp.zeros((1, 4, 3)), jnp.full((1, 4, 4), 0.5), jnp.zeros((1, 4))
+)
 
 
 def metrics_of(box, network=UNDECIDED, **changes):
     config = dataclasses.replace(FOUR_POINTS, **changes)
     run = jax.jit(partial(loss, network, key=None, config=config))
-    total, metrics = run(one_object(box))
+    total, metrics = run(scenes.one_object(box))
     return float(total), {name: float(value) for name, value in metrics.items()}
 
 
@@ -110,7 +102,7 @@ def test_box_losses_worked_by_hand():
     assert metrics["box_loss"] == pytest.approx(0.25, rel=1e-5)  # half a stride short
     # Exponentials are pixels: 16 of them, and one, on the left and above.
     sides = jnp.full((1, 4, 4), np.log(16)).at[..., :2].set(0.0)
-    network = answers(jnp.zeros((1, 4, 3)), sides, jnp.zeros((1, 4)))
+    network = constant_network(jnp.zeros((1, 4, 3)), sides, jnp.zeros((1, 4)))
     _, metrics = metrics_of(box, network, box_loss="l2", ltrb_activation="exp")
     expected = 2 * (15 / 32) ** 2 + 0.25
     assert metrics["box_loss"] == pytest.approx(expected, rel=1e-5)
@@ -131,7 +123,7 @@ def test_central_points_learn_the_box_most():
 def test_centerness_learns_its_target():
     central = np.sqrt([16 / 44, 12 / 48])
     logits = jnp.zeros((1, 4)).at[0, jnp.array([0, 2])].set(jnp.array([2.0, -1.0]))
-    network = answers(jnp.zeros((1, 4, 3)), jnp.full((1, 4, 4), 0.5), logits)
+    network = constant_network(jnp.zeros((1, 4, 3)), jnp.full((1, 4, 4), 0.5), logits)
     _, metrics = metrics_of([0, 0, 32, 60], network)
     said = 1 / (1 + np.exp([-2.0, 1.0]))
     entropy = -central * np.log(said) - (1 - central) * np.log(1 - said)
@@ -155,9 +147,11 @@ def test_levels_share_the_objects(changes, positives):
     config = dataclasses.replace(SMALL, **changes)
     count = anchors.num_anchors((64, 64), levels=config.levels, per_cell=1)
     zeros = jnp.zeros((1, count))
-    network = answers(jnp.zeros((1, count, 3)), jnp.zeros((1, count, 4)), zeros)
+    network = constant_network(
+        jnp.zeros((1, count, 3)), jnp.zeros((1, count, 4)), zeros
+    )
     run = jax.jit(partial(loss, network, key=None, config=config))
-    assert run(one_object([0, 0, 32, 32]))[1]["positives"] == positives
+    assert run(scenes.one_object([0, 0, 32, 32]))[1]["positives"] == positives
 
 
 @pytest.mark.parametrize("box_loss", ["l2", "iou", "giou"])
@@ -166,12 +160,12 @@ def test_wild_predictions_have_finite_gradients(box_loss, activation):
     config = dataclasses.replace(
         FOUR_POINTS, box_loss=box_loss, ltrb_activation=activation
     )
-    batch = one_object([0, 0, 32, 60])
+    batch = scenes.one_object([0, 0, 32, 60])
 
     @jax.jit
     @jax.value_and_grad
     def total(sides):
-        network = answers(jnp.zeros((1, 4, 3)), sides, jnp.zeros((1, 4)))
+        network = constant_network(jnp.zeros((1, 4, 3)), sides, jnp.zeros((1, 4)))
         return loss(network, batch, None, config=config)[0]
 
     for value in (-1e6, 0.0, 1e6):
@@ -187,7 +181,7 @@ def detections_of(scores, centerness, sides, score_threshold=0.05, **changes):
         score_threshold=score_threshold, nms_threshold=0.6, max_detections=3
     )
     config = dataclasses.replace(FOUR_POINTS, postprocessing=postprocessing, **changes)
-    network = answers(
+    network = constant_network(
         jnp.asarray(logit(np.array(scores)), jnp.float32)[None],
         jnp.asarray(sides, jnp.float32)[None],
         jnp.asarray(logit(np.array(centerness)), jnp.float32)[None],
@@ -291,23 +285,6 @@ def test_torchvisions_boxes(golden):
     found = golden["eval/det_resized/0/boxes"]
     errors = np.max(np.abs(found[:, None] - boxes[None]), axis=-1)
     np.testing.assert_array_less(np.min(errors, axis=1), 0.01)
-
-
-@pytest.mark.parametrize(
-    "config", [SMALL, dataclasses.replace(PLAIN, regression_ranges=(9.0,))]
-)
-def test_coverage_counts_the_points_that_learn_an_object(config):
-    canvas, there = (64, 96), np.ones(1, bool)
-    objects = np.array([[3, 5, 19, 24], [0, 0, 90, 60], [60, 8, 61, 9]], np.float32)
-    points = anchors.cell_centers(canvas, levels=config.levels)
-    ranges = file.assignment_ranges(canvas, config)
-    expected = [
-        matching.match_points(points, alone[None], there, **ranges)[1].sum()
-        for alone in objects
-    ]
-    found = small_fcos(config=config).coverage(canvas, objects, np.full((3, 2), 64))
-    np.testing.assert_array_equal(found.best, expected)
-    assert found.best[2] == 0 and min(found.best[:2]) >= found.low == found.high == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Image pyramids: a toy detector's answers by hand, and what may not change them."""
 
-import dataclasses
 from functools import partial
 
 import chex
@@ -298,29 +297,6 @@ def test_only_objects_of_the_right_size_are_targets():
     expected = [[False, False, False], [False, True, False], [True, False, False]]
     np.testing.assert_array_equal([view.truth.valid[0] for view in views], expected)
     np.testing.assert_allclose(count, 2 / 3, rtol=1e-6)
-
-
-def test_coverage_is_that_of_the_best_scale_that_learns_an_object():
-    # Squares of 4, 8 and 30 pixels; anchors are the cells, 8 x 8 pixels.
-    objects = np.array([[6, 6, 10, 10], [4, 4, 12, 12], [1, 1, 31, 31]], np.float32)
-    fields = {"anchors": Anchors(((8.0,),), ratios=(1.0,)), "levels": (3,)}
-    one = retinanet(RetinaNetConfig(**fields), ResNet(depth=10, width=16))
-
-    def best(detector):
-        return detector.coverage((32, 32), objects, np.full((3, 2), 32)).best
-
-    # A quarter of the first two lies in each of four cells; twice as large, the second
-    # covers four cells.
-    np.testing.assert_allclose(best(one), [4 / 76, 16 / 112, 64 / 900])
-    twice = AllScalesConfig(scales=(1.0, 2.0))
-    np.testing.assert_allclose(
-        best(at_all_scales(one, twice)), [16 / 112, 1 / 4, 64 / 900]
-    )
-    fitting = dataclasses.replace(twice, object_sizes=(16.0, 32.0))
-    np.testing.assert_allclose(
-        best(at_all_scales(one, fitting)), [0.0, 1 / 4, 64 / 900]
-    )
-    assert at_all_scales(toy(), twice).coverage is None
 
 
 def test_the_recipe_makes_the_same_detector_again():

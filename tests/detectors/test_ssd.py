@@ -24,9 +24,6 @@ from jaxdet.detectors.ssd import (
 )
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.ops import anchors
-from jaxdet.ops import boxes as box_ops
-from jaxdet.weights.published import SSD_MOBILENET_V2_CONFIG
 from tests.detectors import laws, scenes
 
 SMALL = SSDConfig(
@@ -48,8 +45,8 @@ class TestLaws(laws.DetectorLaws, detector=small_ssd, nms_threshold=0.45):
     pass
 
 
-def answers(logits, deltas):
-    """A network that always says the same of level 5, two by two cells."""
+def constant_network(logits, deltas):
+    """A network of constant outputs of level 5, two by two cells."""
     return lambda pixels, sizes=None: (
         {5: logits.reshape(len(logits), 2, 2, -1, logits.shape[-1])},
         {5: deltas.reshape(len(deltas), 2, 2, -1, 4)},
@@ -59,13 +56,13 @@ def answers(logits, deltas):
 @partial(jax.jit, static_argnames="config")
 def loss_of(logits, deltas, batch, *, config):
     """The loss of a network that always says the same."""
-    return loss(answers(logits, deltas), batch, None, config=config)
+    return loss(constant_network(logits, deltas), batch, None, config=config)
 
 
 @partial(jax.jit, static_argnames="config")
 def found_by(logits, deltas, batch, *, config):
     """The answers of a network that always says the same."""
-    return predict(answers(logits, deltas), batch, config=config)
+    return predict(constant_network(logits, deltas), batch, config=config)
 
 
 # Four default boxes, the quarters of a 64x64 image.
@@ -76,14 +73,6 @@ ONE_LEVEL = dataclasses.replace(
     default_box_sizes=(((32.0, 32.0),),),
     box_weights=(1.0,) * 4,
 )
-
-
-def one_object(box, label=1):
-    """A batch of one 64x64 image."""
-    batch = scenes.batch(counts=(1,), slots=2)
-    boxes, labels = batch.truth.boxes.copy(), batch.truth.labels.copy()
-    boxes[0, 0], labels[0, 0] = box, label
-    return batch.replace(truth=batch.truth.replace(boxes=boxes, labels=labels))
 
 
 def softmax_losses():
@@ -105,7 +94,10 @@ def test_softmax_loss_worked_by_hand(ratio, hard):
         ONE_LEVEL, negatives_per_positive=ratio, min_negatives=0
     )
     total, metrics = loss_of(
-        logits, jnp.full((1, 4, 4), 0.5), one_object([0, 0, 32, 32]), config=config
+        logits,
+        jnp.full((1, 4, 4), 0.5),
+        scenes.one_object([0, 0, 32, 32]),
+        config=config,
     )
     expected = own + background[hard].sum()
     np.testing.assert_allclose(metrics["class_loss"], expected, rtol=1e-5)
@@ -120,7 +112,7 @@ def test_sigmoid_loss_worked_by_hand():
     # and of three background boxes.
     config = dataclasses.replace(ONE_LEVEL, score_function="sigmoid")
     nothing = jnp.zeros((1, 4, 3)), jnp.zeros((1, 4, 4))
-    _, metrics = loss_of(*nothing, one_object([0, 0, 32, 32]), config=config)
+    _, metrics = loss_of(*nothing, scenes.one_object([0, 0, 32, 32]), config=config)
     np.testing.assert_allclose(metrics["class_loss"], 12 * np.log(2), rtol=1e-5)
     np.testing.assert_allclose(metrics["box_loss"], 0, atol=1e-6)
 
@@ -138,7 +130,7 @@ def test_an_image_without_objects_teaches_the_hardest(least):
 def test_box_weights_scale_the_deltas():
     config = dataclasses.replace(ONE_LEVEL, box_weights=(10.0, 10.0, 5.0, 5.0))
     # The object lies an eighth of a box to the right: its delta is 10 / 8.
-    batch = one_object([4, 0, 36, 32])
+    batch = scenes.one_object([4, 0, 36, 32])
     nothing = jnp.zeros((1, 4, 4))
     _, metrics = loss_of(nothing, nothing, batch, config=config)
     np.testing.assert_allclose(metrics["box_loss"], 1.25 - 0.5, rtol=1e-5)
@@ -232,20 +224,6 @@ def test_strides_of_another_canvas_are_refused():
     )
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(detector.predict, variables, batch)
-
-
-@pytest.mark.parametrize(
-    ("config", "extents"),
-    [(PAPER, (38, 19, 10, 5, 3, 1)), (SSD_MOBILENET_V2_CONFIG, (19, 10, 5, 3, 2, 1))],
-)
-def test_coverage_is_by_the_default_boxes_of_the_references(config, extents):
-    objects = np.array([[9, 11, 40, 60], [0, 100, 290, 200], [5, 5, 9, 9]], np.float32)
-    cells = [(extent, extent) for extent in extents]
-    layout = {"strides": config.strides, "sizes": config.default_box_sizes}
-    iou = box_ops.pairwise_iou(anchors.default_boxes(cells, **layout), objects)
-    found = ssd(config, None).coverage((300, 300), objects, np.full((3, 2), 300))
-    np.testing.assert_allclose(found.best, iou.max(axis=0), rtol=1e-5)
-    assert found.low == found.high == config.positive_iou
 
 
 def test_a_level_that_the_backbone_lacks_is_named():

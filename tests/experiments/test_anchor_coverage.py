@@ -18,8 +18,8 @@ from jaxdet.data.formats import digits
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig, fast_rcnn
 from jaxdet.detectors.fcos import FCOSConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
+from jaxdet.evaluation.anchor_coverage import ONE_SCALE, Coverage
 from jaxdet.nn.heads import FCHead
-from jaxdet.ops.coverage import Coverage
 from jaxdet.training.run_folder import RunError, save_run
 from tests.data.in_memory import in_memory_data_set
 
@@ -72,13 +72,16 @@ def test_the_bars_are_the_objects(found, colours):
         [[bar.get_height() for bar in part] for part in below.containers]
     )
     np.testing.assert_allclose(heights.sum(axis=0), [1, 3, 1])
-    learned = np.sum(found.best >= found.high), np.sum(found.best < found.low)
+    learned = (
+        np.sum(found.best >= found.high_threshold),
+        np.sum(found.best < found.low_threshold),
+    )
     np.testing.assert_allclose(heights[[0, -1]].sum(axis=1), learned)
 
 
 def test_the_digits_with_numbers_from_the_command_line(tmp_path, capsys):
     output = tmp_path / "new" / "drawn.png"
-    numbers = ["retinanet", "--anchor-ratios", "1", "2"]
+    numbers = ["retinanet", "--anchors.ratios", "1", "2"]
     options = ["--canvases", "128", "128", "--output", str(output)]
     tyro.cli(main, args=[*options, *numbers])
     assert Image.open(output).size == (960, 840)
@@ -122,8 +125,12 @@ def test_objects_count_at_every_scale_of_training(tmp_path, monkeypatch):
     assert len(found.best) == len(sides)
     assert title.endswith(f": {len(same)} objects, at the scales 0.75, 1, 1.25")
     alone = dataclasses.replace(scales, multi_scale=(1.25,))
-    _, expected = anchor_coverage.at_all_scales(
-        digits.load("train"), model.coverage, alone, alone.multi_scale, most=20_000
+    _, expected = anchor_coverage.measure_factors(
+        digits.load("train"),
+        RECIPE.detector,
+        alone,
+        ONE_SCALE,
+        max_objects=20_000,
     )
     np.testing.assert_array_equal(found.best[-len(larger) :], expected.best)
 

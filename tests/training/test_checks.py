@@ -3,13 +3,13 @@
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 
 from jaxdet import parallel
-from jaxdet.config import ConfigError
+from jaxdet.config import Anchors, ConfigError
 from jaxdet.data.dataset import DataError
-from jaxdet.ops.coverage import Coverage
+from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import checks
 from jaxdet.training.train import train
 from tests.training import toy
@@ -47,11 +47,9 @@ def test_a_canvas_that_the_detector_refuses_is_named_before_anything_is_written(
 
 
 def test_anchors_without_an_object_are_refused():
-    def coverage(canvas, boxes, sizes):
-        return Coverage(np.zeros(len(boxes)), 0.4, 0.5, "IoU with the best anchor")
-
-    detector = toy.toy()._replace(coverage=coverage)
-    with pytest.raises(ConfigError, match="12 of 12 objects of 'toy' are out of"):
+    large = RetinaNetConfig(levels=(5,), anchors=Anchors(((999.0,),)))
+    detector = toy.toy()._replace(recipe=retinanet(large, ResNet()).recipe)
+    with pytest.raises(ConfigError, match="12 of 12 objects of 'toy' match no"):
         checks.check_run(detector, DATA, CONFIG, None)
 
 
