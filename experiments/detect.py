@@ -32,11 +32,13 @@ from experiments import command_line
 from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
 from jaxdet.inference import export
-from jaxdet.inference.preprocess import Found
+from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.visualize import draw, enlarged, enlarged_masks
 
 # What answers about an image, the names of its labels, and the ids of its categories.
-_Asked = tuple[Callable[[np.ndarray], Found], tuple[str, ...], tuple[int, ...]]
+_Asked = tuple[
+    Callable[[np.ndarray], ImageDetections], tuple[str, ...], tuple[int, ...]
+]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -124,7 +126,7 @@ def main(
 
 def _exported(artifact: pathlib.Path, min_score: float) -> _Asked:
     exported = export.load(artifact)
-    detect = export.detect_with(exported, min_score=min_score)
+    detect = export.make_detect(exported, min_score=min_score)
     names, category_ids = exported.class_names, exported.category_ids
     return lambda image: detect([image])[0], names, category_ids
 
@@ -138,17 +140,12 @@ def _built(
     # They import every network, and flax: nothing that an exported detector takes.
     from jaxdet.evaluation.evaluate import label_names
     from jaxdet.inference import load
-    from jaxdet.weights import published, torchvision
 
-    if workdir is not None:
-        trained = load.load_trained(workdir, step=step)
-    elif weights is not None:
-        trained = torchvision.trained(weights)
-    else:
-        trained = published.trained_ssd_mobilenet_v2()
-    detect = load.detect_with(trained, min_score=min_score)
-    names = label_names(trained.detector, trained.run.class_names)
-    return detect, names, trained.run.category_ids
+    source = workdir or weights or "ssd_mobilenet_v2"
+    trained = load.load_detector(source, step=step)
+    detect = load.make_detect(trained, min_score=min_score)
+    names = label_names(trained.detector, trained.class_names)
+    return detect, names, trained.category_ids
 
 
 def _files(
@@ -180,7 +177,7 @@ def _files(
     return list(dict.fromkeys(files))  # a file named twice is one picture
 
 
-def _summary(found: Found) -> str:
+def _summary(found: ImageDetections) -> str:
     if not found.names:
         return "nothing found"
     pairs = zip(found.names, found.scores, strict=True)
@@ -193,7 +190,7 @@ def _no_detections(categories: dict[int, str]) -> dict:
 
 
 def _add(
-    as_coco: dict, file: pathlib.Path, size: tuple[int, int], found: Found
+    as_coco: dict, file: pathlib.Path, size: tuple[int, int], found: ImageDetections
 ) -> None:
     """A picture, and every detection in it as an annotation with a score."""
     images, annotations = as_coco["images"], as_coco["annotations"]
@@ -216,7 +213,7 @@ def _add(
         annotations.append(annotation)
 
 
-def _drawn(image: np.ndarray, found: Found, class_names) -> Image.Image:
+def _drawn(image: np.ndarray, found: ImageDetections, class_names) -> Image.Image:
     picture, factor = enlarged(image)
     drawn = draw(
         picture,

@@ -44,9 +44,10 @@ from jaxdet.evaluation.evaluate import (
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.report import format_metrics
 from jaxdet.evaluation.voc import voc_metrics
-from jaxdet.inference.load import Trained, load_trained
+from jaxdet.inference.load import load_detector
 from jaxdet.visualize import truth_beside_detections
 from jaxdet.weights import published, torchvision
+from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import read_state_dict
 
 MetricsName = Literal["coco", "voc", "voc07", "recall"]
@@ -117,12 +118,12 @@ def main(
         )
     trained, documented = None, None
     if workdir is not None:  # the run knows its classes, which VOC is read for
-        trained = load_trained(workdir, step=step)
+        trained = load_detector(workdir, step=step)
     data_set = _load_data(source, trained, proposal_file)
     if trained is None:
         trained, documented = _load_published(weights, canvas_multiple)
     _require_same_classes(trained, data_set, workdir or weights or "SSD-MobileNetV2")
-    detector, config = trained.detector, trained.run.training.input
+    detector, config = trained.detector, trained.input
     data_set = search_proposals(data_set, config)
     detections = detect_all(
         detector, trained.variables, data_set, config, batch_size=batch_size
@@ -144,14 +145,16 @@ def main(
 
 
 def _load_data(
-    source: DataOption, trained: Trained | None, proposal_file: pathlib.Path | None
+    source: DataOption,
+    trained: TrainedDetector | None,
+    proposal_file: pathlib.Path | None,
 ) -> DataSet:
     """Opens the data set, with the classes of a run or COCO's, and its proposals."""
     names, config = coco.CLASS_NAMES, InputConfig()
     if trained is not None:
         classless = trained.detector.num_classes is None
-        names = None if classless else trained.run.class_names
-        config = trained.run.training.input
+        names = None if classless else trained.class_names
+        config = trained.input
     files = [] if proposal_file is None else [proposal_file]
     data_set = source.load(validation=True, class_names=names)
     return read_proposals([data_set], files, config)[0]
@@ -159,20 +162,22 @@ def _load_data(
 
 def _load_published(
     weights: pathlib.Path | None, canvas_multiple: int | None
-) -> tuple[Trained, torchvision.Published | None]:
+) -> tuple[TrainedDetector, torchvision.Published | None]:
     """Loads a checkpoint of torchvision's with its documented AP, or the SSD."""
     if weights is None:
-        return published.trained_ssd_mobilenet_v2(), None
+        return load_detector("ssd_mobilenet_v2"), None
     state = read_state_dict(weights)
-    name = torchvision.recognise(state)
-    trained = torchvision.trained(state, name, canvas_multiple=canvas_multiple or 32)
+    name = torchvision.recognize(state)
+    trained = published.torchvision_detector(
+        state, name, canvas_multiple=canvas_multiple or 32
+    )
     return trained, torchvision.MODELS[name].published
 
 
 def _require_same_classes(
-    trained: Trained, data_set: DataSet, detector_name: pathlib.Path | str
+    trained: TrainedDetector, data_set: DataSet, detector_name: pathlib.Path | str
 ) -> None:
-    names = trained.run.class_names
+    names = trained.class_names
     if trained.detector.num_classes is not None and names != data_set.class_names:
         raise DataError(
             f"{detector_name} knows the classes {names}, {data_set.name} has "
@@ -181,17 +186,17 @@ def _require_same_classes(
 
 
 def _beside_published(
-    measured: dict[str, float], published: torchvision.Published
+    measured: dict[str, float], checkpoint: torchvision.Published
 ) -> str:
     """The documented AP and how far the measured one is from it, in per cent."""
     parts = []
-    documented = {"AP": published.box_ap, "mask/AP": published.mask_ap}
+    documented = {"AP": checkpoint.box_ap, "mask/AP": checkpoint.mask_ap}
     for name, target in documented.items():
         if target is not None and name in measured:
             here = 100 * measured[name]
             parts.append(f"{name} {target}, here {here:.1f} ({here - target:+.1f})")
     return (
-        f"torchvision documents for {published.file}, on the 5,000 images of val2017: "
+        f"torchvision documents for {checkpoint.file}, on the 5,000 images of val2017: "
         + "; ".join(parts)
     )
 

@@ -19,7 +19,6 @@ import tyro
 from experiments import command_line
 from jaxdet.data.dataset import DataError
 from jaxdet.inference import export, load
-from jaxdet.weights import published, torchvision
 
 
 def main(
@@ -58,15 +57,11 @@ def main(
         raise DataError(
             f"--weights {weights} and the run folder {workdir}; one detector at a time"
         )
-    if weights is not None:
-        trained = torchvision.trained(weights)
-        if trained.run.training.input.min_max_size:
-            canvases = canvases or ((800, 1344), (1344, 800))
-    elif workdir is not None:
-        trained = load.load_trained(workdir, step=step)
-    else:
-        trained = published.trained_ssd_mobilenet_v2()
-    export.save(output, *trained, canvases=canvases or None, batch_size=batch_size)
+    source = workdir or weights or "ssd_mobilenet_v2"
+    trained = load.load_detector(source, step=step)
+    if weights is not None and trained.input.min_max_size:
+        canvases = canvases or ((800, 1344), (1344, 800))
+    export.save(output, trained, canvases=canvases or None, batch_size=batch_size)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 

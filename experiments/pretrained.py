@@ -8,13 +8,14 @@ import numpy as np
 
 from experiments.recipe import Recipe
 from jaxdet.detectors.sppnet import SPPNetConfig
-from jaxdet.inference.load import load_trained
+from jaxdet.inference.load import load_detector
 from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.weights import published, state_dict
-from jaxdet.weights.state_dict import WeightsError
+from jaxdet.weights import backbones, published
+from jaxdet.weights.mapping import load_submodule, select_submodules
+from jaxdet.weights.state_dict import WeightsError, read_state_dict
 
 NAMES = {"efficientnet_lite0": published.efficientnet_lite0}
 Replace = Callable[[dict], dict]
@@ -32,17 +33,17 @@ def load(recipe: Recipe, source: str) -> Replace:
       WeightsError: if they cannot be read, or are not for this network.
     """
     if source in NAMES:
-        return state_dict.put_into("backbone", NAMES[source]())
+        return load_submodule("backbone", NAMES[source]())
     if pathlib.Path(source).is_dir():
-        variables = load_trained(source, step="latest").variables
+        variables = load_detector(source, step="latest").variables
         backbone = {name: parts["backbone"] for name, parts in variables.items()}
-        return state_dict.put_into("backbone", backbone)
+        return load_submodule("backbone", backbone)
     if not pathlib.Path(source).is_file():
         raise WeightsError(
             f"--weights {source}: no such file or run folder; allowed: a file, a run "
             f"folder, scratch, {', '.join(NAMES)}"
         )
-    return _of_torchvision(recipe, state_dict.read_state_dict(source))
+    return _of_torchvision(recipe, read_state_dict(source))
 
 
 def _of_torchvision(recipe: Recipe, state: Mapping[str, np.ndarray]) -> Replace:
@@ -51,27 +52,27 @@ def _of_torchvision(recipe: Recipe, state: Mapping[str, np.ndarray]) -> Replace:
     if isinstance(backbone, ExtraStages):
         return _into_ssd(state)
     if isinstance(backbone, AlexNet):
-        weights = state_dict.alexnet_from_torchvision(state)
-        head = state_dict.alexnet_head_from_torchvision(state)
+        weights = backbones.load(state, "alexnet")
+        head = backbones.load(state, "alexnet_head")
     elif isinstance(backbone, VGG16):
-        weights = state_dict.vgg16_from_torchvision(state)
+        weights = backbones.load(state, "vgg16")
         # No published network comes with layers for a spatial pyramid.
         if not isinstance(recipe.detector, SPPNetConfig):
-            head = state_dict.vgg16_head_from_torchvision(state)
+            head = backbones.load(state, "vgg16_head")
     elif isinstance(backbone, ResNet):
-        weights = state_dict.resnet_from_torchvision(state)
+        weights = backbones.load(state, f"resnet{backbone.depth}")
         if any(isinstance(part, ResNetHead) for part in recipe.heads):
-            head = state_dict.submodules(weights, r"stage5_.*")
-            weights = state_dict.submodules(weights, r"stem_.*|stage[2-4]_.*")
+            head = select_submodules(weights, r"stage5_.*")
+            weights = select_submodules(weights, r"stem_.*|stage[2-4]_.*")
     else:
         raise WeightsError(
             f"no file is known with weights for a {type(backbone).__name__}; allowed: "
             "those for AlexNet, VGG16, ResNet"
         )
-    into_backbone = state_dict.put_into("backbone", weights)
+    into_backbone = load_submodule("backbone", weights)
     if head is None:
         return into_backbone
-    into_head = state_dict.put_into("box_head", head)
+    into_head = load_submodule("box_head", head)
     return lambda variables: into_head(into_backbone(variables))
 
 
@@ -81,8 +82,8 @@ def _into_ssd(state: Mapping[str, np.ndarray]) -> Replace:
     The fully connected layers look at 7x7 cells; every third is kept, which dilation
     puts back in about its place, and every fourth channel (3, after Chen et al. 2015).
     """
-    layers = state_dict.vgg16_from_torchvision(state)["params"]
-    head = state_dict.vgg16_head_from_torchvision(state)["params"]
+    layers = backbones.load(state, "vgg16")["params"]
+    head = backbones.load(state, "vgg16_head")["params"]
     fc6 = head["fc0"]["kernel"]
     layers["conv6"] = {
         "kernel": fc6.reshape(7, 7, -1, fc6.shape[-1])[::3, ::3, :, ::4],
@@ -97,6 +98,6 @@ def _into_ssd(state: Mapping[str, np.ndarray]) -> Replace:
         backbone = variables["params"]["backbone"]
         vgg16 = {**backbone["backbone"], **layers}
         given = {"params": {**backbone, "backbone": vgg16}}
-        return state_dict.put_into("backbone", given)(variables)
+        return load_submodule("backbone", given)(variables)
 
     return replace

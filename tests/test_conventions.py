@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "jaxdet").rglob("*.py"))
 DOCUMENTED = [*FILES, *sorted((ROOT / "experiments").rglob("*.py"))]
 VERB = re.compile(
-    r"(?!Returns )[A-Z][a-z]+[a-rt-z]s (?!(of|that|with|from|by|in|for) )"
+    r"(?!Returns |Yields )[A-Z][a-z]+[a-rt-z]s (?!(of|that|with|from|by|in|for) )"
 )
 SCOPES = ast.FunctionDef | ast.Lambda | ast.ClassDef
 

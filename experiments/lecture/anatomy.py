@@ -44,8 +44,7 @@ from jaxdet.detectors.serialization import deserialize
 from jaxdet.detectors.ssd import SSDConfig, SSDNetwork
 from jaxdet.evaluation.evaluate import label_names
 from jaxdet.inference import load, preprocess
-from jaxdet.inference.load import Trained
-from jaxdet.inference.preprocess import Found
+from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.nn.backbones import resnet, vgg
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, box_coding, images, matching, nms, receptive_field
@@ -53,6 +52,7 @@ from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.matching import Matches
 from jaxdet.structs import Batch
 from jaxdet.weights import published, torchvision
+from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import WeightsError
 
 IDEAS = {
@@ -135,9 +135,9 @@ def main(
     image, truth = _photo(trained) if image is None else (image, None)
     drawn, config = {}, WITHOUT_NETWORK
     if trained is not None:
-        config = trained.run.training.input
-        found = load.detect_with(trained, min_score=min_score)(image)
-        names = label_names(trained.detector, trained.run.class_names)
+        config = trained.input
+        found = load.make_detect(trained, min_score=min_score)(image)
+        names = label_names(trained.detector, trained.class_names)
         drawn["detections"] = figures.detections(image, found, names)
         truth = truth or found
     scene = scene_of(image, config, truth)
@@ -155,7 +155,7 @@ def main(
 
 
 def scene_of(
-    image: np.ndarray, config: InputConfig, objects: Objects | Found | None
+    image: np.ndarray, config: InputConfig, objects: Objects | ImageDetections | None
 ) -> Scene:
     """A photo on its canvas, and its objects with it.
 
@@ -165,10 +165,8 @@ def scene_of(
       objects: in pixels of the image. Where there are none, the middle of the image is
         one.
     """
-    placing = preprocess.Placing(
-        config.canvases, config.keep_aspect, config.min_max_size, config.float_pixels
-    )
-    arrays = preprocess.place(image, placing)
+    resize = preprocess.ResizeSpec.of_input(config)._replace(max_regions=0)
+    arrays = preprocess.preprocess(image, resize)
     batch = Batch(**arrays, image_ids=np.zeros(1, np.int32))
     height, width = batch.sizes[0]
     picture = batch.images[0, :height, :width].round().astype(np.uint8)
@@ -183,7 +181,7 @@ def scene_of(
     return Scene(batch, picture, boxes[order], objects.labels[order])
 
 
-def drawings(scene: Scene, trained: Trained | None) -> dict[str, Figure]:
+def drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Figure]:
     """All that can be drawn by the names of `IDEAS`, but for the detections."""
     network, picture = None, scene.picture
     if trained is not None:
@@ -215,7 +213,7 @@ def take_apart(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]
       labels.
     """
     recipe, outputs = detector.recipe, None
-    if recipe is not None and recipe["call"].endswith(":of_coco"):
+    if recipe is not None and recipe["call"].endswith(":with_coco_labels"):
         (name,) = recipe["arguments"]
         recipe = torchvision.build(name).recipe
         outputs = np.array(CATEGORY_IDS) - torchvision.MODELS[name].first_id
@@ -471,21 +469,19 @@ def _save(drawn: Figure | np.ndarray, file: pathlib.Path) -> None:
 
 def _trained(
     run: pathlib.Path | None, weights: pathlib.Path | None, step: int | str
-) -> Trained | None:
-    if run is not None:
-        return load.load_trained(run, step=step)
-    if weights is not None:
-        return torchvision.trained(weights)
+) -> TrainedDetector | None:
+    if run or weights:
+        return load.load_detector(run or weights, step=step)
     try:
-        return published.trained_ssd_mobilenet_v2()
+        return published.ssd_mobilenet_v2()
     except WeightsError as error:
         print(f"without a trained network: {error}")
         return None
 
 
-def _photo(trained: Trained | None) -> tuple[np.ndarray, Objects | None]:
-    """An image that suits the detector, and its objects where they are known."""
-    if trained is not None and trained.run.data_set.startswith("digits"):
+def _photo(trained: TrainedDetector | None) -> tuple[np.ndarray, Objects | None]:
+    """Returns an image that suits the detector, and its objects if they are known."""
+    if trained is not None and trained.data_set.startswith("digits"):
         scenes = digits.load("validation")
         return scenes.read_image(SCENE), scenes.objects[SCENE]
     return skimage.data.astronaut(), None

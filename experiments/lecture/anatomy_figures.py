@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from jaxdet.inference.preprocess import Found
+from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.ops import box_coding, losses, receptive_field, roi_align, roi_pool
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.matching import Matches
@@ -322,7 +322,7 @@ def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
     right = np.linspace(0.01, 0.999, 300)
     logits = np.log(right / (1 - right))
     for gamma, colour in zip(gammas, COLOURS, strict=False):
-        loss = optax.optax.losses.sigmoid_focal_loss(
+        loss = optax.losses.sigmoid_focal_loss(
             logits, np.ones_like(logits), gamma=gamma
         )
         name = "0, cross-entropy" if gamma == 0 else f"{gamma:g}"
@@ -348,7 +348,7 @@ def shares_of_loss(
       The shares of "easy negatives", whose score is below `EASY`, of "hard negatives"
       and of "positives"; they sum to 1.
     """
-    loss = optax.optax.losses.sigmoid_focal_loss(logits, targets, gamma=gamma)
+    loss = optax.losses.sigmoid_focal_loss(logits, targets, gamma=gamma)
     loss = np.asarray(loss, np.float64)
     easy = np.asarray(jax.nn.sigmoid(logits)) < EASY
     kinds = {
@@ -463,7 +463,11 @@ def fcos_distances(
 
 
 def detections(
-    image: np.ndarray, found: Found, class_names: Sequence[str], *, most: int = 800
+    image: np.ndarray,
+    found: ImageDetections,
+    class_names: Sequence[str],
+    *,
+    most: int = 800,
 ) -> np.ndarray:
     """What is found, drawn into the image.
 

@@ -1,14 +1,14 @@
-"""A trained detector as one file, to be run by jax alone.
+"""Writes a trained detector as one file that jax alone can run, and reads it.
 
-export.save("model.jaxdet", *inference.load_trained("runs/quickstart"))
+export.save("model.jaxdet", inference.load_detector("runs/quickstart"))
 
-detect = export.detect_with(export.load("model.jaxdet"))
-(found,) = detect([image])  # NumPy, [H, W, 3] uint8, any size
+detect = export.make_detect(export.load("model.jaxdet"))
+(detections,) = detect([image])  # NumPy, [H, W, 3] uint8, any size
 
-The file is NumPy's `.npz`: the weights as they are, for each canvas the program that
-`jax.export` makes of `predict`, and what must be known of images and classes as json.
-Weights are arguments of the programs: as constants in them they would be written again
-for each canvas, and compiled with them. Reading it takes neither flax nor any detector.
+The file is NumPy's `.npz`: the weights, the program that `jax.export` makes of
+`predict` for each canvas, and a json on images and classes. Weights are arguments of
+the programs: as constants in them they would be written again for each canvas, and
+compiled with them. Reading the file needs neither flax nor any detector.
 """
 
 import itertools
@@ -29,17 +29,22 @@ from jaxdet.config import tuples_from_lists
 from jaxdet.data.dataset import DataError
 from jaxdet.data.files import write_atomically
 from jaxdet.data.selective_search import selective_search
-from jaxdet.inference.preprocess import Found, Placing, Propose, in_own_pixels, place
+from jaxdet.inference.preprocess import (
+    ImageDetections,
+    Propose,
+    ResizeSpec,
+    postprocess,
+    preprocess,
+)
 
-if TYPE_CHECKING:  # `save` imports what it needs of these: they import flax.
-    from jaxdet.detectors.detector import Detector
-    from jaxdet.training.run_folder import Run
+if TYPE_CHECKING:  # it imports flax, which reading a file does not need
+    from jaxdet.weights.published import TrainedDetector
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""That every file holds programs for."""
+"""Each program runs on these."""
 
-VERSION = 1
-"""Of the file; it rises when older ones can no longer be read."""
+VERSION = 2
+"""Of the format; older files must be exported again."""
 
 _FORMAT = "jaxdet detector"
 _ABOUT, _PROGRAM, _WEIGHT = "about", "programs/", "weights/"  # names in the file
@@ -50,19 +55,17 @@ class Artifact(NamedTuple):
 
     detector: str  # the name of its builder, such as "retinanet"
     class_names: tuple[str, ...]  # of its labels
-    category_ids: tuple[int, ...]  # of the classes in the data that it has learned from
-    placing: Placing  # how images become arrays
+    category_ids: tuple[int, ...]  # of the classes in the data that it was trained on
+    resize: ResizeSpec  # how images become arrays
     batch_size: int
-    # From what `place` makes of `batch_size` images of one canvas to the boxes, scores,
-    # labels, valid and masks (or None) of `structs.Detections`.
+    # From what `preprocess` makes of `batch_size` images of one canvas to the boxes,
+    # scores, labels, valid and masks (or None) of `structs.Detections`.
     predict: Callable[[dict[str, Any]], tuple]
 
 
 def save(
     file: str | os.PathLike,
-    detector: "Detector",
-    variables: Any,
-    run: "Run",
+    trained: "TrainedDetector",
     *,
     canvases: Sequence[tuple[int, int]] | None = None,
     batch_size: int = 1,
@@ -70,63 +73,65 @@ def save(
     """Writes `predict`, thresholds and NMS included, for all of `PLATFORMS`.
 
     Args:
-      file: where to; it gets its name only when it is complete.
-      detector: the `Detector`.
-      variables: of it.
-      run: the `Run` that says how images were prepared and what the classes are.
-      canvases: (height, width) of each; an image goes to the one that suits it. None:
-        those of the run.
+      file: its path; it gets its name only when it is complete.
+      trained: the `TrainedDetector`.
+      canvases: (height, width) of each; an image goes to the one of nearest aspect
+        ratio. None: those that the detector was trained with.
       batch_size: images that the programs take at a time.
 
     Raises:
       DataError: if there is no canvas or the batch size is less than 1.
     """
-    from flax.traverse_util import flatten_dict, unflatten_dict
+    from flax.traverse_util import flatten_dict
 
     from jaxdet.evaluation.evaluate import label_names
-    from jaxdet.structs import Batch, Regions
 
-    config = run.training.input
-    canvases = config.canvases if canvases is None else tuple(canvases)
-    if not canvases or np.min(canvases) < 1:
+    resize = ResizeSpec.of_input(trained.input)
+    if canvases is not None:
+        resize = resize._replace(canvases=tuple(canvases))
+    if not resize.canvases or np.min(resize.canvases) < 1:
         allowed = "one or more (height, width), both at least 1"
-        raise DataError(f"canvases is {canvases}; it must be {allowed}")
+        raise DataError(f"canvases is {resize.canvases}; it must be {allowed}")
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; it must be at least 1")
-    placing = Placing(
-        canvases,
-        config.keep_aspect,
-        config.min_max_size,
-        config.float_pixels,
-        config.max_regions,
-    )
-
-    def predict(weights: dict, arrays: dict) -> tuple:
-        regions = Regions(**arrays["regions"]) if "regions" in arrays else None
-        image_ids = np.zeros(batch_size, np.int32)  # only training asks for them
-        batch = Batch(**arrays | {"regions": regions}, image_ids=image_ids)
-        found = detector.predict(unflatten_dict(weights, sep="/"), batch)
-        return found.boxes, found.scores, found.labels, found.valid, found.masks
-
-    weights = flatten_dict(jax.device_get(variables), sep="/")
+    detector = trained.detector
+    weights = flatten_dict(jax.device_get(trained.variables), sep="/")
     about = {
         "format": _FORMAT,
         "version": VERSION,
         "detector": (detector.recipe or {}).get("call", "").rpartition(":")[-1],
-        "class_names": label_names(detector, run.class_names),
-        "category_ids": run.category_ids,
-        "placing": placing._asdict(),
+        "class_names": label_names(detector, trained.class_names),
+        "category_ids": trained.category_ids,
+        "resize": resize._asdict(),
         "batch_size": batch_size,
     }
-    program = jax.export.export(jax.jit(predict), platforms=PLATFORMS)
+    predict = jax.jit(partial(_predict, detector.predict))
+    program = jax.export.export(predict, platforms=PLATFORMS)
     members = {_ABOUT: _as_array(json.dumps(about).encode())}
-    for canvas in canvases:
-        arrays = _shapes(
-            placing._replace(canvases=(canvas,), min_max_size=None), batch_size
+    for canvas in resize.canvases:
+        one = resize._replace(canvases=(canvas,), min_max_size=None)
+        arrays = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype),
+            preprocess(np.zeros((1, 1, 3), np.uint8), one),
         )
         members[_program_name(canvas)] = _as_array(program(weights, arrays).serialize())
     members |= {_WEIGHT + name: array for name, array in weights.items()}
-    _write(pathlib.Path(file), members)
+    file = pathlib.Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, partial(np.savez, **members))
+
+
+def _predict(predict: Callable, weights: dict, arrays: dict) -> tuple:
+    """Calls a detector's `predict` with flat weights and without flax structs."""
+    from flax.traverse_util import unflatten_dict
+
+    from jaxdet.structs import Batch, Regions
+
+    regions = Regions(**arrays["regions"]) if "regions" in arrays else None
+    image_ids = np.zeros(len(arrays["images"]), np.int32)  # only training asks for them
+    batch = Batch(**arrays | {"regions": regions}, image_ids=image_ids)
+    found = predict(unflatten_dict(weights, sep="/"), batch)
+    return found.boxes, found.scores, found.labels, found.valid, found.masks
 
 
 def load(file: str | os.PathLike) -> Artifact:
@@ -141,7 +146,7 @@ def load(file: str | os.PathLike) -> Artifact:
     about = _about(file, members)
     programs = {
         canvas: _deserialized(file, members, _program_name(canvas))
-        for canvas in about["placing"].canvases
+        for canvas in about["resize"].canvases
     }
     # Every program takes the same weights, and has to fit them.
     weights = [_weights(file, members, program) for program in programs.values()]
@@ -154,69 +159,57 @@ def load(file: str | os.PathLike) -> Artifact:
     return Artifact(**about, predict=predict)
 
 
-def detect_with(
+def make_detect(
     artifact: Artifact, *, min_score: float = 0.0, propose: Propose | None = None
-) -> Callable[[Sequence[np.ndarray]], list[Found]]:
-    """A function from images of any size to what is in each.
+) -> Callable[[Sequence[np.ndarray]], list[ImageDetections]]:
+    """Returns a function that detects objects in images of any size.
 
     Args:
       artifact: from `load`.
-      min_score: lower scores are left out.
-      propose: makes proposals, if the detector needs some; None: selective search.
+      min_score: detections that score lower are discarded.
+      propose: from an image to its proposals, for a detector that takes some; None:
+        selective search.
 
     Returns:
-      `[H, W, 3]` uint8 RGB images, however many -> `Found`s. Those of one canvas share
-      batches, the last of which is filled up.
+      `[H, W, 3]` uint8 RGB images, however many -> `ImageDetections` of each. Images of
+      one canvas share batches, the last of which is filled up.
     """
-    placing, batch_size = artifact.placing, artifact.batch_size
+    resize, batch_size = artifact.resize, artifact.batch_size
     if propose is None:
-        propose = partial(selective_search, max_proposals=placing.max_regions)
+        propose = partial(selective_search, max_proposals=resize.max_regions)
 
-    def detect(images: Sequence[np.ndarray]) -> list[Found]:
-        placed = [place(image, placing, propose) for image in images]
-        found = {}
-        for group in _groups(placed, batch_size):
+    def detect(images: Sequence[np.ndarray]) -> list[ImageDetections]:
+        resized = [preprocess(image, resize, propose) for image in images]
+        detections = {}
+        for group in _groups(resized, batch_size):
             filled = group + group[:1] * (batch_size - len(group))
             arrays = jax.tree.map(
-                lambda *parts: np.concatenate(parts), *(placed[i] for i in filled)
+                lambda *parts: np.concatenate(parts), *(resized[i] for i in filled)
             )
-            answers = jax.device_get(artifact.predict(arrays))
+            found = jax.device_get(artifact.predict(arrays))
             for slot, i in enumerate(group):
-                found[i] = in_own_pixels(
-                    jax.tree.map(itemgetter(slot), answers),
+                detections[i] = postprocess(
+                    jax.tree.map(itemgetter(slot), found),
                     np.shape(images[i])[:2],
-                    placed[i]["scales"][0],
+                    resized[i]["scales"][0],
                     class_names=artifact.class_names,
                     min_score=min_score,
                 )
-        return [found[i] for i in range(len(images))]
+        return [detections[i] for i in range(len(images))]
 
     return detect
 
 
-def _groups(placed: list[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
-    """Which images go together: at most `batch_size`, of one canvas."""
+def _groups(resized: list[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
+    """Yields the indices of at most `batch_size` images of one canvas at a time."""
 
     def canvas(i: int) -> tuple[int, ...]:
-        return placed[i]["images"].shape
+        return resized[i]["images"].shape
 
-    for _, same in itertools.groupby(sorted(range(len(placed)), key=canvas), canvas):
+    for _, same in itertools.groupby(sorted(range(len(resized)), key=canvas), canvas):
         same = list(same)
         for start in range(0, len(same), batch_size):
             yield same[start : start + batch_size]
-
-
-def _shapes(placing: Placing, batch_size: int) -> dict[str, Any]:
-    """Of what the program of one canvas takes."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype),
-        place(np.zeros((1, 1, 3), np.uint8), placing),
-    )
-
-
-def _write(file: pathlib.Path, members: dict[str, np.ndarray]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda stream: np.savez(stream, **members))
 
 
 def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -252,14 +245,14 @@ def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str,
             f"version {VERSION}: export it again"
         )
     try:
-        if not about["placing"]["canvases"]:
+        if not about["resize"]["canvases"]:
             raise ValueError("it has no canvas")
         return {
             "detector": about["detector"],
             "class_names": tuple(about["class_names"]),
             "category_ids": tuple(about["category_ids"]),
-            "placing": Placing(
-                **{k: tuples_from_lists(v) for k, v in about["placing"].items()}
+            "resize": ResizeSpec(
+                **{k: tuples_from_lists(v) for k, v in about["resize"].items()}
             ),
             "batch_size": about["batch_size"],
         }

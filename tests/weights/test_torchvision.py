@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import re
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,6 @@ from jaxdet.detectors import (
     ssd,
 )
 from jaxdet.detectors.detector import Detector, preprocess
-from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import paste_masks, rescale_to_original
 from jaxdet.nn import layers
 from jaxdet.nn.heads import MaskHead
@@ -598,121 +596,40 @@ def masks_on_canvas(parity, i):
     return np.pad(whole[:, rows][:, :, columns], margins, mode="edge")
 
 
-def variables_of(name, rng):
-    """Random numbers in the shapes of a model."""
-    blank = Batch(np.zeros((1, 300, 300, 3), np.uint8), None, None, None)
-    shapes = jax.eval_shape(torchvision.build(name).init, jax.random.key(0), blank)
-    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
-
-
-@pytest.mark.parametrize(
-    "name",
-    # All layouts between them; the others only go back and there.
-    ["retinanet_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2", "ssd300_vgg16"],
-)
-def test_there_and_back(rng, name):
-    variables = variables_of(name, rng)
-    state = torchvision.export(variables, name)
-    again = torchvision.load(state)
-    jax.tree.map(np.testing.assert_array_equal, variables, again)
-    about = json.loads((GOLDEN / f"{name}_s0.json").read_text())
-    shapes = {
-        key: tuple(weight["shape"])
-        for key, weight in about["weights"].items()
-        if not key.endswith(".num_batches_tracked")
-    }
-    assert {key: tensor.shape for key, tensor in state.items()} == shapes
-
-
 def test_back_and_there(parity):
     state = torchvision.export(parity.variables, parity.name)
     for key, tensor in state.items():
         expected = parity.state[key]
-        for unused, rows in (("bbox_pred", 4), ("mask_fcn_logits", 1)):
-            if f"roi_heads.box_predictor.{unused}" in key or (
-                f"roi_heads.mask_predictor.{unused}" in key
-            ):
+        for unused, rows in (
+            ("roi_heads.box_predictor.bbox_pred", 4),
+            ("roi_heads.mask_predictor.mask_fcn_logits", 1),
+        ):
+            if unused in key:
                 expected = expected.copy()
                 expected[:rows] = 0  # of the background
         np.testing.assert_array_equal(tensor, expected, err_msg=key)
 
 
-def test_layouts_by_hand(rng):
-    layouts = {
-        tensor.theirs: tensor.layout
-        for name in ("maskrcnn_resnet50_fpn", "ssd300_vgg16")
-        for tensor in torchvision.MODELS[name].tensors
+@pytest.mark.parametrize("name", torchvision.MODELS)
+def test_every_variable_there_and_back(name):
+    """Zeros of the right shapes, and the names and shapes of the golden files."""
+    blank = Batch(np.zeros((1, 300, 300, 3), np.uint8), None, None, None)
+    shapes = jax.eval_shape(torchvision.build(name).init, jax.random.key(0), blank)
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
+    state = torchvision.export(zeros, name)
+    assert len(state) == len(jax.tree.leaves(shapes))
+    assert torchvision.recognize(state) == name
+    weights = json.loads((GOLDEN / f"{name}_s0.json").read_text())["weights"]
+    golden = {
+        key: tuple(weight["shape"])
+        for key, weight in weights.items()
+        if not key.endswith(".num_batches_tracked")
     }
-
-    def ours(name, theirs):
-        return layouts[name].to_ours(np.asarray(theirs))
-
-    class_first = np.array([*range(1, 91), 0])  # of their outputs
-    head = "roi_heads.box_predictor"
-    answer = ours(f"{head}.cls_score.bias", range(91))
-    np.testing.assert_array_equal(answer, class_first)
-    answer = ours(f"{head}.cls_score.weight", [[i, -i] for i in range(91)])
-    np.testing.assert_array_equal(answer, [class_first, -class_first])
-    answer = ours(f"{head}.bbox_pred.bias", range(364))
-    np.testing.assert_array_equal(answer, range(4, 364))
-    # Classes of the first default box, then of the second.
-    place = "head.classification_head.module_list.0.bias"
-    answer = ours(place, range(182))
-    np.testing.assert_array_equal(answer, [*class_first, *(91 + class_first)])
-    fc6 = rng.random((2, 256, 7, 7))
-    answer = ours("roi_heads.box_head.fc6.weight", fc6.reshape(2, -1))
-    expected = fc6.transpose(2, 3, 1, 0).reshape(-1, 2)
-    np.testing.assert_array_equal(answer, expected)
-    head = "roi_heads.mask_predictor"
-    doubling = rng.random((3, 4, 2, 2))  # from, to, rows, columns
-    answer = ours(f"{head}.conv5_mask.weight", doubling)
-    assert answer.shape == (2, 2, 3, 4) and answer[0, 1, 2, 3] == doubling[2, 3, 0, 1]
-    masks = rng.random((91, 5, 1, 1))
-    answer = ours(f"{head}.mask_fcn_logits.weight", masks)
-    np.testing.assert_array_equal(answer[0, 0], masks[1:, :, 0, 0].T)
+    assert {key: tensor.shape for key, tensor in state.items()} == golden
 
 
 def names_of(name):
-    return {tensor.theirs: np.zeros(0) for tensor in torchvision.MODELS[name].tensors}
-
-
-@pytest.mark.parametrize("name", torchvision.MODELS)
-def test_tables_name_each_tensor_once_and_tell_models_apart(name):
-    tensors = torchvision.MODELS[name].tensors
-    assert len({tensor.theirs for tensor in tensors}) == len(tensors)
-    assert len({tensor.ours for tensor in tensors}) == len(tensors)
-    assert torchvision.recognise(names_of(name)) == name
-
-
-@pytest.mark.parametrize(
-    ("name", "old"),
-    [
-        (
-            "maskrcnn_resnet50_fpn",
-            {
-                r"(inner|layer)_blocks\.(\d)\.0\.": r"\1_blocks.\2.",
-                r"rpn\.head\.conv\.0\.0\.": "rpn.head.conv.",
-                r"mask_head\.0\.0\.": "mask_head.mask_fcn1.",
-                r"mask_head\.3\.0\.": "mask_head.mask_fcn4.",
-            },
-        ),
-        (
-            "retinanet_resnet50_fpn",
-            {
-                r"_head\.conv\.3\.0\.": "_head.conv.6.",
-                r"_head\.conv\.2\.0\.": "_head.conv.4.",
-                r"_head\.conv\.1\.0\.": "_head.conv.2.",
-                r"_head\.conv\.0\.0\.": "_head.conv.0.",
-            },
-        ),
-    ],
-)
-def test_names_of_its_first_checkpoints(name, old):
-    state = names_of(name)
-    for new_name, old_name in old.items():
-        assert any(re.search(new_name, key) for key in state)
-        state = {re.sub(new_name, old_name, key): x for key, x in state.items()}
-    assert torchvision.recognise(state) == name
+    return {t.theirs: np.zeros(0) for t in torchvision.MODELS[name].network.tensors}
 
 
 def test_checkpoints_of_something_else(rng):
@@ -759,7 +676,7 @@ def test_classes_of_coco(data_folder):
 
 
 @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
-def test_only_classes_of_coco_are_answers(monkeypatch, name):
+def test_other_classes_than_cocos_are_discarded(monkeypatch, name):
     first_id = torchvision.MODELS[name].first_id
     ids = np.array([[90, 12, 13, 1, 91]])  # toothbrush, nothing, stop sign, person
     found = Detections(
@@ -775,7 +692,7 @@ def test_only_classes_of_coco_are_answers(monkeypatch, name):
         num_classes=91 - first_id,
     )
     monkeypatch.setattr(torchvision, "build", lambda name: toy)
-    detector = torchvision.of_coco(name)
+    detector = torchvision.with_coco_labels(name)
     assert detector.num_classes == 80
     answer = jax.jit(detector.predict)({}, None)
     np.testing.assert_array_equal(answer.valid, [[True, True, True, False, False]])
@@ -789,19 +706,12 @@ def test_only_classes_of_coco_are_answers(monkeypatch, name):
     )
 
 
-def test_a_checkpoint_is_ready_to_detect(monkeypatch):
-    name = "fasterrcnn_resnet50_fpn"
-    monkeypatch.setattr(torchvision, "load", lambda state, name: {})
-    trained = torchvision.trained(names_of(name))
-    assert trained.run.class_names[11] == "stop sign"
-    assert trained.run.category_ids[11] == 13
-    assert deserialize(trained.run.recipe).num_classes == 80
-    config = trained.run.training.input
-    assert config.min_max_size == (800, 1333)
-    assert config.float_pixels
+def test_input_is_resized_as_torchvision_does():
+    config = torchvision.input_config("fasterrcnn_resnet50_fpn")
+    assert config.min_max_size == (800, 1333) and config.float_pixels
     assert (800, 1088) in config.canvases  # of 640x480, a photograph
-    fewer = torchvision.trained(names_of(name), canvas_multiple=448)
-    assert len(fewer.run.training.input.canvases) == 5
-    config = torchvision.trained(names_of("ssd300_vgg16")).run.training.input
+    fewer = torchvision.input_config("fasterrcnn_resnet50_fpn", canvas_multiple=448)
+    assert len(fewer.canvases) == 5
+    config = torchvision.input_config("ssd300_vgg16")
     assert config.canvases == ((300, 300),)
     assert not config.keep_aspect and config.float_pixels

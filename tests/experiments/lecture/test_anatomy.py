@@ -21,11 +21,9 @@ from jaxdet.detectors.retinanet import RetinaNetConfig, retinanet
 from jaxdet.detectors.rpn import RPNConfig, rpn
 from jaxdet.detectors.ssd import SSDConfig, ssd
 from jaxdet.inference import load
-from jaxdet.inference.load import Trained
 from jaxdet.nn.backbones.resnet import ResNet
-from jaxdet.training.config import TrainingConfig
-from jaxdet.training.run_folder import Run
 from jaxdet.weights import torchvision
+from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import WeightsError
 from tests.experiments.lecture.test_anatomy_figures import boxes_in, texts_of
 
@@ -48,7 +46,9 @@ def test_a_photo_comes_onto_its_canvas_with_its_objects():
 
 
 def test_detectors_are_taken_apart():
-    network, outputs = anatomy.take_apart(torchvision.of_coco("fcos_resnet50_fpn"))
+    network, outputs = anatomy.take_apart(
+        torchvision.with_coco_labels("fcos_resnet50_fpn")
+    )
     assert type(network) is FCOSNetwork and network.config.num_classes == 91
     np.testing.assert_array_equal(outputs, CATEGORY_IDS)
     config, (head,) = mask_rcnn_digits.RECIPE.detector, mask_rcnn_digits.RECIPE.heads
@@ -66,7 +66,7 @@ def test_without_a_network_the_rest_is_drawn(tmp_path, monkeypatch, capsys):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     Image.fromarray(noise).save(photo)
     monkeypatch.setattr(anatomy, "WITHOUT_NETWORK", INPUT)
-    monkeypatch.setattr(anatomy.published, "trained_ssd_mobilenet_v2", not_installed)
+    monkeypatch.setattr(anatomy.published, "ssd_mobilenet_v2", not_installed)
     anatomy.main(photo, output=tmp_path / "drawn")
     drawn = {file.stem for file in (tmp_path / "drawn").glob("*.jpg")}
     assert drawn == ALWAYS | {"anchors"}
@@ -87,16 +87,8 @@ def fresh(detector):
     image = np.zeros((64, 64, 3), np.uint8)
     batch = anatomy.scene_of(image, INPUT, None).batch
     variables = jax.jit(detector.init)(jax.random.key(1), batch)
-    run = Run(
-        recipe=detector.recipe,
-        training=TrainingConfig(input=INPUT),
-        class_names=("cat", "dog"),
-        category_ids=(1, 2),
-        data_set="pets",
-        images=0,
-        versions={},
-    )
-    return Trained(detector, variables, run)
+    classes = ("cat", "dog"), (1, 2)
+    return TrainedDetector(detector, variables, INPUT, *classes, "pets")
 
 
 RETINANET = RetinaNetConfig(
@@ -144,11 +136,11 @@ def drawn_by(tmp_path, monkeypatch):
 
         trained, to_file = fresh(detector), anatomy._save
         monkeypatch.setattr(anatomy, "_save", save)
-        monkeypatch.setattr(anatomy.inference, "load_trained", lambda *_, **__: trained)
+        monkeypatch.setattr(load, "load_detector", lambda *_, **__: trained)
         noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / "photo.png")
         anatomy.main(tmp_path / "photo.png", run=tmp_path, output=tmp_path)
-        found = load.detect_with(trained)(noise)
+        found = load.make_detect(trained)(noise)
         return figures, found
 
     return draw

@@ -13,7 +13,7 @@ from PIL import Image
 from experiments.lecture import scale_comparison
 from jaxdet.data.formats import digits
 from jaxdet.detectors.serialization import deserialize
-from jaxdet.inference.load import load_trained
+from jaxdet.inference.load import load_detector
 from tests.experiments.test_recipes import SHORT, trace
 
 
@@ -112,4 +112,4 @@ def test_the_ways_to_find_all_sizes_are_trained(few_digits, tmp_path, monkeypatc
     for way in ways:
         run = pathlib.Path("runs/scale_comparison", way)
         assert "evaluation at step 4" in (run / "log.txt").read_text()
-        assert load_trained(run).detector.num_classes == 10
+        assert load_detector(run).detector.num_classes == 10

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 
 from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
-from jaxdet.weights.state_dict import efficientnet_lite0_from_torch
+from jaxdet.weights import backbones
 
 # Blocks, kernel, stride, widening, channels before and after, as its authors list them.
 LAYOUT = (
@@ -104,7 +104,7 @@ def test_agrees_with_a_plain_one(rng):
     image = jnp.asarray(rng.normal(size=(1, 50, 63, 3)), jnp.float32)
     canvas = jnp.zeros((1, 64, 96, 3)).at[:, :50, :63].set(image)
     expected = jax.jit(plain_features)(state, image)
-    variables = efficientnet_lite0_from_torch(state)
+    variables = backbones.load(state, "efficientnet_lite0")
     network = EfficientNetLite0()
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
     chex.assert_trees_all_equal_shapes(variables, shapes)
