@@ -8,11 +8,15 @@ from typing import Annotated, Literal
 from jaxdet.config import (
     Count,
     Fraction,
+    InRange,
     NotEmpty,
     Positive,
     Size,
     checked_dataclass,
 )
+
+Side = Annotated[int, InRange(1, 2**14)]
+"""Of a canvas, in pixels."""
 
 
 @checked_dataclass
@@ -26,7 +30,7 @@ class InputConfig:
       ValueError: for a value out of its range, naming the field and what is allowed.
     """
 
-    canvases: Annotated[tuple[tuple[Count, Count], ...], NotEmpty()] = (
+    canvases: Annotated[tuple[tuple[Side, Side], ...], NotEmpty()] = (
         (800, 1344),
         (1344, 800),
     )

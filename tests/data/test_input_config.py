@@ -19,7 +19,8 @@ def test_scaled_canvases_by_hand():
     ("fields", "message"),
     [
         ({"canvases": ()}, "not empty"),
-        ({"canvases": ((32, 32), (0, 32))}, "each of its items at least 1"),
+        ({"canvases": ((32, 32), (0, 32))}, "each of its items in [1, 16384]"),
+        ({"canvases": ((1_000_000, 1_000_000),)}, "each of its items in [1, 16384]"),
         ({"canvases": ((32, 32, 3),)}, "a tuple of 2"),
         ({"canvases": ((100.5, 64),)}, "a whole number"),
         ({"too_many_objects": "skip"}, "one of ('error', 'drop')"),
