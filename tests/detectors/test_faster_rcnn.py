@@ -73,7 +73,7 @@ def small_vgg(dtype=jnp.float32):
 
 
 @pytest.mark.slow
-class TestLawsOfC4(laws.DetectorLaws, detector=small_c4):
+class TestLawsOfC4(laws.DetectorLaws, detector=small_c4, steps=400):
     pass
 
 
