@@ -33,7 +33,7 @@ from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
 from jaxdet.inference import export
 from jaxdet.inference.preprocess import ImageDetections
-from jaxdet.visualize import draw, enlarged, enlarged_masks
+from jaxdet.visualize import draw, enlarge, enlarge_masks
 
 # What answers about an image, the names of its labels, and the ids of its categories.
 _Asked = tuple[
@@ -214,14 +214,14 @@ def _add(
 
 
 def _drawn(image: np.ndarray, found: ImageDetections, class_names) -> Image.Image:
-    picture, factor = enlarged(image)
+    picture, factor = enlarge(image)
     drawn = draw(
         picture,
         found.boxes * factor,
         found.labels,
         found.scores,
         class_names=class_names,
-        masks=None if found.masks is None else enlarged_masks(found.masks, factor),
+        masks=None if found.masks is None else enlarge_masks(found.masks, factor),
     )
     return Image.fromarray(drawn)
 

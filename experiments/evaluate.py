@@ -141,7 +141,7 @@ def main(
     if pictures:
         shown = [found for found in detections if found["score"] >= min_score]
         names = label_names(detector, data_set.class_names)
-        _draw_first(pictures, data_set, shown, output, found_names=names)
+        _draw_first(pictures, data_set, shown, output, detection_names=names)
 
 
 def _load_data(
@@ -207,7 +207,7 @@ def _draw_first(
     detections: list[dict],
     output: pathlib.Path,
     *,
-    found_names: tuple[str, ...] | None = None,
+    detection_names: tuple[str, ...] | None = None,
 ) -> None:
     """Writes `POSITION_ID.png` for the first images; detections are COCO's results."""
     found_in = collections.defaultdict(list)
@@ -237,7 +237,7 @@ def _draw_first(
                 np.array([one["score"] for one in found], float),
             ),
             class_names=data_set.class_names,
-            found_names=found_names,
+            detection_names=detection_names,
             masks=masks,
         )
         name = re.sub(r"[^\w.-]+", "_", str(image_id))

@@ -1,4 +1,4 @@
-"""Pictures for people: boxes with names on photographs, side by side and in sheets.
+"""Draws boxes, names and masks on images, and puts images side by side and in sheets.
 
 Images are `[H, W, 3]` uint8 RGB arrays, in and out; none is modified.
 """
@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Corners = tuple[int, int, int, int]  # pixels: left, top, right, bottom, all inside
 
 _INK, _PAPER = (24, 24, 24), (255, 255, 255)
 _SMALLEST_FONT = 6
-_VEIL = 0.45  # opacity of masks
+_MASK_OPACITY = 0.45
 
 
-def class_colour(label: int) -> Colour:
-    """A vivid RGB colour; those of neighbouring labels differ strongly.
+def class_color(label: int) -> Color:
+    """Returns a vivid RGB color, which differs strongly from those of the next labels.
 
     Hues turn by the golden angle, so any first few are spread over the whole circle;
     lightness changes with them, as there are more classes than nameable hues.
@@ -31,24 +31,24 @@ def class_colour(label: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def enlarged(image: np.ndarray, *, least: int = 480) -> tuple[np.ndarray, int]:
-    """A small image made larger, since tags would hide it.
+def enlarge(image: np.ndarray, *, min_size: int = 480) -> tuple[np.ndarray, int]:
+    """Enlarges a small image, which tags would hide.
 
     Args:
       image: `[H, W, 3]` uint8.
-      least: pixels that the longer side of the answer has at least.
+      min_size: pixels that the longer side has at least afterwards.
 
     Returns:
       `[factor * H, factor * W, 3]` uint8, and the factor, whole and at least 1.
     """
-    factor = max(1, -(-least // max(image.shape[:2])))
+    factor = max(1, -(-min_size // max(image.shape[:2])))
     picture = Image.fromarray(image)
     size = (picture.width * factor, picture.height * factor)
     return np.array(picture.resize(size, Image.Resampling.BICUBIC)), factor
 
 
-def enlarged_masks(masks: np.ndarray, factor: int) -> np.ndarray:
-    """`[N, H, W]` bool made as much larger as `enlarged` made their image."""
+def enlarge_masks(masks: np.ndarray, factor: int) -> np.ndarray:
+    """Enlarges `[N, H, W]` bool masks by a factor from `enlarge`."""
     return masks.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
@@ -62,19 +62,19 @@ def draw(
     crowd: np.ndarray | None = None,
     masks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draws boxes, each with its name and score on a tag in the colour of its class.
+    """Draws boxes, each with its name and score on a tag in the color of its class.
 
-    Masks are veils of that colour with an outline, under all boxes. Lines and letters
-    grow with the image. Tags stay inside it and out of each other's way as far as there
-    is room; what scores best gets its place first and lies on top.
+    Masks are translucent, with an outline, under all boxes. Lines and letters grow with
+    the image. Tags lie inside the image and overlap as little as possible; the box of
+    the highest score is placed first and drawn on top.
 
     Args:
       image: `[H, W, 3]` uint8.
-      boxes: `[N, 4]` (x1, y1, x2, y2) pixels; what reaches out of the image is cut off.
+      boxes: `[N, 4]` (x1, y1, x2, y2) pixels; they are clipped to the image.
       labels: `[N]` int in [0, K).
-      scores: `[N]`; None for ground truth, where smaller boxes take precedence.
+      scores: `[N]`; None for ground truth, where smaller boxes are placed first.
       class_names: K names.
-      crowd: `[N]` bool; crowds are dashed. None: there are none.
+      crowd: `[N]` bool; boxes of crowds are dashed; None: no crowds.
       masks: `[N, H, W]` bool; None: there are none.
 
     Returns:
@@ -88,25 +88,25 @@ def draw(
     if masks is not None:
         image = image.copy()
         for i in best_first[::-1]:
-            _draw_mask(image, masks[i], class_colour(int(labels[i])), line)
+            _draw_mask(image, masks[i], class_color(int(labels[i])), line)
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     for i in best_first[::-1]:
         dashed = crowd is not None and bool(crowd[i])
-        _draw_box(pen, corners[i], class_colour(int(labels[i])), line, dashed)
+        _draw_box(pen, corners[i], class_color(int(labels[i])), line, dashed)
     tags = []
     for i in best_first:
         text = str(class_names[int(labels[i])])
         if scores is not None:
             text += f" {float(scores[i]):.2f}"
-        colour = class_colour(int(labels[i]))
-        tags.append(_place_tag(text, colour, corners[i], size, tags))
+        color = class_color(int(labels[i]))
+        tags.append(_place_tag(text, color, corners[i], size, tags))
     for tag in reversed(tags):
-        darker = tuple(channel * 7 // 10 for channel in tag.colour)
-        pen.rectangle(tag.corners, fill=tag.colour, outline=darker)
+        darker = tuple(channel * 7 // 10 for channel in tag.color)
+        pen.rectangle(tag.corners, fill=tag.color, outline=darker)
         left, top, right, bottom = tag.corners
         middle = ((left + right + 1) / 2, (top + bottom + 1) / 2)
-        ink = _INK if _luminance(tag.colour) > 0.3 else _PAPER
+        ink = _INK if _luminance(tag.color) > 0.3 else _PAPER
         pen.text(middle, tag.text, fill=ink, font=tag.font, anchor="mm")
     return np.array(picture)
 
@@ -114,39 +114,41 @@ def draw(
 def truth_beside_detections(
     image: np.ndarray,
     truth: tuple[np.ndarray, np.ndarray, np.ndarray],
-    found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    detections: tuple[np.ndarray, np.ndarray, np.ndarray],
     *,
     class_names: Sequence[str],
-    found_names: Sequence[str] | None = None,
+    detection_names: Sequence[str] | None = None,
     masks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """An image, `enlarged` if small, with what is there beside it with what was found.
+    """Draws the ground truth and the detections on two copies of an image.
+
+    A small image is enlarged first.
 
     Args:
       image: `[H, W, 3]` uint8.
       truth: boxes `[N, 4]` (x1, y1, x2, y2) in pixels of the image, labels `[N]`, and
         crowd `[N]` bool; no padding.
-      found: boxes `[D, 4]`, labels `[D]` and scores `[D]`; all of them are drawn.
+      detections: boxes `[D, 4]`, labels `[D]` and scores `[D]`; all are drawn.
       class_names: K names.
-      found_names: of the labels of what was found, if it has others.
-      masks: `[D, H, W]` bool, of what was found; None: there are none.
+      detection_names: names of the detections' labels, if they are others.
+      masks: `[D, H, W]` bool, of the detections; None: there are none.
 
     Returns:
       `[H', W', 3]` uint8, the truth on the left.
     """
-    picture, factor = enlarged(image)
+    picture, factor = enlarge(image)
     boxes, labels, crowd = truth
-    there = draw(picture, factor * boxes, labels, class_names=class_names, crowd=crowd)
-    boxes, labels, scores = found
-    drawn = draw(
+    left = draw(picture, factor * boxes, labels, class_names=class_names, crowd=crowd)
+    boxes, labels, scores = detections
+    right = draw(
         picture,
         factor * boxes,
         labels,
         scores,
-        class_names=found_names or class_names,
-        masks=None if masks is None else enlarged_masks(masks, factor),
+        class_names=detection_names or class_names,
+        masks=None if masks is None else enlarge_masks(masks, factor),
     )
-    return side_by_side(there, drawn)
+    return side_by_side(left, right)
 
 
 def side_by_side(
@@ -155,7 +157,7 @@ def side_by_side(
     *,
     captions: tuple[str, str] = ("ground truth", "detections"),
 ) -> np.ndarray:
-    """Two images, which may differ in size, under their captions.
+    """Puts two images, which may differ in size, side by side under captions.
 
     Args:
       left: `[H, W, 3]` uint8.
@@ -173,7 +175,7 @@ def side_by_side(
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Images in rows of `columns`, each in the middle of a cell that would hold any.
+    """Puts images in rows, each in the middle of a cell as large as the largest image.
 
     Args:
       images: `[H, W, 3]` uint8 each; they may differ in size.
@@ -203,13 +205,13 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 class _Tag(NamedTuple):
     text: str
-    colour: Colour
+    color: Color
     font: ImageFont.FreeTypeFont
     corners: Corners
 
 
 def _pixels(box: np.ndarray, size: tuple[int, int]) -> Corners:
-    """The pixels that a box covers, at least one, in an image of (width, height)."""
+    """Returns the pixels of a box in an image of (width, height), at least one."""
     x1, y1, x2, y2 = (round(value) for value in box.tolist())
     left, top = (min(max(v, 0), s - 1) for v, s in zip((x1, y1), size, strict=True))
     right, bottom = (min(v, s) - 1 for v, s in zip((x2, y2), size, strict=True))
@@ -227,25 +229,25 @@ def _overlap(a: Corners, b: Corners) -> int:
 
 
 def _draw_box(
-    pen: ImageDraw.ImageDraw, corners: Corners, colour: Colour, line: int, dashed: bool
+    pen: ImageDraw.ImageDraw, corners: Corners, color: Color, line: int, dashed: bool
 ) -> None:
     if not dashed:
-        pen.rectangle(corners, outline=colour, width=line)
+        pen.rectangle(corners, outline=color, width=line)
         return
     left, top, right, bottom = corners
     dash = 4 * line
     for x in range(left, right + 1, 2 * dash):
         end = min(x + dash - 1, right)
-        pen.rectangle((x, top, end, min(top + line - 1, bottom)), fill=colour)
-        pen.rectangle((x, max(bottom - line + 1, top), end, bottom), fill=colour)
+        pen.rectangle((x, top, end, min(top + line - 1, bottom)), fill=color)
+        pen.rectangle((x, max(bottom - line + 1, top), end, bottom), fill=color)
     for y in range(top, bottom + 1, 2 * dash):
         end = min(y + dash - 1, bottom)
-        pen.rectangle((left, y, min(left + line - 1, right), end), fill=colour)
-        pen.rectangle((max(right - line + 1, left), y, right, end), fill=colour)
+        pen.rectangle((left, y, min(left + line - 1, right), end), fill=color)
+        pen.rectangle((max(right - line + 1, left), y, right, end), fill=color)
 
 
-def _draw_mask(image: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> None:
-    """Lays a veil over the pixels of a mask of `image`, and lines its edge inside."""
+def _draw_mask(image: np.ndarray, mask: np.ndarray, color: Color, line: int) -> None:
+    """Blends a color into the pixels of a mask, in place, and outlines it inside."""
     rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
     if not len(rows):
         return
@@ -256,19 +258,19 @@ def _draw_mask(image: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -
         above, below = inner[:-2, 1:-1], inner[2:, 1:-1]
         left, right = inner[1:-1, :-2], inner[1:-1, 2:]
         inner = inner[1:-1, 1:-1] & above & below & left & right
-    veil = (1 - _VEIL) * pixels[mask] + _VEIL * np.array(colour)
-    pixels[mask] = veil.round().astype(np.uint8)
-    pixels[mask & ~inner] = colour
+    blend = (1 - _MASK_OPACITY) * pixels[mask] + _MASK_OPACITY * np.array(color)
+    pixels[mask] = blend.round().astype(np.uint8)
+    pixels[mask & ~inner] = color
 
 
 def _place_tag(
     text: str,
-    colour: Colour,
+    color: Color,
     box: Corners,
     size: tuple[int, int],
     others: list[_Tag],
 ) -> _Tag:
-    """Puts a tag where it covers the least of the others, best of all above its box."""
+    """Puts a tag where it overlaps others least, if possible above its box."""
     font = _font(size, text)
     ascent, descent = font.getmetrics()
     width = min(size[0], math.ceil(font.getlength(text) + 0.5 * ascent))
@@ -286,20 +288,19 @@ def _place_tag(
         (at_right, below),
         (at_right, bottom - height + 1),
     ]
-    candidates = []
+    best = None
     for x, y in places:
         x = min(max(x, 0), size[0] - width)
         y = min(max(y, 0), size[1] - height)
-        candidates.append((x, y, x + width - 1, y + height - 1))
-
-    def covered(corners: Corners) -> int:
-        return sum(_overlap(corners, other.corners) for other in others)
-
-    return _Tag(text, colour, font, min(candidates, key=covered))
+        corners = (x, y, x + width - 1, y + height - 1)
+        overlap = sum(_overlap(corners, other.corners) for other in others)
+        if best is None or overlap < best[0]:
+            best = overlap, corners
+    return _Tag(text, color, font, best[1])
 
 
 def _font(size: tuple[int, int], text: str) -> ImageFont.FreeTypeFont:
-    """Letters that suit an image of (width, height) and let `text` fit into it."""
+    """Returns a font in which `text` fits into an image of (width, height)."""
     points = max(10, round(sum(size) / 80))
     font = ImageFont.load_default(points)
     while points > _SMALLEST_FONT and font.getlength(text) + points > size[0]:
@@ -308,9 +309,9 @@ def _font(size: tuple[int, int], text: str) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _luminance(colour: Colour) -> float:
-    """Of sRGB, relative to white (WCAG 2)."""
-    linear = [(c / 255) ** 2.2 for c in colour]
+def _luminance(color: Color) -> float:
+    """Returns the luminance of an sRGB color relative to white (WCAG 2)."""
+    linear = [(c / 255) ** 2.2 for c in color]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 

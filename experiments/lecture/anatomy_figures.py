@@ -20,7 +20,7 @@ from jaxdet.ops import box_coding, losses, receptive_field, roi_align, roi_pool
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.matching import Matches
 from jaxdet.ops.receptive_field import Field
-from jaxdet.visualize import draw, enlarged, enlarged_masks
+from jaxdet.visualize import draw, enlarge, enlarge_masks
 
 MOST = 40  # boxes of a kind that are drawn
 EASY = 0.1  # a negative with a lower score is easy
@@ -480,8 +480,8 @@ def detections(
     Returns:
       `[H', W', 3]` uint8.
     """
-    picture, factor = enlarged(image)
-    masks = None if found.masks is None else enlarged_masks(found.masks, factor)
+    picture, factor = enlarge(image)
+    masks = None if found.masks is None else enlarge_masks(found.masks, factor)
     boxes = found.boxes * factor
     drawn = draw(
         picture,

@@ -18,8 +18,8 @@ from jaxdet.training.config import TrainingConfig
 from jaxdet.visualize import (
     contact_sheet,
     draw,
-    enlarged,
-    enlarged_masks,
+    enlarge,
+    enlarge_masks,
     truth_beside_detections,
 )
 
@@ -82,11 +82,11 @@ def _draw_training_image(
     batch: Batch, row: int, class_names: Sequence[str]
 ) -> np.ndarray:
     image, truth, valid = _pixels(batch, row), batch.truth, batch.truth.valid[row]
-    picture, factor = enlarged(image)
+    picture, factor = enlarge(image)
     boxes, masks = truth.boxes[row, valid], None
     if truth.masks is not None:
         masks = paste_masks(truth.masks[row, valid], boxes, image.shape[:2])
-        masks = enlarged_masks(masks, factor)
+        masks = enlarge_masks(masks, factor)
     return draw(
         picture,
         factor * boxes,
@@ -115,7 +115,7 @@ def _draw_truth_and_detections(
         (truth.boxes[row, valid], truth.labels[row, valid], truth.crowd[row, valid]),
         (boxes, detections.labels[row, shown], detections.scores[row, shown]),
         class_names=class_names,
-        found_names=detected_names,
+        detection_names=detected_names,
         masks=masks,
     )
 
