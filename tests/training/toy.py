@@ -1,5 +1,6 @@
 """A detector of a few dozen parameters that learns the mean box of an image."""
 
+import functools
 from functools import partial
 
 import flax.linen as nn
@@ -55,6 +56,7 @@ def predict(network, batch):
     )
 
 
+@functools.cache  # so that it is compiled once
 def toy(width: int = 4) -> Detector:
     return from_network(
         ToyNetwork(width),
@@ -138,6 +140,7 @@ def config(**changes) -> TrainingConfig:
         "warmup_steps": 2,
         "log_every": 2,
         "checkpoint_every": 3,
+        "pictures": 0,
         "input": InputConfig(canvases=(CANVAS,), max_objects=3, workers=0),
     }
     return TrainingConfig(**values | changes)
