@@ -1,199 +1,39 @@
-"""Against torchvision itself: stage by stage, what it finds, how it learns."""
+"""Against torchvision itself: stage by stage, detections, losses and gradients."""
 
 import dataclasses
 import functools
 import json
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.data import transforms
 from jaxdet.data.formats import coco
-from jaxdet.detectors import (
-    faster_rcnn,
-    fcos,
-    mask_rcnn,
-    retinanet,
-    roi_heads,
-    rpn,
-    ssd,
-)
-from jaxdet.detectors.detector import Detector, preprocess
+from jaxdet.detectors import faster_rcnn, rpn, ssd
+from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.evaluate import paste_masks, rescale_to_original
 from jaxdet.nn import layers
-from jaxdet.nn.heads import MaskHead
-from jaxdet.ops import anchors, images, masks, matching, roi_align, sampling
+from jaxdet.ops import images, masks, matching
 from jaxdet.structs import Batch, Detections, GroundTruth
 from jaxdet.weights import torchvision
 from jaxdet.weights.state_dict import WeightsError
 from tests.conftest import GOLDEN
-from tests.golden import record_float64, replay
+from tests.golden import record_float64
+from tests.weights.parity import (
+    Parity,
+    cut_from_whole_images,
+    last,
+    pyramid_anchors,
+    sample_as_torchvision,
+)
 
-CANVAS = (320, 352)  # both images fit
-HASTE = {"xla_backend_optimization_level": 0}  # what is compiled runs only once
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+NO_OPTIMIZATION = {"xla_backend_optimization_level": 0}  # what runs only once
+FAST = "retinanet_resnet50_fpn"
 MODELS = [
-    "retinanet_resnet50_fpn",
-    slow("retinanet_resnet50_fpn_v2"),
-    slow("fcos_resnet50_fpn"),
-    slow("ssd300_vgg16"),
-    slow("fasterrcnn_resnet50_fpn"),
-    slow("fasterrcnn_resnet50_fpn_v2"),
-    slow("maskrcnn_resnet50_fpn"),
-    slow("maskrcnn_resnet50_fpn_v2"),
+    name if name == FAST else pytest.param(name, marks=pytest.mark.slow)
+    for name in torchvision.MODELS
 ]
-
-
-class Parity:
-    """A model with golden weights; what it computes is computed once."""
-
-    def __init__(self, name):
-        self.name = name
-        self.state, self.golden, self.about = replay.load(GOLDEN / f"{name}_s0.npz")
-        self.variables = torchvision.load(self.state)
-        model = torchvision.MODELS[name]
-        self.canvas, self.backbone, self.epsilon = CANVAS, model.backbone, None
-        if model.canvas is None:  # a ResNet's; all golden ones have this
-            self.backbone, self.epsilon = self.backbone.clone(epsilon=1e-5), 1e-5
-            sizes = self.about["min_size"], self.about["max_size"]
-            self.rule = {"min_max_size": sizes}
-        else:
-            self.canvas, self.rule = model.canvas, {"keep_aspect": False}
-        self.detector = torchvision.build(name, epsilon=self.epsilon)
-        self.first_id = torchvision.MODELS[name].first_id
-        config, *_ = model.make.args
-        self.two_stages = "rcnn" in name
-        self.masks = name.startswith("maskrcnn")
-        self.boxes_config = config.faster_rcnn if self.masks else config
-        self.config = config
-
-    @functools.cached_property
-    def batch(self):
-        pixels = np.zeros((2, *self.canvas, 3), np.float32)
-        sizes, scales, boxes, labels = [], [], [], []
-        for i, canvas in enumerate(pixels):
-            image, target = self.golden[f"in/image{i}"], f"in/target{i}"
-            example = transforms.Example(
-                image,
-                self.golden[f"{target}/boxes"],
-                self.golden[f"{target}/labels"],
-                (),
-            )
-            example, scale = transforms.resize_to_canvas(
-                example, self.canvas, **self.rule, out=canvas
-            )
-            size = image.shape[:2]
-            sizes.append(transforms.fitted_size(size, self.canvas, **self.rule))
-            scales.append(scale)
-            boxes.append(example.boxes)
-            labels.append(example.labels - self.first_id)
-        there = np.ones(np.shape(labels), bool)
-        truth = GroundTruth(np.array(boxes), np.array(labels), there, ~there)
-        ids = np.arange(2, dtype=np.int32)
-        return Batch(pixels, np.array(sizes, np.int32), np.array(scales), ids, truth)
-
-    @property
-    def one_stage(self):
-        """Its `predict`, and its network."""
-        return ONE_STAGE[self.name.split("_")[0]]
-
-    @functools.cached_property
-    def network(self):
-        head = torchvision.MODELS[self.name].make.keywords.get("box_head")
-        backbone = self.backbone
-        if not self.two_stages:
-            return self.one_stage[1](self.config, backbone)
-        mask_head = None
-        if self.masks:
-            mask_head = MaskHead(90, norm=self.config.mask_norm)
-        return faster_rcnn.FasterRCNNNetwork(
-            self.boxes_config, backbone, head, mask_head
-        )
-
-    @functools.cached_property
-    def stages(self):
-        """All that lies between pixels and answers, by name."""
-        run = _two_stages if self.two_stages else _one_stage
-        run = jax.jit(nn.apply(functools.partial(run, parity=self), self.network))
-        found = run(self.variables, self.batch)
-        return jax.tree.map(np.asarray, found)
-
-    def regions_asked(self):
-        """Of torchvision's proposals those that the file tells more about, `[R, 4]`."""
-        boxes = np.concatenate([self.golden[f"eval/rpn/proposals/{i}"] for i in (0, 1)])
-        which = np.repeat([0, 1], 1000)
-        return [
-            np.concatenate([values[::13], values[::97]]) for values in (boxes, which)
-        ]
-
-    def found_boxes(self):
-        """Torchvision's answers, `[D, 4]`, their images and their labels here."""
-        parts = [
-            [self.golden[f"eval/det_resized/{i}/{k}"] for i in (0, 1)]
-            for k in ("boxes", "labels")
-        ]
-        which = np.repeat([0, 1], [len(boxes) for boxes in parts[0]])
-        boxes, labels = map(np.concatenate, parts)
-        return boxes, which, labels - self.first_id
-
-
-ONE_STAGE = {
-    "retinanet": (retinanet.predict, retinanet.RetinaNetNetwork),
-    "fcos": (fcos.predict, fcos.FCOSNetwork),
-    "ssd300": (ssd.predict, ssd.SSDNetwork),
-}
-
-
-def _one_stage(network, batch, parity):
-    config = parity.config
-    pixels, _ = preprocess(batch, config.preprocessing)
-    features = network.backbone(pixels)
-    outputs = network(pixels)
-    if parity.name.startswith("ssd"):
-        levels = [[maps[level] for level in config.levels] for maps in outputs]
-        outputs = [
-            jnp.concatenate([x.reshape(2, -1, x.shape[-1]) for x in maps], axis=1)
-            for maps in levels
-        ]
-    else:
-        features = network.fpn(features)
-    return {
-        "pixels": pixels,
-        "features": features,
-        "outputs": outputs,
-        "found": parity.one_stage[0](network, batch, config=config),
-    }
-
-
-def _two_stages(network, batch, parity):
-    config = parity.boxes_config
-    pixels, _ = preprocess(batch, config.rpn.preprocessing)
-    pyramid = network.features(pixels)
-    objectness, deltas = network.rpn_head(pyramid)
-    answer = {"pixels": pixels, "features": pyramid}
-    answer |= {"logits": objectness, "deltas": deltas}
-    boxes, which = parity.regions_asked()
-    crops = _cut(pyramid, boxes, which, config, size=None)
-    answer["crops"] = crops
-    answer["hidden"] = network.box_head(crops)
-    answer["classes"], answer["moves"] = network.box_predictor(answer["hidden"])
-    predict = mask_rcnn.predict if parity.masks else faster_rcnn.predict
-    answer["found"] = predict(network, batch, config=parity.config)
-    if parity.masks:
-        boxes, which, _ = parity.found_boxes()
-        crops = _cut(pyramid, boxes[::29], which[::29], config, size=14)
-        answer["mask_logits"] = network.mask_head(crops)
-    return answer
-
-
-def _cut(pyramid, boxes, which, config, *, size):
-    """Of regions `[R, 4]`, each of one of the two images."""
-    boxes = jnp.stack([boxes] * 2)
-    both = roi_heads.pool(pyramid, boxes, None, config.pooler, size)
-    return both[which, jnp.arange(len(which))]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -208,15 +48,24 @@ def two_stages(parity):
     return parity
 
 
-def assert_close(ours, theirs, tolerance):
+@pytest.fixture
+def with_masks(two_stages):
+    if not two_stages.masks:
+        pytest.skip("it predicts no masks")
+    return two_stages
+
+
+@pytest.fixture
+def with_anchors(parity):
+    if not parity.has_anchors:
+        pytest.skip("its points and default boxes have golden tests of their own")
+    return parity
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
     """Relative to the largest entry."""
     scale = np.abs(theirs).max()
     np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=tolerance)
-
-
-def last(values):
-    """NCHW to NHWC."""
-    return np.moveaxis(values, 1, -1)
 
 
 def test_1_pixels(parity):
@@ -227,101 +76,87 @@ def test_1_pixels(parity):
 
 
 def test_2_features(parity):
-    finest = 2 if parity.two_stages else 3
     keys = [key for key in parity.golden if key.startswith("eval/features/")]
     assert len(keys) in (5, 6)
-    for level, key in enumerate(keys, start=finest):
+    for level, key in enumerate(keys, start=2 if parity.two_stages else 3):
         theirs = last(parity.golden[key])
-        assert_close(parity.stages["features"][level][..., :4], theirs, 1e-4)
+        assert_close(parity.stages["features"][level][..., :4], theirs)
 
 
-def test_3_anchors(parity):
-    if not has_anchors(parity):
-        pytest.skip("its points and default boxes have golden tests of their own")
-    config = parity.boxes_config.rpn if parity.two_stages else parity.config
-    ours = pyramid_anchors(config)
-    np.testing.assert_array_equal(ours, parity.golden["eval/anchors/0"])
-
-
-def pyramid_anchors(config):
-    return anchors.pyramid_anchors(CANVAS, levels=config.levels, **vars(config.anchors))
-
-
-def has_anchors(parity):
-    return parity.two_stages or parity.name.startswith("retinanet")
+def test_3_anchors_and_their_matches(with_anchors):
+    parity, config = with_anchors, with_anchors.dense_config
+    boxes = pyramid_anchors(config)
+    np.testing.assert_array_equal(boxes, parity.golden["eval/anchors/0"])
+    thresholds = {
+        "negative_iou": config.negative_iou,
+        "positive_iou": config.positive_iou,
+    }
+    for i in range(2):
+        truth = jax.tree.map(lambda x, i=i: x[i], parity.batch.truth)
+        ours = matching.match_by_iou(boxes, truth.boxes, truth.valid, **thresholds)
+        if parity.two_stages:
+            matches = np.where(ours.positive, 1, np.where(ours.negative, 0, -1))
+            theirs = parity.golden[f"train_frozen/rpn/labels/{i}"]
+        else:
+            matches = np.where(ours.negative, -1, -2)
+            matches = np.where(ours.positive, ours.gt_index, matches)
+            theirs = parity.golden[f"train_frozen/matched_idxs/{i}"]
+        np.testing.assert_array_equal(matches, theirs)
 
 
 def test_4_dense_head(parity):
+    logits, deltas, *centerness = parity.stages["outputs"]
     if parity.two_stages:
-        for ours, name, count in (("logits", "objectness", 1), ("deltas", "deltas", 4)):
-            levels = [parity.golden[f"eval/rpn/{name}/{level}"] for level in range(5)]
-            theirs = [last(level).reshape(2, -1, count) for level in levels]
-            assert_close(parity.stages[ours], np.concatenate(theirs, axis=1), 1e-4)
+        assert_close(logits.reshape(2, -1, 1), parity.levels("objectness", 1))
+        assert_close(deltas, parity.levels("deltas", 4))
         return
-    logits, sides, *centerness = parity.stages["outputs"]
     theirs = parity.golden["eval/head/cls_logits[:, ::37]"]
-    theirs = np.roll(theirs, -parity.first_id, axis=-1)
-    assert_close(logits[:, ::37], theirs, 1e-4)
+    assert_close(logits[:, ::37], np.roll(theirs, -parity.first_id, axis=-1))
     if centerness:
-        sides = np.maximum(sides, 0)  # what it hands on
+        deltas = np.maximum(deltas, 0)  # torchvision's head ends with a ReLU
         theirs = parity.golden["eval/head/bbox_ctrness[:, ::37]"]
-        assert_close(centerness[0][:, ::37, None], theirs, 1e-4)
-    theirs = parity.golden["eval/head/bbox_regression[::97]"]
-    assert_close(sides[::97], theirs, 1e-4)
+        assert_close(centerness[0][:, ::37, None], theirs)
+    assert_close(deltas[::97], parity.golden["eval/head/bbox_regression[::97]"])
 
 
 @functools.cache
-def proposing(config, training):
+def compiled_propose(config, training):
     """Compiled once for the models that propose alike."""
     return jax.jit(functools.partial(rpn.propose, config=config, training=training))
 
 
 def test_5_proposals(two_stages):
-    """All of them, of torchvision's own logits: of ours, some hang on rounding."""
-    golden, config = two_stages.golden, two_stages.boxes_config.rpn
-    objectness, deltas = (
-        jnp.concatenate(
-            [
-                last(golden[f"eval/rpn/{name}/{level}"]).reshape(2, -1, count)
-                for level in range(5)
-            ],
-            axis=1,
-        )
-        for name, count in (("objectness", 1), ("deltas", 4))
-    )
+    """From torchvision's own logits: with ours, some proposals depend on rounding."""
+    golden = two_stages.golden
+    outputs = two_stages.levels("objectness", 1), two_stages.levels("deltas", 4)
     for mode in ("eval", "train_frozen"):
-        propose = proposing(config, mode == "train_frozen")
-        ours = propose(objectness, deltas, two_stages.batch)
+        propose = compiled_propose(two_stages.dense_config, mode == "train_frozen")
+        ours = jax.tree.map(np.asarray, propose(*outputs, two_stages.batch))
         for i in range(2):
             theirs = golden[f"{mode}/rpn/proposals/{i}"]
             scores = golden[f"{mode}/rpn/scores/{i}"]
-            boxes, our_scores = np.asarray(ours.boxes[i]), np.asarray(ours.scores[i])
-            np.testing.assert_allclose(our_scores, scores, atol=1e-6)
-            pairs = paired(boxes, our_scores, theirs, scores)  # equal scores may swap
+            np.testing.assert_allclose(ours.scores[i], scores, atol=1e-6)
+            # Equal scores may swap.
+            pairs = paired(ours.boxes[i], ours.scores[i], theirs, scores)
             assert len(pairs) == len(theirs) == ours.valid[i].sum()
-            np.testing.assert_allclose(
-                boxes[pairs[:, 0]], theirs[pairs[:, 1]], atol=1e-4
-            )
+            boxes = ours.boxes[i][pairs[:, 0]]
+            np.testing.assert_allclose(boxes, theirs[pairs[:, 1]], atol=1e-4)
 
 
-def test_6_regions(two_stages):
+def test_6_box_head(two_stages):
     golden, stages = two_stages.golden, two_stages.stages
-    classes, rest = stages["classes"][:-21], stages["moves"][-21:]
-    crops = stages["crops"][-21:, ..., :16]
-    assert_close(crops, last(golden["eval/roi/box_pool[::97, :16]"]), 1e-4)
-    theirs = golden["eval/roi/box_head[::97, :64]"]
-    assert_close(stages["hidden"][-21:, :64], theirs, 1e-4)
-    theirs = np.roll(golden["eval/roi/class_logits[::13]"], -1, axis=-1)
-    assert_close(classes, theirs, 1e-4)
-    theirs = golden["eval/roi/box_regression[::97]"].reshape(-1, 91, 4)[:, 1:]
-    assert_close(rest, theirs, 1e-4)
+    crops = last(golden["eval/roi/box_pool[::97, :16]"])
+    assert_close(stages["crops"][-21:, ..., :16], crops)
+    assert_close(stages["hidden"][-21:, :64], golden["eval/roi/box_head[::97, :64]"])
+    classes = np.roll(golden["eval/roi/class_logits[::13]"], -1, axis=-1)
+    assert_close(stages["classes"][:-21], classes)
+    deltas = golden["eval/roi/box_regression[::97]"].reshape(-1, 91, 4)
+    assert_close(stages["deltas"][-21:], deltas[:, 1:])
 
 
-def test_7_masks_of_regions(two_stages):
-    if not two_stages.masks:
-        pytest.skip("it finds no masks")
-    theirs = last(two_stages.golden["eval/roi/mask_logits[::29, ::13]"])
-    assert_close(two_stages.stages["mask_logits"][..., 12::13], theirs[..., 1:], 1e-4)
+def test_7_mask_head(with_masks):
+    theirs = last(with_masks.golden["eval/roi/mask_logits[::29, ::13]"])
+    assert_close(with_masks.stages["mask_logits"][..., 12::13], theirs[..., 1:])
 
 
 def paired(boxes, scores, other_boxes, other_scores, labels=None, other_labels=None):
@@ -338,50 +173,40 @@ def paired(boxes, scores, other_boxes, other_scores, labels=None, other_labels=N
     return np.array(pairs)
 
 
-def test_8_detections(parity):
-    found, golden = parity.stages["found"], parity.golden
-    boxes = rescale_to_original(found.boxes, parity.batch.scales)
+def detections_beside_golden(parity, where):
+    """Yields both sides' detections of each image, and which are the same."""
+    detections = parity.stages["detections"]
+    boxes = detections.boxes
+    if where == "det":
+        boxes = rescale_to_original(boxes, parity.batch.scales)
     for i in range(2):
-        for ours, where in ((found.boxes, "det_resized"), (boxes, "det")):
-            there = found.valid[i]
-            ours, scores = ours[i][there], found.scores[i][there]
-            labels = found.labels[i][there] + parity.first_id
-            theirs, their_scores, their_labels = (
-                golden[f"eval/{where}/{i}/{key}"]
-                for key in ("boxes", "scores", "labels")
-            )
-            assert len(ours) == len(theirs)
-            pairs = paired(ours, scores, theirs, their_scores, labels, their_labels)
-            assert len(pairs) == len(theirs)
-            np.testing.assert_allclose(
-                ours[pairs[:, 0]], theirs[pairs[:, 1]], atol=0.01
-            )
+        values = boxes, detections.scores, detections.labels
+        boxes_i, scores, labels = (x[i][detections.valid[i]] for x in values)
+        theirs, their_scores, their_labels = parity.detections(where, i)
+        pairs = paired(boxes_i, scores, theirs, their_scores, labels, their_labels)
+        yield boxes_i, theirs, pairs
 
 
-def test_9_masks(two_stages):
-    if not two_stages.masks:
-        pytest.skip("it finds no masks")
-    found, golden = two_stages.stages["found"], two_stages.golden
-    boxes = rescale_to_original(found.boxes, two_stages.batch.scales)
-    for i in range(2):
-        there, size = found.valid[i], golden[f"in/image{i}"].shape[:2]
-        ours = paste_masks(found.masks[i][there], boxes[i][there], size)
+@pytest.mark.parametrize("where", ["det_resized", "det"])
+def test_8_detections(parity, where):
+    for ours, theirs, pairs in detections_beside_golden(parity, where):
+        assert len(ours) == len(theirs) == len(pairs)
+        ours, theirs = ours[pairs[:, 0]], theirs[pairs[:, 1]]
+        np.testing.assert_allclose(ours, theirs, atol=0.01)
+
+
+def test_9_masks(with_masks):
+    detections, golden = with_masks.stages["detections"], with_masks.golden
+    found = detections_beside_golden(with_masks, "det")
+    for i, (boxes, _, pairs) in enumerate(found):
+        size = golden[f"in/image{i}"].shape[:2]
+        ours = paste_masks(detections.masks[i][detections.valid[i]], boxes, size)
         theirs = np.unpackbits(golden[f"eval/det/{i}/masks>0.5, packbits"])
         theirs = theirs[: ours.size].reshape(ours.shape)
-        keys = "boxes", "scores", "labels"
-        answers = [golden[f"eval/det/{i}/{key}"] for key in keys]
-        labels = found.labels[i][there] + two_stages.first_id
-        pairs = paired(
-            boxes[i][there],
-            found.scores[i][there],
-            *answers[:2],
-            labels,
-            answers[2],
-        )
         assert np.mean(ours[pairs[:, 0]] != theirs[pairs[:, 1]]) < 1e-3
 
 
-# What the parts of the loss are called there.
+# What the parts of the loss are called in torchvision.
 LOSSES = {
     "class_loss": ("classification", "loss_classifier"),
     "box_loss": ("bbox_regression", "loss_box_reg"),
@@ -392,26 +217,12 @@ LOSSES = {
 }
 
 
-def test_matches_of_anchors(parity):
-    if not has_anchors(parity):
-        pytest.skip("its points and default boxes have golden tests of their own")
-    config = parity.boxes_config.rpn if parity.two_stages else parity.config
-    boxes = pyramid_anchors(config)
-    thresholds = {
-        "negative_iou": config.negative_iou,
-        "positive_iou": config.positive_iou,
-    }
-    for i in range(2):
-        truth = jax.tree.map(lambda x, i=i: x[i], parity.batch.truth)
-        ours = matching.match_by_iou(boxes, truth.boxes, truth.valid, **thresholds)
-        if parity.two_stages:
-            answer = np.where(ours.positive, 1, np.where(ours.negative, 0, -1))
-            theirs = parity.golden[f"train_frozen/rpn/labels/{i}"]
-        else:
-            answer = np.where(ours.negative, -1, -2)
-            answer = np.where(ours.positive, ours.gt_index, answer)
-            theirs = parity.golden[f"train_frozen/matched_idxs/{i}"]
-        np.testing.assert_array_equal(answer, theirs)
+def assert_losses(parts, golden, place):
+    for name, theirs in LOSSES.items():
+        if name in parts:
+            keys = [f"{place}/{key}" for key in theirs]
+            (expected,) = (golden[key] for key in keys if key in golden)
+            np.testing.assert_allclose(parts[name], expected, rtol=1e-4)
 
 
 def test_losses(parity, monkeypatch):
@@ -430,20 +241,12 @@ def test_losses(parity, monkeypatch):
     assert_losses(parts, parity.golden, "train_frozen/loss")
 
 
-def assert_losses(parts, golden, place):
-    for name, theirs in LOSSES.items():
-        if name in parts:
-            (expected,) = (
-                golden[f"{place}/{key}"] for key in theirs if f"{place}/{key}" in golden
-            )
-            np.testing.assert_allclose(parts[name], expected, rtol=1e-4)
-
-
+@pytest.mark.slow
 def test_gradients_in_float64(parity, monkeypatch):
-    """In float32 they hang on rounding, torchvision's own too: see the recording."""
+    """In float32 they depend on rounding, torchvision's own too: see the recording."""
     name, golden = parity.name, np.load(GOLDEN / "float64.npz")
     given = record_float64.inputs(name)
-    monkeypatch.setattr(images, "normalize", normalise_in_float64)
+    monkeypatch.setattr(images, "normalize", normalize_in_float64)
     monkeypatch.setattr(layers, "convolve", convolve_in_float64)
     monkeypatch.setattr(masks, "crop_and_resize_masks", cut_from_whole_images)
     with jax.enable_x64(True):
@@ -464,7 +267,7 @@ def test_gradients_in_float64(parity, monkeypatch):
 
         variables = jax.tree.map(np.float64, parity.variables)
         gradient = jax.value_and_grad(loss, has_aux=True)
-        gradient = jax.jit(gradient, compiler_options=HASTE)
+        gradient = jax.jit(gradient, compiler_options=NO_OPTIMIZATION)
         (_, parts), gradients = gradient(variables, batch)
     assert_losses(parts, golden, f"{name}/loss")
     gradients = torchvision.export(gradients, name)
@@ -475,35 +278,33 @@ def test_gradients_in_float64(parity, monkeypatch):
 
 def in_float64(parity):
     """The detector, with the numbers of the recording."""
-    numbers = record_float64.NUMBERS
-
-    def sampling_all(config):
-        if hasattr(config, "faster_rcnn"):
-            boxes = sampling_all(config.faster_rcnn)
-            return dataclasses.replace(config, faster_rcnn=boxes)
+    config, box_config = parity.config, parity.box_config
+    if parity.two_stages:
+        numbers = record_float64.NUMBERS
         rpn_config = dataclasses.replace(
-            config.rpn,
+            box_config.rpn,
             batch_size_per_image=numbers["rpn_batch_size_per_image"],
             post_nms_topk_train=numbers["rpn_post_nms_top_n_train"],
         )
         heads_config = dataclasses.replace(
-            config.roi_heads,
+            box_config.roi_heads,
             batch_size_per_image=numbers["box_batch_size_per_image"],
             positive_fraction=numbers["box_positive_fraction"],
         )
-        return dataclasses.replace(config, rpn=rpn_config, roi_heads=heads_config)
-
-    config = sampling_all(parity.config) if parity.two_stages else parity.config
+        parts = {"rpn": rpn_config, "roi_heads": heads_config}
+        config = dataclasses.replace(box_config, **parts)
+        if parity.masks:
+            config = dataclasses.replace(parity.config, faster_rcnn=config)
     make = torchvision.MODELS[parity.name].make
-    parts = {key: part.clone(dtype=jnp.float64) for key, part in make.keywords.items()}
+    heads = {key: head.clone(dtype=jnp.float64) for key, head in make.keywords.items()}
     if parity.name == "ssd300_vgg16":
         backbone = ssd.vgg16_300(dtype=jnp.float64)
     else:
         backbone = parity.backbone.clone(dtype=jnp.float64)
-    return make.func(config, backbone=backbone, **parts)
+    return make.func(config, backbone=backbone, **heads)
 
 
-def normalise_in_float64(pixels, sizes, *, mean, std):
+def normalize_in_float64(pixels, sizes, *, mean, std):
     shift, scale = (np.broadcast_to(x, pixels.shape) for x in (mean, std))
     return (pixels.astype(jnp.float64) / 255 - shift) / scale
 
@@ -521,79 +322,6 @@ def convolve_in_float64(x, kernel, stride, margins, dilation=1):
         x = jnp.concatenate(taps, axis=-1)
     kernel = kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])  # columns outside
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
-
-
-def cut_from_whole_images(masks, boxes, regions, index, *, output_size):
-    """torchvision's targets, `[N, H, W]` -> `[R, S, S]`; ours see boxes alone."""
-
-    def cut(mask, region):
-        return roi_align.roi_align(
-            mask[..., None].astype(jnp.float32),
-            region[None],
-            stride=1,
-            output_size=output_size,
-            sampling_ratio=0,
-            aligned=False,
-        )[0, ..., 0]
-
-    return jax.vmap(cut)(masks[index], regions)
-
-
-def sample_as_torchvision(parity, monkeypatch):
-    """Feeds the anchors and regions that it drew; the batch, with its masks."""
-    golden, batch = parity.golden, parity.batch
-    draws = [
-        np.stack([golden[f"train_frozen/rpn/{sign}_mask/{i}"] for i in range(2)]) > 0
-        for sign in ("pos", "neg")
-    ]
-
-    def keys(key, image_ids, count):
-        return (jnp.arange(len(image_ids)),) * count
-
-    def balanced_subset(key, identity, positive, negative, **options):
-        positive, negative = (jnp.asarray(draw)[key] for draw in draws)
-        index = jnp.argsort(~(positive | negative))[: options["size"]]
-        return sampling.Subset(index, positive[index], (positive | negative)[index])
-
-    drawn = [
-        np.stack([golden[f"train_frozen/roi/{key}/{i}"] for i in range(2)])
-        for key in ("proposals", "labels", "matched_idxs")
-    ]
-    order = np.argsort(drawn[1] == 0, axis=1, kind="stable")  # positive ones first
-    boxes, labels, objects = (
-        np.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
-        for x in drawn
-    )
-    samples = roi_heads.SampledRoIs(
-        boxes=jnp.asarray(boxes),
-        labels=jnp.where(labels > 0, labels - 1, 90),
-        gt_index=jnp.asarray(objects),
-        gt_boxes=jax.vmap(lambda values, index: values[index])(
-            batch.truth.boxes, objects
-        ),
-        positive=jnp.asarray(labels > 0),
-        valid=jnp.ones(labels.shape, bool),
-    )
-    monkeypatch.setattr(sampling, "image_keys", keys)
-    monkeypatch.setattr(sampling, "balanced_subset", balanced_subset)
-    monkeypatch.setattr(roi_heads, "sample_rois", lambda *args, **options: samples)
-    if not parity.masks:
-        return batch
-    whole = np.stack([masks_on_canvas(parity, i) for i in range(2)])
-    monkeypatch.setattr(masks, "crop_and_resize_masks", cut_from_whole_images)
-    return batch.replace(truth=batch.truth.replace(masks=whole))
-
-
-def masks_on_canvas(parity, i):
-    """Resized as torchvision does it; beyond the image its border goes on."""
-    whole = parity.golden[f"in/target{i}/masks"]
-    size = parity.batch.sizes[i]
-    rows, columns = (
-        np.floor(np.arange(new) * np.float32(old / new)).astype(int)
-        for old, new in zip(whole.shape[1:], size, strict=True)
-    )
-    margins = [(0, 0), *((0, n) for n in np.array(parity.canvas) - size)]
-    return np.pad(whole[:, rows][:, :, columns], margins, mode="edge")
 
 
 def test_back_and_there(parity):
@@ -632,7 +360,7 @@ def names_of(name):
     return {t.theirs: np.zeros(0) for t in torchvision.MODELS[name].network.tensors}
 
 
-def test_checkpoints_of_something_else(rng):
+def test_checkpoints_of_something_else():
     name = "retinanet_resnet50_fpn"
     state = names_of(name)
     del state["backbone.body.conv1.weight"]
