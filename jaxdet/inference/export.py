@@ -213,7 +213,7 @@ def _groups(resized: list[dict[str, Any]], batch_size: int) -> Iterator[list[int
 
 
 def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of the file by name."""
+    """Returns all arrays of the file by name."""
     if not zipfile.is_zipfile(file):
         raise DataError(f"{file}: no exported detector, or no file at all")
     name, members = "its table of contents", {}
@@ -230,11 +230,11 @@ def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The fields of an `Artifact` that are written in the file."""
+    """Returns the fields of an `Artifact` that are written in the file."""
     try:
         about = json.loads(members[_ABOUT].tobytes())
         kind, version = about["format"], about["version"]
-    except Exception as error:  # of json, or because it is something else
+    except Exception as error:  # of json, or because keys are missing
         raise DataError(
             f"{file}: no exported detector (its member {_ABOUT!r} is missing or "
             f"damaged: {error!r})"
@@ -256,7 +256,7 @@ def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str,
             ),
             "batch_size": about["batch_size"],
         }
-    except Exception as error:  # KeyError, TypeError: whatever it says instead
+    except Exception as error:  # KeyError, TypeError and others
         raise DataError(
             f"{file}: its member {_ABOUT!r} is damaged ({error!r}); export it again"
         ) from error
@@ -275,14 +275,14 @@ def _weights(
     members: dict[str, np.ndarray],
     program: jax.export.Exported,
 ) -> dict[str, np.ndarray]:
-    """What a program takes beside images, by the names that it has for them."""
+    """Returns the weights that a program takes, by its names for them."""
     (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     weights = {name: _member(file, members, _WEIGHT + name) for name in expected}
     for name, array in weights.items():
-        it, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, expected[name]))
-        if it != wanted:
+        given, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, expected[name]))
+        if given != wanted:
             raise DataError(
-                f"{file}: its member {_WEIGHT + name!r} is {it}, and its programs take "
+                f"{file}: its member {_WEIGHT + name!r} is {given}, its programs take "
                 f"{wanted}; export it again"
             )
     return weights
@@ -294,7 +294,7 @@ def _deserialized(
     program = _member(file, members, name)
     try:
         exported = jax.export.deserialize(bytearray(program))
-    except Exception as error:  # whatever jax stumbles over in programs of another one
+    except Exception as error:  # of jax, for a program of another version
         raise DataError(
             f"{file}: jax {jax.__version__} cannot read its member {name!r} "
             f"({error!r}); export it again"

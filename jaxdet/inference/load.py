@@ -139,7 +139,7 @@ def _load_run(workdir: str | os.PathLike, step: int | str) -> TrainedDetector:
         if not isinstance(detector, Detector):
             raise TypeError(f"it describes {type(detector).__name__}, no detector")
         template = _shapes_of_variables(detector, config)
-    except Exception as error:  # whatever a network of wrong numbers stumbles over
+    except Exception as error:  # of a network whose numbers are wrong
         raise RunError(
             f"{workdir}: its recipe cannot be followed by this jaxdet: {error}"
         ) from error

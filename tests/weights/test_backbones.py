@@ -167,8 +167,5 @@ def test_a_resnet_is_divided():
 def test_tensors_of_another_network(name, tensor):
     with pytest.raises(WeightsError, match=rf"(?s) {name}:.* {tensor} is left over"):
         backbones.load({tensor: np.zeros((8, 8))}, name)
-
-
-def test_unknown_networks():
     with pytest.raises(WeightsError, match="no network 'vgg11'; allowed: alexnet, "):
         backbones.load({}, "vgg11")
