@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxdet.detectors.sppnet import sppnet
     from jaxdet.detectors.ssd import ssd
     from jaxdet.evaluation.evaluate import evaluate
+    from jaxdet.inference.load import load
     from jaxdet.structs import Batch, Detections, GroundTruth, Regions
     from jaxdet.training.config import TrainingConfig
     from jaxdet.training.train import train
@@ -38,6 +39,7 @@ __all__ = [
     "faster_rcnn",
     "fcos",
     "image_pyramid",
+    "load",
     "mask_rcnn",
     "rcnn",
     "retinanet",
@@ -59,6 +61,7 @@ _MODULES = {
     "faster_rcnn": "detectors.faster_rcnn",
     "fcos": "detectors.fcos",
     "image_pyramid": "detectors.image_pyramid",
+    "load": "inference.load",
     "mask_rcnn": "detectors.mask_rcnn",
     "rcnn": "detectors.rcnn",
     "retinanet": "detectors.retinanet",

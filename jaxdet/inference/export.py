@@ -1,6 +1,6 @@
 """Writes a trained detector as one file that jax alone can run, and reads it.
 
-export.save("model.jaxdet", inference.load_detector("runs/quickstart"))
+export.save("model.jaxdet", load_detector("runs/quickstart"))
 
 detect = export.make_detect(export.load("model.jaxdet"))
 (detections,) = detect([image])  # NumPy, [H, W, 3] uint8, any size

@@ -1,6 +1,6 @@
 """Makes a trained detector a function from an image to named boxes.
 
-detect = inference.load("runs/quickstart")  # or "ssd_mobilenet_v2", or a .pth file
+detect = jaxdet.load("runs/quickstart")  # or "ssd_mobilenet_v2", or a .pth file
 detections = detect(image)  # NumPy, [H, W, 3] uint8, any size
 print(detections.names, detections.scores, detections.boxes)
 """
