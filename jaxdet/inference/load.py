@@ -81,6 +81,11 @@ def load_detector(
         return published.DETECTORS[source]()
     if pathlib.Path(source).suffix in SUFFIXES or pathlib.Path(source).is_file():
         return published.torchvision_detector(source)
+    if not pathlib.Path(source).is_dir():
+        raise RunError(
+            f"{source} is no folder of a run, no file, and none of the published "
+            f"detectors: {', '.join(published.DETECTORS)}"
+        )
     return _load_run(source, step)
 
 

@@ -199,6 +199,8 @@ def test_recipes_that_cannot_be_followed(tmp_path, recipe, problem):
 def test_folders_without_a_run(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         load.load(tmp_path)
+    with pytest.raises(RunError, match=r"ssd_v3 is no folder.*: ssd_mobilenet_v2"):
+        load.load("ssd_v3")
 
 
 def test_published_names_and_files(tmp_path, monkeypatch):
