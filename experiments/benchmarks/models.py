@@ -28,8 +28,8 @@ TRAINING = TrainingConfig(learning_rate=1e-4, warmup_steps=0)
 MASK_CELLS = 56  # a side of the objects' masks
 FOUND = 50  # detections an image
 _CLASSES = r".*(class_head/output|head/classes|box_predictor/classes|classes\d)/kernel"
-_BOXES = r".*(box_head/output|head/sides|deltas\d?)/kernel"
-_SIDES = "head/sides/bias"
+_BOXES = r".*(box_head/output|head/ltrb|deltas\d?)/kernel"
+_SIDES = "head/ltrb/bias"
 _RESIDUALS = r"(backbone|box_head)/stage\d_block\d+/conv3/kernel"
 
 

@@ -1,6 +1,6 @@
-"""Small networks on top of a pyramid, the same for every level, or on regions of it."""
+"""Heads: small networks on the levels of a pyramid, or on crops of RoIs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
@@ -18,7 +18,7 @@ class DenseHead(nn.Module):
     """3x3 convolutions with ReLUs, then one with `outputs` per cell (RetinaNet 4).
 
     Attributes:
-      outputs: numbers per cell, for instance shapes times classes.
+      outputs: numbers per cell, for instance anchors times classes.
       depth: convolutions before the last one.
       norm: of those convolutions.
       bias: of the last convolution at the start of training.
@@ -44,35 +44,30 @@ class DenseHead(nn.Module):
           sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
             empty; None: all of the canvas is image.
         """
-        channels = next(iter(pyramid.values())).shape[-1]
-        layers = _tower(self, channels)
-        last = Conv(
-            self.outputs,
-            kernel_init=_NORMAL,
-            bias_init=nn.initializers.constant(self.bias),
-            dtype=self.dtype,
-            name="output",
-        )
-        answers = []
+        tower = _tower_layers(self, next(iter(pyramid.values())).shape[-1])
+        bias_init = nn.initializers.constant(self.bias)
+        last = partial(Conv, kernel_init=_NORMAL, dtype=self.dtype)
+        last = last(self.outputs, bias_init=bias_init, name="output")
+        outputs = []
         for level, x in sorted(pyramid.items()):
-            here = (sizes, 2**level)
-            x = last(zero_outside(_climb(layers, x, here), *here))
-            answers.append(x.reshape(len(x), -1, self.outputs))
-        return jnp.concatenate(answers, axis=1).astype(jnp.float32)
+            x = zero_outside(_apply_tower(tower, x, sizes, 2**level), sizes, 2**level)
+            outputs.append(last(x))
+        return _concatenate(outputs, self.outputs)
 
 
 class FCOSHead(nn.Module):
-    """Classes, box sides and centerness of each cell (Tian et al. 2019, Figure 2).
+    """Classes, boxes and centerness of each cell (Tian et al. 2019, Figure 2).
 
-    Two towers, shared by all levels: one for the classes, one for the box sides.
+    Two towers, shared by all levels: one for the classes, one for the boxes.
 
     Attributes:
       num_classes: K.
       depth: 3x3 convolutions of each tower.
       norm: of those convolutions.
-      centerness_on: the tower that the centerness is read from; "class" in the paper's
-        Figure 2, "box" among its later improvements.
-      level_scales: whether the sides of each level are multiplied by a learned number.
+      centerness_on: the tower that the centerness is predicted from; "class" in the
+        paper's Figure 2, "box" among its later improvements.
+      level_scales: whether the distances of each level are multiplied by a learned
+        number.
       bias: of the class logits at the start of training.
       dtype: of the arithmetic; parameters stay float32.
     """
@@ -89,46 +84,43 @@ class FCOSHead(nn.Module):
     def __call__(
         self, pyramid: dict[int, jax.Array], sizes: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`{level: [B, H, W, C]}` -> logits, sides, centerness logits, all float32.
+        """`{level: [B, H, W, C]}` -> class logits, distances, centerness logits.
 
-        They are `[B, A, K]`, `[B, A, 4]` (left, top, right, bottom) and `[B, A]`. A
-        runs over levels (finest first), rows, columns, as in ops/anchors.py.
+        They are `[B, A, K]`, `[B, A, 4]` (left, top, right, bottom) and `[B, A]`,
+        float32; A as in `DenseHead`.
 
         Args:
-          pyramid: features of one number of channels, which the convolutions keep.
-          sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
-            empty; None: all of the canvas is image.
+          pyramid: see `DenseHead`.
+          sizes: see `DenseHead`.
         """
         tower = partial(_Tower, self.depth, self.norm, self.dtype)
         towers = {name: tower(name=f"{name}_tower") for name in ("class", "box")}
         last = partial(Conv, kernel_init=_NORMAL, dtype=self.dtype)
-        prior = nn.initializers.constant(self.bias)
-        class_logits = last(self.num_classes, bias_init=prior, name="classes")
-        box_sides, central = last(4, name="sides"), last(1, name="centerness")
+        bias_init = nn.initializers.constant(self.bias)
+        classes = last(self.num_classes, bias_init=bias_init, name="classes")
+        ltrb, centerness = last(4, name="ltrb"), last(1, name="centerness")
         scales = jnp.ones(len(pyramid))
         if self.level_scales:
             scales = self.param("scales", nn.initializers.ones, scales.shape)
-        answers = []
+        outputs = []
         for (level, x), scale in zip(sorted(pyramid.items()), scales, strict=True):
-            features = {n: tower(x, (sizes, 2**level)) for n, tower in towers.items()}
-            maps = (
-                class_logits(features["class"]),
-                box_sides(features["box"]).astype(jnp.float32) * scale,
-                central(features[self.centerness_on]),
-            )
-            answers.append([m.reshape(len(x), -1, m.shape[-1]) for m in maps])
-        logits, sides, centerness = (
-            jnp.concatenate(parts, axis=1).astype(jnp.float32)
-            for parts in zip(*answers, strict=True)
+            features = {name: towers[name](x, sizes, 2**level) for name in towers}
+            distances = ltrb(features["box"]).astype(jnp.float32) * scale
+            central = centerness(features[self.centerness_on])
+            outputs.append((classes(features["class"]), distances, central))
+        logits, distances, central = zip(*outputs, strict=True)
+        return (
+            _concatenate(logits, self.num_classes),
+            _concatenate(distances, 4),
+            _concatenate(central, 1)[..., 0],
         )
-        return logits, sides, centerness[..., 0]
 
 
 class RPNHead(nn.Module):
     """3x3 convolutions with ReLUs and two 1x1 siblings (Ren et al. 2015, 3.1).
 
     Attributes:
-      per_cell: anchors in each cell.
+      num_anchors: per cell.
       depth: 3x3 convolutions.
       outputs: objectness logits per anchor: 1 for a sigmoid, 2 for the softmax over
         (background, object) of the paper.
@@ -137,7 +129,7 @@ class RPNHead(nn.Module):
       dtype: of the arithmetic; parameters stay float32.
     """
 
-    per_cell: int
+    num_anchors: int
     depth: int = 1
     outputs: int = 1
     channels: int | None = None
@@ -155,25 +147,23 @@ class RPNHead(nn.Module):
 
         Args:
           pyramid: features of one number of channels.
-          sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
-            empty; None: all of the canvas is image.
+          sizes: see `DenseHead`.
         """
         channels = self.channels or next(iter(pyramid.values())).shape[-1]
-        layers = _tower(self, channels)
+        tower = _tower_layers(self, channels)
         sibling = partial(Conv, kernel=1, kernel_init=_NORMAL, dtype=self.dtype)
-        objectness = sibling(self.per_cell * self.outputs, name="objectness")
-        deltas = sibling(self.per_cell * 4, name="deltas")
-        logits, moves = [], []
-        for level, x in sorted(pyramid.items()):
-            x = _climb(layers, x, (sizes, 2**level))
-            logits.append(objectness(x).reshape(len(x), -1, self.outputs))
-            moves.append(deltas(x).reshape(len(x), -1, 4))
-        logits, moves = (jnp.concatenate(parts, axis=1) for parts in (logits, moves))
-        return logits.astype(jnp.float32), moves.astype(jnp.float32)
+        objectness = sibling(self.num_anchors * self.outputs, name="objectness")
+        deltas = sibling(self.num_anchors * 4, name="deltas")
+        hidden = [
+            _apply_tower(tower, x, sizes, 2**level)
+            for level, x in sorted(pyramid.items())
+        ]
+        logits = _concatenate(map(objectness, hidden), self.outputs)
+        return logits, _concatenate(map(deltas, hidden), 4)
 
 
 class FCHead(nn.Module):
-    """Fully connected layers with ReLUs on each region (Girshick 2015, 2.1).
+    """Fully connected layers with ReLUs on each RoI (Girshick 2015, 2.1).
 
     Attributes:
       features: outputs of each layer; 4096 for AlexNet and VGG, 1024 on a pyramid.
@@ -188,28 +178,28 @@ class FCHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, regions: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    def __call__(self, crops: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """`[B * R, ..., C]` -> `[B * R, features]`.
 
         Args:
-          regions: features of the regions of all images, one image after the other.
+          crops: of the RoIs of all images, one image after the other.
           keys: `[B]`, one for the dropout on each image, which then does not depend on
             what shares its batch; None: no dropout.
 
         Raises:
-          ValueError: if dropout is no share below 1.
+          ValueError: if dropout is not in [0, 1).
         """
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        x = regions.reshape(len(regions), -1)
+        x = crops.reshape(len(crops), -1)
         for index in range(self.depth):
             dense = nn.Dense(
                 self.features, kernel_init=XAVIER, dtype=self.dtype, name=f"fc{index}"
             )
             x = nn.relu(dense(x))
             if keys is not None and self.dropout > 0:
-                here = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-                x = _drop(x, here, self.dropout)
+                layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+                x = _dropout(x, layer_keys, self.dropout)
         return x
 
 
@@ -220,7 +210,7 @@ class ConvFCHead(nn.Module):
       features: outputs.
       channels: of the convolutions.
       depth: convolutions.
-      norm: of the convolutions, each region an image of its own.
+      norm: of the convolutions, each RoI an image of its own.
       dtype: of the arithmetic; parameters stay float32.
     """
 
@@ -231,22 +221,22 @@ class ConvFCHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, regions: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    def __call__(self, crops: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """`[R, S, S, C]` -> `[R, features]`.
 
         Args:
-          regions: features of the regions.
+          crops: the features in the RoIs.
           keys: not used, there is no dropout; every box head takes them.
         """
         del keys
-        layers = _tower(self, self.channels, kernel_init=HE_NORMAL)
-        x = _climb(layers, regions, (None, 1))
+        tower = _tower_layers(self, self.channels, kernel_init=HE_NORMAL)
+        x = _apply_tower(tower, crops, None, 1)
         dense = nn.Dense(self.features, kernel_init=XAVIER, dtype=self.dtype, name="fc")
         return nn.relu(dense(x.reshape(len(x), -1)))
 
 
 class BoxPredictor(nn.Module):
-    """Class logits and box deltas of each region (Girshick 2015, 2.1).
+    """Class logits and box deltas of each RoI (Girshick 2015, 2.1).
 
     Attributes:
       num_classes: K.
@@ -275,13 +265,13 @@ class BoxPredictor(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """A mask of each region for every class (He et al. 2017, Figure 4 right).
+    """A mask of each RoI for every class (He et al. 2017, Figure 4 right).
 
     Attributes:
       num_classes: K.
       channels: of all convolutions but the last.
       depth: 3x3 convolutions before the one that doubles the extents.
-      norm: of the 3x3 convolutions, each region an image of its own.
+      norm: of the 3x3 convolutions, each RoI an image of its own.
       dtype: of the arithmetic; parameters stay float32.
     """
 
@@ -292,11 +282,11 @@ class MaskHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, regions: jax.Array) -> jax.Array:
+    def __call__(self, crops: jax.Array) -> jax.Array:
         """`[R, S, S, C]` -> mask logits `[R, 2 S, 2 S, K]` float32."""
-        layers = _tower(self, self.channels, kernel_init=HE_NORMAL)
-        x = _climb(layers, regions, (None, 1))
-        x = nn.relu(_Doubling(self.channels, dtype=self.dtype, name="doubling")(x))
+        tower = _tower_layers(self, self.channels, kernel_init=HE_NORMAL)
+        x = _apply_tower(tower, crops, None, 1)
+        x = nn.relu(_Deconv2x(self.channels, dtype=self.dtype, name="deconv")(x))
         small = nn.initializers.normal(0.001)  # detectron2's: masks start undecided
         last = Conv(
             self.num_classes, 1, kernel_init=small, dtype=self.dtype, name="output"
@@ -304,7 +294,7 @@ class MaskHead(nn.Module):
         return last(x).astype(jnp.float32)
 
 
-class _Doubling(nn.Module):
+class _Deconv2x(nn.Module):
     """A transposed 2x2 convolution of stride 2, as one product of two matrices."""
 
     features: int
@@ -313,14 +303,14 @@ class _Doubling(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[R, H, W, C]` -> `[R, 2 H, 2 W, features]`."""
-        regions, height, width, channels = x.shape
+        rois, height, width, channels = x.shape
         # As a convolution's: rows, columns, from, to.
         kernel = self.param("kernel", HE_NORMAL, (2, 2, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1).astype(self.dtype)
         x = x.astype(self.dtype).reshape(-1, channels) @ matrix
-        x = x.reshape(regions, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(regions, 2 * height, 2 * width, -1)
+        x = x.reshape(rois, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(rois, 2 * height, 2 * width, -1)
         return x + bias.astype(self.dtype)[None, None, None]
 
 
@@ -332,13 +322,13 @@ class _Tower(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, here: tuple) -> jax.Array:
+    def __call__(self, x: jax.Array, sizes: jax.Array | None, stride: int) -> jax.Array:
         """`[B, H, W, C]` -> the same shape, zero outside the images."""
-        layers = _tower(self, x.shape[-1], use_bias=True)
-        return zero_outside(_climb(layers, x, here), *here)
+        layers = _tower_layers(self, x.shape[-1], use_bias=True)
+        return zero_outside(_apply_tower(layers, x, sizes, stride), sizes, stride)
 
 
-def _tower(
+def _tower_layers(
     head: nn.Module,
     channels: int,
     kernel_init: Callable = _NORMAL,
@@ -357,14 +347,20 @@ def _tower(
     ]
 
 
-def _climb(layers, x: jax.Array, here: tuple) -> jax.Array:
+def _apply_tower(layers, x: jax.Array, sizes: jax.Array | None, stride: int):
     for conv, norm in layers:
-        x = nn.relu(norm(conv(zero_outside(x, *here)), *here))
+        x = nn.relu(norm(conv(zero_outside(x, sizes, stride)), sizes, stride))
     return x
 
 
-def _drop(x: jax.Array, keys: jax.Array, share: float) -> jax.Array:
+def _concatenate(maps: Iterable[jax.Array], size: int) -> jax.Array:
+    """Joins maps `[B, H, W, n * size]` of all levels to `[B, A, size]` float32."""
+    rows = [x.reshape(len(x), -1, size) for x in maps]
+    return jnp.concatenate(rows, axis=1).astype(jnp.float32)
+
+
+def _dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     """Zeroes a share of `[B * R, D]` by the keys `[B]`, and scales up the rest."""
     shape = (len(x) // len(keys), x.shape[-1])
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - share, shape))(keys)
-    return jnp.where(kept.reshape(x.shape), x / (1 - share), 0)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(kept.reshape(x.shape), x / (1 - rate), 0)

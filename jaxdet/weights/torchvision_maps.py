@@ -94,7 +94,7 @@ def fcos() -> Iterator[TensorMap]:
         (
             "head.regression_head",
             "box_tower",
-            {"bbox_reg": "sides", "bbox_ctrness": "centerness"},
+            {"bbox_reg": "ltrb", "bbox_ctrness": "centerness"},
         ),
     ):
         for i in range(4):  # a convolution, its norm and a ReLU
@@ -156,7 +156,7 @@ def mask_rcnn(*, v2: bool = False) -> Iterator[TensorMap]:
     former = [f"{head}.mask_fcn{i}" for i in range(1, 5)]
     yield from _tower(head, ours, norm, former)
     head = "roi_heads.mask_predictor"
-    doubling = f"{head}.conv5_mask", f"{ours}/doubling"
-    yield from torch_layer(*doubling, TORCH_TRANSPOSED_KERNEL)
+    deconv = f"{head}.conv5_mask", f"{ours}/deconv"
+    yield from torch_layer(*deconv, TORCH_TRANSPOSED_KERNEL)
     masks = _without_background(1)
     yield from torch_layer(f"{head}.mask_fcn_logits", f"{ours}/output", *masks)

@@ -123,12 +123,12 @@ def test_boxes_rest_and_class_scores_and_residuals_are_scaled(name):
     still = {path for path, values in rested.items() if not np.any(values)}
     expected = {
         "retinanet": {"box_head/output"},
-        "fcos": {"head/sides"},
+        "fcos": {"head/ltrb"},
         "ssd": {f"deltas{level}" for level in range(3, 9)},
     }.get(name, {"rpn_head/deltas", "box_predictor/deltas"})
     assert still == {f"params/{layer}/kernel" for layer in expected}
     moved = {path for path, values in rested.items() if np.all(values == 3)}
-    assert moved == ({"params/head/sides/bias"} if name == "fcos" else set())
+    assert moved == ({"params/head/ltrb/bias"} if name == "fcos" else set())
     residuals = {path for path, values in rested.items() if np.all(values == 0.25)}
     blocks = {path.split("/")[2] for path in residuals}
     assert len(residuals) == len(blocks) == (0 if name == "ssd" else 3 + 4 + 6 + 3)
