@@ -23,111 +23,6 @@ STEP = {
 }
 
 
-@pytest.fixture
-def calls_of_jax(monkeypatch):
-    """The arguments of each call of `jax.distributed.initialize`; no cluster exists."""
-    calls = []
-
-    def initialize(*arguments, **options):
-        calls.append((arguments, options))
-        if not arguments and not options:
-            raise ValueError("coordinator_address should be defined.")
-
-    monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    for name in STEP:
-        monkeypatch.delenv(name, raising=False)
-    return calls
-
-
-def test_a_process_without_others_stays_alone(calls_of_jax, monkeypatch):
-    parallel.initialize()
-    parallel.initialize(processes=1)
-    assert not calls_of_jax
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
-    parallel.initialize()  # asks the TPU, of which there is none
-    assert calls_of_jax == [((), {})]
-
-
-def test_flags_ask_nobody_else(calls_of_jax, monkeypatch):
-    for name, value in STEP.items():
-        monkeypatch.setenv(name, value)
-    parallel.initialize("first:1234", 2, 1)
-    alone = {"cluster_detection_method": "deactivate"}
-    assert calls_of_jax == [(("first:1234", 2, 1), alone)]
-
-
-def test_slurm_is_asked_in_a_step_of_several_tasks(calls_of_jax, monkeypatch):
-    for name, value in STEP.items():
-        monkeypatch.setenv(name, value)
-    parallel.initialize()
-    assert calls_of_jax == [((), {"cluster_detection_method": "slurm"})]
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    parallel.initialize()
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    monkeypatch.delenv("SLURM_STEP_NODELIST")  # the batch script around the steps
-    parallel.initialize()
-    assert len(calls_of_jax) == 1
-
-
-@pytest.mark.parametrize(
-    ("of_the_step", "of_the_job", "together"),
-    [
-        ("2", "8", "2"),
-        ("2", None, "2"),
-        (None, "2", "2"),
-        ("1", "8", None),
-        (None, None, None),
-    ],
-)
-def test_the_tasks_of_the_step_count(
-    calls_of_jax, monkeypatch, of_the_step, of_the_job, together
-):
-    given = {"SLURM_STEP_NUM_TASKS": of_the_step, "SLURM_NTASKS": of_the_job}
-    for name, value in {**STEP, **given}.items():
-        monkeypatch.setenv(name, value or "")
-        if value is None:
-            monkeypatch.delenv(name)
-    parallel.initialize()
-    assert bool(calls_of_jax) == bool(together)
-    if together:
-        assert os.environ["SLURM_NTASKS"] == together  # which JAX reads
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("first:1234",), ("first:1234", 2), (None, 2, 0), ("first:1", 2, 2)],
-)
-def test_arguments_that_are_not_enough_are_named(calls_of_jax, arguments):
-    with pytest.raises(ValueError, match=f"coordinator {arguments[0]}, .* all three"):
-        parallel.initialize(*arguments)
-    assert not calls_of_jax
-
-
-def test_one_host_has_what_it_has():
-    value = {"any": np.arange(3)}
-    assert parallel.gather(value) == [value]
-    assert parallel.from_first(value) is value
-
-
-def test_hosts_that_differ_are_refused_by_name(monkeypatch):
-    def fail():
-        raise AssertionError("nobody is there to compare with")
-
-    parallel.require_same(fail)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-    changes = [{}, {}, {}]
-    monkeypatch.setattr(
-        parallel, "gather", lambda value: [value | more for more in changes]
-    )
-    parallel.require_same(lambda: {"seed": 1, "boxes": "ab"})
-    changes[2] = {"boxes": "cd", "more": 3}
-    with pytest.raises(ConfigError) as error:
-        parallel.require_same(lambda: {"seed": 1, "boxes": "ab"})
-    assert "boxes: 'ab' on host 0, 'cd' on host 2" in str(error.value)
-    assert "more: 'absent' on host 0, 3 on host 2" in str(error.value)
-    assert "seed" not in str(error.value) and "host 1" not in str(error.value)
-
-
 def test_shard_keeps_the_order_of_the_images(rng):
     pieces = parallel.shard(toy.batch_of(rng, 8))
     np.testing.assert_array_equal(pieces.image_ids, [[0, 1], [2, 3], [4, 5], [6, 7]])
@@ -169,3 +64,83 @@ def test_batches_are_on_the_devices_before_their_step():
             state, _ = update(state, pieces, key)
         seen.add(pieces.images.shape)
     assert len(seen) == 2
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The arguments of each call of `jax.distributed.initialize`; no cluster exists."""
+    calls = []
+
+    def initialize(*arguments, **options):
+        calls.append((arguments, options))
+        if not arguments and not options:
+            raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    for name in STEP:
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_a_process_without_others_stays_alone(calls, monkeypatch):
+    parallel.initialize()
+    parallel.initialize(processes=1)
+    assert not calls
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
+    parallel.initialize()  # asks the TPU, of which there is none
+    assert calls == [((), {})]
+
+
+def test_flags_go_before_slurm(calls, monkeypatch):
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    parallel.initialize("first:1234", 2, 1)
+    alone = {"cluster_detection_method": "deactivate"}
+    assert calls == [(("first:1234", 2, 1), alone)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks"),
+    [
+        ({}, "2"),
+        ({"SLURM_NTASKS": "8"}, "2"),  # of the job
+        ({"SLURM_NTASKS": None}, "2"),
+        ({"SLURM_STEP_NUM_TASKS": None}, "2"),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"}, None),
+        ({"SLURM_STEP_NUM_TASKS": None, "SLURM_NTASKS": None}, None),
+        ({"SLURM_STEP_NODELIST": None}, None),  # the batch script around the steps
+    ],
+)
+def test_slurm_is_asked_in_a_step_of_several_tasks(calls, monkeypatch, changes, tasks):
+    for name, value in (STEP | changes).items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    parallel.initialize()
+    slurm = ((), {"cluster_detection_method": "slurm"})
+    assert calls == ([slurm] if tasks else [])
+    if tasks:
+        assert os.environ["SLURM_NTASKS"] == tasks  # which JAX reads
+
+
+@pytest.mark.parametrize("arguments", [("first:1234", 2), (None, 2, 0), ("a:1", 2, 2)])
+def test_arguments_that_are_not_enough_are_named(calls, arguments):
+    with pytest.raises(ValueError, match=f"coordinator {arguments[0]}, .* all three"):
+        parallel.initialize(*arguments)
+    assert not calls
+
+
+def test_hosts_that_differ_are_refused_by_name(monkeypatch):
+    def fail():
+        raise AssertionError("there is one host")
+
+    parallel.require_same(fail)
+    changes = [{}, {}, {"boxes": "cd", "more": 3}]
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(
+        parallel, "gather", lambda value: [value | more for more in changes]
+    )
+    with pytest.raises(ConfigError) as error:
+        parallel.require_same(lambda: {"seed": 1, "boxes": "ab"})
+    assert "boxes: 'ab' on host 0, 'cd' on host 2" in str(error.value)
+    assert "more: 'absent' on host 0, 3 on host 2" in str(error.value)
+    assert "seed" not in str(error.value) and "host 1" not in str(error.value)

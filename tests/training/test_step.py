@@ -65,13 +65,16 @@ def test_four_devices_make_the_update_of_one(detector, batches, changes, request
     expected = request.getfixturevalue("averaged" if changes else "alone")
     config = dataclasses.replace(CONFIG, **changes)
     step = make_train_step(detector, config)
-    state = replicate(create_state(detector, config, batches[0]))
+    state = first = replicate(create_state(detector, config, batches[0]))
     for batch, (expected_state, expected_metrics) in zip(
         batches, expected[1:], strict=True
     ):
         state, metrics = step(state, shard(batch), KEY)
         chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
         chex.assert_trees_all_close(state, expected_state, rtol=1e-5, atol=1e-7)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))  # donated
+    # Without a device axis.
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, expected_state)
 
 
 def test_parts_of_like_images_make_the_update_of_the_whole(detector, batches):
@@ -85,7 +88,7 @@ def test_parts_of_like_images_make_the_update_of_the_whole(detector, batches):
     chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_each_part_is_normalised_by_its_own_objects(detector, batches, averaged):
+def test_each_part_is_normalized_by_its_own_objects(detector, batches, averaged):
     (state, _), (_, metrics) = averaged[:2]
     counts = [batches[0].truth.valid[part::2].sum() for part in (0, 1)]
     assert counts[0] != counts[1]
@@ -153,25 +156,19 @@ def test_operations_are_counted_without_compiling(batches):
         assert expected <= counted < 1.05 * expected
 
 
-def test_metrics_are_scalars_with_total_and_gradient_norm(alone):
-    (_, metrics) = alone[1]
+def test_metrics_hold_the_total_and_each_step_has_its_own_key(detector, batches, alone):
+    (state, _), (_, metrics) = alone[:2]
     assert set(metrics) == {"box_loss", "noise_loss", "loss", "gradient_norm"}
     total = metrics["box_loss"] + metrics["noise_loss"]
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
     assert metrics["gradient_norm"] > CONFIG.clip_norm  # that of before clipping
-
-
-def test_each_step_has_its_own_key(detector, batches, alone):
-    state, _ = alone[0]
     loss = jax.jit(detector.loss)
-    expected = [
+    first, second = (
         loss(state.variables, batches[0], jax.random.fold_in(KEY, step))[1]
         for step in (0, 1)
-    ]
-    np.testing.assert_allclose(
-        alone[1][1]["noise_loss"], expected[0]["noise_loss"], rtol=1e-6
     )
-    assert expected[0]["noise_loss"] != expected[1]["noise_loss"]
+    np.testing.assert_allclose(metrics["noise_loss"], first["noise_loss"], rtol=1e-6)
+    assert first["noise_loss"] != second["noise_loss"]
 
 
 def test_frozen_and_constant_arrays_stay_and_have_no_optimizer_state(alone):
@@ -198,22 +195,3 @@ def test_frozen_parameters_cost_no_gradient(detector, batches):
 
     assert convolutions(()) == 2  # forward, and the gradient of the kernel
     assert convolutions(("stem/.*",)) == 1
-
-
-def test_the_given_state_is_donated_and_the_answer_has_no_device_axis(
-    detector, batches
-):
-    step = make_train_step(detector, CONFIG)
-    before = replicate(create_state(detector, CONFIG, batches[0]))
-    after, _ = step(before, shard(batches[0]), KEY)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-    shapes = jax.eval_shape(partial(create_state, detector, CONFIG), batches[0])
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
-
-
-def test_pretrained_variables_replace_the_fresh_ones(detector, batches):
-    def ones(variables):
-        return {**variables, "params": jax.tree.map(jnp.ones_like, variables["params"])}
-
-    state = create_state(detector, CONFIG, batches[0], pretrained=ones)
-    assert all((leaf == 1).all() for leaf in jax.tree.leaves(state.variables["params"]))

@@ -1,5 +1,6 @@
 """A detector of a few dozen parameters that learns the mean box of an image."""
 
+import dataclasses
 import functools
 from functools import partial
 
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdet.data.dataset import DataSet, Objects
+from jaxdet.data.dataset import DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector, from_network
 from jaxdet.ops.losses import device_mean_count
 from jaxdet.structs import Batch, Detections, GroundTruth
 from jaxdet.training.config import TrainingConfig
+from tests.data.in_memory import in_memory_data_set
 
 CANVAS = (16, 16)
 
@@ -31,16 +33,19 @@ class ToyNetwork(nn.Module):
 
 def loss(network, batch, key, *, axis_name=None):
     """Squared distance to every box, and to a random point of the image's own key."""
-    answer = network(batch.images / 255.0)
+    predicted = network(batch.images / 255.0)
     truth = batch.truth
     count = device_mean_count(truth.valid, axis_name=axis_name)
-    distance = jnp.square(answer[:, None] - truth.boxes).sum(-1) / 256
+    distance = jnp.square(predicted[:, None] - truth.boxes).sum(-1) / 256
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.image_ids)
     points = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys)
-    images = device_mean_count(jnp.ones(len(answer), bool), axis_name=axis_name)
+    images = device_mean_count(jnp.ones(len(predicted), bool), axis_name=axis_name)
     metrics = {
         "box_loss": jnp.sum(distance, where=truth.valid) / count,
-        "noise_loss": 0.01 * jnp.sum(jnp.square(answer - 16 * points)) / 256 / images,
+        "noise_loss": 0.01
+        * jnp.sum(jnp.square(predicted - 16 * points))
+        / 256
+        / images,
     }
     return sum(metrics.values()), metrics
 
@@ -89,46 +94,14 @@ def batch_of(rng: np.random.Generator, count: int) -> Batch:
 def data_set(images: int = 12, *, tall: int = 0) -> DataSet:
     """Noise with one box an image, in memory; the last `tall` images are upright."""
     rng = np.random.default_rng(1)
-    sizes = np.full((images, 2), 16, np.int32)
+    sizes = np.full((images, 2), 16)
     sizes[images - tall :, 1] = 8
     pixels = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-    objects = [
-        Objects(
-            np.array([[1, 2, *rng.integers(5, 8, 2)]], np.float32),
-            np.zeros(1, np.int32),
-            np.zeros(1, bool),
-        )
-        for _ in range(images)
-    ]
-    annotations = [
-        {
-            "id": i + 1,
-            "image_id": i,
-            "category_id": 7,
-            "bbox": [1.0, 2.0, float(b[2] - 1), float(b[3] - 2)],
-            "area": float((b[2] - 1) * (b[3] - 2)),
-            "iscrowd": 0,
-        }
-        for i, b in enumerate(item.boxes[0] for item in objects)
-    ]
-    truth = {
-        "images": [
-            {"id": i, "height": int(h), "width": int(w)}
-            for i, (h, w) in enumerate(sizes)
-        ],
-        "annotations": annotations,
-        "categories": [{"id": 7, "name": "thing"}],
-    }
-    return DataSet(
-        name="toy",
-        class_names=("thing",),
-        category_ids=(7,),
-        image_ids=tuple(range(images)),
-        sizes=sizes,
-        objects=objects,
-        read_image=pixels.__getitem__,
-        ground_truth=lambda: truth,
+    objects = [[(1, 2, *rng.integers(5, 8, 2), 0)] for _ in range(images)]
+    made = in_memory_data_set(
+        pixels, objects, class_names=("thing",), category_ids=(7,)
     )
+    return dataclasses.replace(made, name="toy")
 
 
 def config(**changes) -> TrainingConfig:
