@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdet.weights import mapping
-from jaxdet.weights.mapping import SAME, NetworkMap, TensorMap
+from jaxdet.weights.mapping import NetworkMap
 from jaxdet.weights.state_dict import WeightsError
 
 
@@ -96,12 +96,6 @@ def test_problems_are_named():
         mapping.to_state_dict({"params": {"head": np.zeros(3)}}, STEM)
 
 
-def test_submodules_are_selected():
-    variables = {"params": {"stage1": 1, "stage5_a": 2}, "constants": {"stage5_b": 3}}
-    selected = mapping.select_submodules(variables, r"stage5_.*")
-    assert selected == {"params": {"stage5_a": 2}, "constants": {"stage5_b": 3}}
-
-
 def _fresh():
     params = {"backbone": {"kernel": np.zeros(3)}, "head": {"kernel": np.ones(3)}}
     return {"params": params, "constants": {"backbone": {"var": np.ones(2)}}}
@@ -125,11 +119,3 @@ def test_a_submodule_is_replaced_and_the_rest_is_kept():
 def test_a_submodule_must_fit(weights, problem):
     with pytest.raises(WeightsError, match=f"(?s)1 tensors of .*{problem}"):
         mapping.load_submodule("backbone", weights)(_fresh())
-
-
-def test_layouts_follow_one_another():
-    double = mapping.Layout(lambda x: 2 * x, lambda x: x / 2)
-    layout = mapping.Layout(lambda x: x + 1, lambda x: x - 1).then(double)
-    assert layout.to_ours(3) == 8 and layout.to_theirs(8) == 3
-    network = NetworkMap("one", (TensorMap("a", "params/a", SAME.then(double)),))
-    assert mapping.to_variables({"a": np.ones(1)}, network)["params"]["a"] == 2

@@ -382,20 +382,6 @@ def test_checkpoints_of_something_else():
         torchvision.export({"params": {"head": {"kernel": np.zeros(3)}}}, name)
 
 
-def test_its_first_checkpoints_have_no_epsilon():
-    for name, epsilon in (
-        ("fasterrcnn_resnet50_fpn", 0.0),
-        ("retinanet_resnet50_fpn_v2", 1e-5),
-    ):
-        recipe = torchvision.build(name).recipe
-        (backbone,) = (
-            part
-            for part in [*recipe["arguments"], *recipe.get("keywords", {}).values()]
-            if isinstance(part, dict) and part["call"].endswith(":ResNet")
-        )
-        assert backbone["keywords"]["epsilon"] == epsilon
-
-
 def test_classes_of_coco(data_folder):
     file = data_folder / "coco128/annotations/instances_val2017.json"
     categories = json.loads(file.read_text())["categories"]
