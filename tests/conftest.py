@@ -17,8 +17,13 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 import jax
 import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Before jaxdet is imported: every call of an op is checked against its annotations.
+typecheck = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
+install_import_hook("jaxdet.ops", f"{__name__}.typecheck")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

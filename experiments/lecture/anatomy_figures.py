@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.collections import LineCollection
@@ -44,7 +45,7 @@ def receptive_fields(
     stages = {field.stride: field for field in receptive_field.receptive_fields(layers)}
     middle = np.array(picture.shape[:2]) / 2
     for colour, (stride, field) in zip(COLOURS, stages.items(), strict=False):
-        cell = np.round((middle - field.centre) / stride)
+        cell = np.round((middle - field.center) / stride)
         seen = np.asarray(receptive_field.receptive_boxes(cell, field))
         label = f"stride {stride}: {field.size} x {field.size} pixels"
         _outline(axes, seen[None], color=colour, label=label)
@@ -67,9 +68,9 @@ def projected_region(
       field: of the features.
       name: of the network.
     """
-    in_cells = np.asarray(receptive_field.project_boxes(box, field))
+    in_cells = np.asarray(receptive_field.project(jnp.asarray(box), field))
     whole = np.concatenate([np.floor(in_cells[:2]), np.ceil(in_cells[2:])])
-    back = np.asarray(receptive_field.unproject_boxes(whole, field))
+    back = np.asarray(receptive_field.unproject(whole, field))
     figure, (left, right) = _canvas(picture, 2)
     _outline(left, box[None], color=RED, label="region")
     _outline(left, back[None], color=BLUE, linestyle="--", label="whole cells, back")

@@ -1,10 +1,11 @@
-"""Anchors: the boxes of fixed shapes, on a grid, that a dense detector refines."""
+"""Anchors: boxes of fixed shapes on a grid, which a dense detector refines."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 ROUNDED_MULTIPLE = 32  # of torchvision's canvases; others would shift the last cells
 
@@ -17,8 +18,8 @@ def pyramid_anchors(
     levels: Sequence[int],
     offset: float = 0.5,
     rounded: bool = False,
-) -> jax.Array:
-    """The anchors of every cell of a feature pyramid (Ren et al. 2015, 3.1.1).
+) -> Float[Array, "A 4"]:
+    """Returns the anchors of every cell of a feature pyramid (Ren et al. 2015, 3.1.1).
 
     Args:
       canvas: `(height, width)` in pixels, static.
@@ -31,8 +32,8 @@ def pyramid_anchors(
         `canvas // cells` apart, less than a stride that does not divide the canvas.
 
     Returns:
-      `[A, 4]` float32 boxes, not clipped. A runs over levels (in the order given),
-      rows, columns, ratios, sizes.
+      Boxes, not clipped. A runs over levels (in the order given), rows, columns,
+      ratios, sizes.
 
     Raises:
       ValueError: if there is not one group of sizes for each level; or if cells are
@@ -55,9 +56,9 @@ def default_boxes(
     feature_sizes: Sequence[tuple[int, int]],
     *,
     strides: Sequence[float],
-    sizes: Sequence[Sequence[tuple[float, float]]],
-) -> jax.Array:
-    """The default boxes of SSD: on each map shapes of its own (Liu et al. 2016, 2.2).
+    sizes: Sequence[Sequence[Sequence[float]]],
+) -> Float[Array, "A 4"]:
+    """Returns the default boxes of SSD, map by map (Liu et al. 2016, 2.2).
 
     Args:
       feature_sizes: (rows, columns) of each map, static.
@@ -66,7 +67,7 @@ def default_boxes(
       sizes: for each map the (height, width) of its boxes, in pixels.
 
     Returns:
-      `[A, 4]` float32 boxes, not clipped. A runs over maps, rows, columns, shapes.
+      Boxes, not clipped. A runs over maps, rows, columns, shapes.
 
     Raises:
       ValueError: if there is not one stride and one group of sizes for each map.
@@ -88,8 +89,8 @@ def cell_centers(
     levels: Sequence[int],
     offset: float = 0.5,
     rounded: bool = False,
-) -> jax.Array:
-    """The point that each cell of a feature pyramid speaks for (Tian et al. 2019, 3.1).
+) -> Float[Array, "A 2"]:
+    """Returns the point that each cell of a pyramid stands for (Tian et al. 2019, 3.1).
 
     Args:
       canvas: `(height, width)` in pixels, static.
@@ -98,7 +99,7 @@ def cell_centers(
       rounded: cells lie `canvas // cells` apart, as in torchvision.
 
     Returns:
-      `[A, 2]` float32 (x, y) in pixels. A runs over levels (in the order given), rows,
+      (x, y) in pixels. A runs over levels (in the order given), rows,
       columns: the anchors of `pyramid_anchors` where each cell has one.
     """
     grids = []
@@ -109,37 +110,39 @@ def cell_centers(
 
 
 def topk_per_level(
-    scores: jax.Array,
+    scores: Float[Array, "A K"],
     canvas: tuple[int, int],
     *,
     levels: Sequence[int],
     per_cell: int,
     k: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The best scores of each level alone, so that none outnumbers another.
+) -> tuple[Float[Array, " M"], Int[Array, " M"], Int[Array, " M"]]:
+    """Returns the highest scores of each level, so that none outnumbers another.
 
     Args:
-      scores: `[A, K]`, of the anchors for each class.
+      scores: of the anchors for each class.
       canvas: `(height, width)` in pixels, static.
       levels: as in `pyramid_anchors`.
       per_cell: anchors in each cell.
-      k: of a level; one with fewer scores gives all it has.
+      k: scores of each level; one with fewer gives all it has.
 
     Returns:
-      Scores, anchors and classes, each `[M]`: level by level, best first.
+      Scores, anchors and classes, level by level, best first.
     """
-    found, start = [], 0
+    parts, start = [], 0
     for level in levels:
         end = start + num_anchors(canvas, levels=(level,), per_cell=per_cell)
-        best, anchor, label = _topk(scores[start:end], k)
-        found.append((best, start + anchor, label))
+        top, anchors, labels = _topk(scores[start:end], k)
+        parts.append((top, start + anchors, labels))
         start = end
-    best, index, labels = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
-    return best, index, labels
+    top, anchors, labels = (jnp.concatenate(x) for x in zip(*parts, strict=True))
+    return top, anchors, labels
 
 
-def _topk(scores, k):
-    """The first `k` of all scores `[A, K]`, their anchors and classes."""
+def _topk(
+    scores: Float[Array, "A K"], k: int
+) -> tuple[Float[Array, " M"], Int[Array, " M"], Int[Array, " M"]]:
+    """The `k` highest of all scores, their anchors and classes."""
     chosen = jnp.arange(len(scores))
     if len(scores) > k and scores.shape[1] > 1:
         # They are among those of as many anchors: far fewer to sort. Of equal scores
@@ -147,20 +150,23 @@ def _topk(scores, k):
         _, chosen = jax.lax.top_k(jnp.max(scores, axis=1), k)
         chosen = jnp.sort(chosen)
         scores = scores[chosen]
-    best, place = jax.lax.top_k(scores.reshape(-1), min(k, scores.size))
-    anchor, label = jnp.divmod(place, scores.shape[1])
-    return best, chosen[anchor], label
+    top, place = jax.lax.top_k(scores.reshape(-1), min(k, scores.size))
+    anchors, labels = jnp.divmod(place, scores.shape[1])
+    return top, chosen[anchors], labels
 
 
 def num_anchors(
     canvas: tuple[int, int], *, levels: Sequence[int], per_cell: int
 ) -> int:
-    """How many anchors `pyramid_anchors` makes where each cell has `per_cell`.
+    """Counts the anchors of `pyramid_anchors` where each cell has `per_cell`.
 
     Args:
       canvas: `(height, width)` in pixels, static.
       levels: as in `pyramid_anchors`.
       per_cell: anchors in each cell.
+
+    Returns:
+      Their number.
     """
     height, width = canvas
     cells = sum(-(-height // 2**level) * -(-width // 2**level) for level in levels)
@@ -169,23 +175,23 @@ def num_anchors(
 
 def inside_mask(
     shape: tuple[int, ...],
-    sizes: jax.Array | None,
+    sizes: Int[Array, "B 2"] | None,
     *,
     levels: Sequence[int],
     per_cell: int,
-) -> jax.Array:
+) -> Bool[Array, "B A"]:
     """Tells which anchors belong to cells that touch the image, not only its canvas.
 
-    They are the anchors of a canvas as large as the image, in the same order.
+    Those are the anchors of a canvas as large as the image, in the same order.
 
     Args:
       shape: of the batch's images, `(B, height, width, ...)`.
-      sizes: `[B, 2]`, true (height, width); None: all of the canvas is image.
+      sizes: true (height, width); None: all of the canvas is image.
       levels: as in `pyramid_anchors`.
       per_cell: anchors in each cell.
 
     Returns:
-      `[B, A]` bool.
+      Whether, for each image and anchor.
     """
     batch, *canvas = shape[:3]
     if sizes is None:
@@ -203,7 +209,7 @@ def inside_mask(
 def _shapes(
     sizes: Sequence[float], ratios: Sequence[float], *, rounded: bool
 ) -> np.ndarray:
-    """Boxes around the origin, `[len(ratios) * len(sizes), 4]`, ratio by ratio."""
+    """Boxes around the origin, `[shapes, 4]`, ratio by ratio."""
     roots, sizes = np.sqrt(ratios)[:, None], np.array(sizes)[None]
     half_sides = np.stack([sizes / roots, sizes * roots], axis=-1).reshape(-1, 2) / 2
     if rounded:
@@ -212,7 +218,7 @@ def _shapes(
 
 
 def _centers(extent: int, level: int, offset: float, *, rounded: bool) -> np.ndarray:
-    """Of the cells of a level along one side of the canvas, in pixels."""
+    """Centers of the cells of a level along one side of the canvas, in pixels."""
     stride = 2**level
     cells = -(-extent // stride)
     if rounded and extent % min(stride, ROUNDED_MULTIPLE):

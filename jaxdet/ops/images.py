@@ -1,4 +1,4 @@
-"""Pixels on the device."""
+"""Normalizing, cropping and rescaling images on the device."""
 
 import math
 from collections.abc import Sequence
@@ -6,22 +6,27 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Real
 
 
 def normalize(
-    images: jax.Array, sizes: jax.Array, *, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
+    images: Real[Array, "*B H W 3"],
+    sizes: Int[Array, "*#B 2"],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float[Array, "*B H W 3"]:
     """Brings pixels to zero mean and unit variance, and padding to exactly 0.
 
     Args:
-      images: `[..., H, W, 3]` from 0 to 255, uint8 as a rule, each image in the upper
-        left corner of its canvas.
-      sizes: `[..., 2]` true (height, width), broadcast against the images.
+      images: from 0 to 255, uint8 as a rule, each image in the upper left corner of
+        its canvas.
+      sizes: true (height, width), broadcast against the images.
       mean: of each channel, on a scale from 0 to 1.
       std: of each channel, on the same scale.
 
     Returns:
-      `[..., H, W, 3]` float32.
+      The images in float32.
     """
     *leading, height, width, _ = images.shape
     sizes = jnp.broadcast_to(sizes, (*leading, 2))[..., None, None, :]
@@ -38,24 +43,28 @@ def normalize(
 
 
 def crop_and_warp(
-    image: jax.Array, boxes: jax.Array, *, output_size: int, context: int = 0
-) -> jax.Array:
-    """Regions of an image, each warped to a square (Girshick et al. 2014, 2.1, A).
+    image: Float[Array, "H W C"],
+    boxes: Float[Array, "R 4"],
+    *,
+    output_size: int,
+    context: int = 0,
+) -> Float[Array, "R S S C"]:
+    """Warps regions of an image to squares (Girshick et al. 2014, 2.1, A).
 
-    Bilinear between the pixels' centres and without antialiasing, whatever the box's
+    Bilinear between the pixels' centers and without antialiasing, whatever the box's
     size; all around the image there are pixels of 0, so padding the canvas of a
-    normalised image changes nothing. The boxes get no gradient.
+    normalized image changes nothing. The boxes get no gradient.
 
     Args:
-      image: `[H, W, C]`, normalised, padding 0.
-      boxes: `[R, 4]` pixels, anywhere. A box of no area gives crops of one colour.
-      output_size: side of a crop, in its own pixels.
+      image: normalized, padding 0.
+      boxes: pixels, anywhere. A box of no area gives a crop of one color.
+      output_size: side S of a crop, in its own pixels.
       context: of these, how many on each side show what surrounds the box, which fills
         the middle
         `output_size - 2 * context`; the paper's 227 have 16.
 
     Returns:
-      `[R, output_size, output_size, C]`.
+      The crops.
 
     Raises:
       ValueError: if the context leaves nothing for the box.
@@ -71,7 +80,7 @@ def crop_and_warp(
     ) / inner  # 0 and 1: the box's sides
 
     def corners(start, end, extent):
-        """Of each row or column of each crop: two of the image, and their weights."""
+        """For rows or columns of crops: two of the image each, and their weights."""
         position = start[:, None] + offsets[None] * (end - start)[:, None] - 0.5
         low = jnp.floor(position)
         high_weight = position - low
@@ -90,16 +99,16 @@ def crop_and_warp(
     return crops.astype(image.dtype)
 
 
-def rescale(image: jax.Array, scale: float) -> jax.Array:
-    """An image made larger or smaller, bilinearly, without antialiasing.
+def rescale(image: Float[Array, "H W C"], scale: float) -> Float[Array, "Y X C"]:
+    """Makes an image larger or smaller, bilinearly, without antialiasing.
 
     Args:
-      image: `[H, W, C]` floats; outside there is 0, so that it does not matter where a
+      image: outside there is 0, so that it does not matter where a
         canvas of zeros ends.
       scale: new pixels per old pixel, static; it is kept exactly.
 
     Returns:
-      `[ceil(H * scale), ceil(W * scale), C]`.
+      The image; Y is `ceil(H * scale)`, X `ceil(W * scale)`.
     """
     height, width, _ = image.shape
     rows, columns = _blends(height, scale), _blends(width, scale)
@@ -109,6 +118,6 @@ def rescale(image: jax.Array, scale: float) -> jax.Array:
 
 def _blends(extent: int, scale: float) -> np.ndarray:
     """The weights of the old pixels in each new one, `[new, old]`."""
-    centres = (np.arange(math.ceil(extent * scale)) + 0.5) / scale
-    distances = np.abs(centres[:, None] - (np.arange(extent) + 0.5))
+    centers = (np.arange(math.ceil(extent * scale)) + 0.5) / scale
+    distances = np.abs(centers[:, None] - (np.arange(extent) + 0.5))
     return np.maximum(1 - distances, 0).astype(np.float32)

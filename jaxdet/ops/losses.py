@@ -1,7 +1,11 @@
-"""Losses, entry by entry, and the count that several devices divide their sums by."""
+"""Losses, entry by entry, and the count that several devices divide their sums by.
+
+Cross-entropies and the focal loss are those of `optax.losses`.
+"""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from jaxdet.ops.boxes import area, pairwise_giou
 
@@ -10,21 +14,14 @@ _NEAREST = 1e-8  # A point not farther from a side is on it.
 
 
 def smooth_l1_loss(
-    predictions: jax.Array, targets: jax.Array, *, beta: float
-) -> jax.Array:
-    """Absolute error, squared where it is less than `beta` (Girshick 2015, 2.3).
+    predictions: Float[Array, "*B"], targets: Float[Array, "*B"], *, beta: float
+) -> Float[Array, "*B"]:
+    """Returns the absolute error, squared below `beta` (Girshick 2015, 2.3).
 
     Value and slope are continuous; far off the loss is the absolute error less
-    `beta / 2`.
-
-    Args:
-      predictions: `[...]`.
-      targets: `[...]`.
-      beta: at least 0; 0: the absolute error.
-
-    Returns:
-      `[...]`, each prediction's loss.
+    `beta / 2`. With a `beta` of 0 it is the absolute error.
     """
+    # Not optax's huber_loss / beta: that is NaN for a beta of 0.
     error = predictions - targets
     error = jnp.maximum(error, -error)  # Its slope at 0 is 0, that of jnp.abs is 1.
     if beta == 0:
@@ -32,46 +29,50 @@ def smooth_l1_loss(
     return jnp.where(error < beta, error**2 / (2 * beta), error - beta / 2)
 
 
-def giou_loss(boxes: jax.Array, targets: jax.Array) -> jax.Array:
-    """1 - GIoU of each box and its target, `[..., 4]` -> `[...]` in [0, 2].
+def giou_loss(
+    boxes: Float[Array, "*B 4"], targets: Float[Array, "*B 4"]
+) -> Float[Array, "*B"]:
+    """Returns 1 - GIoU of each box and its target, in [0, 2].
 
     1 where both are the same empty box, such as padding. Coordinates beyond 1e8 count
     as that far, without gradient: areas of wild early predictions would overflow.
     """
 
-    def giou(a: jax.Array, b: jax.Array) -> jax.Array:
+    def giou(a: Float[Array, "4"], b: Float[Array, "4"]) -> Float[Array, ""]:
         return pairwise_giou(a[None], b[None])[0, 0]
 
     boxes = jnp.clip(boxes, -_FARTHEST, _FARTHEST)
     return 1 - jnp.vectorize(giou, signature="(k),(k)->()")(boxes, targets)
 
 
-def iou_loss(boxes: jax.Array, targets: jax.Array) -> jax.Array:
-    """-ln IoU of each box and its target (Yu et al. 2016), `[..., 4]` -> `[...]`.
+def iou_loss(
+    boxes: Float[Array, "*B 4"], targets: Float[Array, "*B 4"]
+) -> Float[Array, "*B"]:
+    """Returns -ln IoU of each box and its target (Yu et al. 2016).
 
     Both areas of the ratio count a square pixel more than they have, as in the code of
     FCOS's authors: finite where boxes do not touch, though no pull together, and 0
     where both are empty, such as padding. Coordinates beyond 1e8 count as that far.
     """
     boxes = jnp.clip(boxes, -_FARTHEST, _FARTHEST)
-    corners = jnp.minimum(boxes[..., 2:], targets[..., 2:])
-    corners = [jnp.maximum(boxes[..., :2], targets[..., :2]), corners]
-    overlap = area(jnp.concatenate(corners, axis=-1))
-    union = area(boxes) + area(targets) - overlap
-    return jnp.log(union + 1) - jnp.log(overlap + 1)
+    top_left = jnp.maximum(boxes[..., :2], targets[..., :2])
+    bottom_right = jnp.minimum(boxes[..., 2:], targets[..., 2:])
+    intersection = area(jnp.concatenate([top_left, bottom_right], axis=-1))
+    union = area(boxes) + area(targets) - intersection
+    return jnp.log(union + 1) - jnp.log(intersection + 1)
 
 
-def centerness(distances: jax.Array) -> jax.Array:
-    """How central a point is in its box (Tian et al. 2019, equation 3).
+def centerness(ltrb: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
+    """Returns how central points are in their boxes (Tian et al. 2019, equation 3).
 
     Args:
-      distances: `[..., 4]` to the left, top, right and bottom side, in any unit.
+      ltrb: distances to the left, top, right and bottom side, in any unit.
 
     Returns:
-      `[...]`, 1 in the centre, falling to 0 on the sides and outside.
+      1 in the center, falling to 0 on the sides and outside.
     """
-    near = jnp.minimum(distances[..., :2], distances[..., 2:])
-    far = jnp.maximum(distances[..., :2], distances[..., 2:])
+    near = jnp.minimum(ltrb[..., :2], ltrb[..., 2:])
+    far = jnp.maximum(ltrb[..., :2], ltrb[..., 2:])
     inside = jnp.min(near, axis=-1, keepdims=True) > _NEAREST
     # Outside there are no roots, nor their gradients.
     near, far = (jnp.where(inside, side, 1.0) for side in (near, far))
@@ -79,35 +80,40 @@ def centerness(distances: jax.Array) -> jax.Array:
     return jnp.where(inside[..., 0], roots[..., 0] * roots[..., 1], 0.0)
 
 
-def device_mean_count(flags: jax.Array, *, axis_name: str | None) -> jax.Array:
-    """The number of true flags on all devices, at least 1, by the number of devices.
+def device_mean_count(
+    flags: Bool[Array, "..."], *, axis_name: str | None
+) -> Float[Array, ""]:
+    """Returns the number of true flags on all devices, at least 1, over their number.
 
     Each device divides its own sum of losses by this; the mean of the results over the
     devices, and `pmean` of their gradients, is then what one device with all the images
     would get. Dividing by each device's own count would weigh images unequally.
 
     Args:
-      flags: `[...]` bool, this device's.
+      flags: this device's.
       axis_name: of the devices, under `pmap`; None: there is only this one.
 
     Returns:
-      A float32 scalar, the same on all devices.
+      The same on all devices.
     """
     return device_mean_sum(flags, axis_name=axis_name, minimum=1.0)
 
 
 def device_mean_sum(
-    weights: jax.Array, *, axis_name: str | None, minimum: float
-) -> jax.Array:
-    """`device_mean_count` of weights: their sum on all devices, by the devices' number.
+    weights: Float[Array, "..."] | Bool[Array, "..."],
+    *,
+    axis_name: str | None,
+    minimum: float,
+) -> Float[Array, ""]:
+    """Returns the sum of weights on all devices, over the number of devices.
 
     Args:
-      weights: `[...]`, this device's.
+      weights: this device's.
       axis_name: of the devices, under `pmap`; None: there is only this one.
       minimum: what a smaller sum on all devices counts as.
 
     Returns:
-      A float32 scalar, the same on all devices.
+      The same on all devices; for the use see `device_mean_count`.
     """
     total = jnp.sum(weights, dtype=jnp.float32)
     if axis_name is None:

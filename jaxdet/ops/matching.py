@@ -1,8 +1,9 @@
-"""Which object, if any, each anchor or point answers for."""
+"""Which object, if any, each anchor or point is matched to."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdet.ops.box_coding import encode_ltrb
 from jaxdet.ops.boxes import area, pairwise_iou
@@ -12,16 +13,16 @@ from jaxdet.ops.boxes import area, pairwise_iou
 class Matches:
     """One entry an anchor; an anchor neither positive nor negative is ignored."""
 
-    gt_index: jax.Array  # [A] int32, slot of the object; 0 where there are no objects
-    positive: jax.Array  # [A] bool, answers for that object
-    negative: jax.Array  # [A] bool, background
-    iou: jax.Array  # [A] float32, with that object; 0 where there are no objects
+    gt_index: Int[Array, "*B A"]  # slot of the object; 0 where there are no objects
+    positive: Bool[Array, "*B A"]  # is matched to that object
+    negative: Bool[Array, "*B A"]  # is background
+    iou: Float[Array, "*B A"]  # with that object; 0 where there are no objects
 
 
 def match_by_iou(
-    anchors: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
+    anchors: Float[Array, "A 4"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
     *,
     negative_iou: float,
     positive_iou: float,
@@ -30,10 +31,10 @@ def match_by_iou(
     """Matches every anchor to the object it overlaps most (Ren et al. 2015, 3.1.2).
 
     Args:
-      anchors: `[A, 4]`.
-      boxes: `[N, 4]`, objects.
-      valid: `[N]` bool; padding matches nothing. Without a valid box all anchors are
-        negative.
+      anchors: to be matched.
+      boxes: objects.
+      valid: False for padding, which matches nothing. Without a valid box all anchors
+        are negative.
       negative_iou: an anchor whose greatest IoU is less is negative.
       positive_iou: an anchor whose greatest IoU is at least this is positive.
       allow_low_quality_matches: also make positive the anchors that overlap some object
@@ -42,10 +43,10 @@ def match_by_iou(
         and detectron2.
 
     Returns:
-      `Matches`; of equally good objects the first is meant.
+      `Matches`; of equally good objects the first one counts.
     """
-    iou = _overlaps(anchors, boxes, valid)
-    matches = _with_greatest(iou, negative_iou, positive_iou)
+    iou = _anchor_object_iou(anchors, boxes, valid)
+    matches = _match_by_greatest_iou(iou, negative_iou, positive_iou)
     if not allow_low_quality_matches:
         return matches
     best = jnp.max(iou, axis=0)
@@ -56,33 +57,36 @@ def match_by_iou(
 
 
 def match_default_boxes(
-    anchors: jax.Array, boxes: jax.Array, valid: jax.Array, *, positive_iou: float
+    anchors: Float[Array, "A 4"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    *,
+    positive_iou: float,
 ) -> Matches:
-    """Matches as SSD does: an object's best anchor answers for it (Liu et al., 2.2).
+    """Matches as SSD does, each object at least to its best anchor (Liu et al., 2.2).
 
     Args:
-      anchors: `[A, 4]`.
-      boxes: `[N, 4]`, objects.
-      valid: `[N]` bool; padding matches nothing.
+      anchors: to be matched.
+      boxes: objects.
+      valid: False for padding, which matches nothing.
       positive_iou: an anchor whose greatest IoU is at least this is positive, all
         others are negative.
 
     Returns:
       `Matches`. The anchor that overlaps an object most, the first of them if several
-      do, answers for that object even if it overlaps another more; of several objects
-      that have the same best anchor it answers for the one it overlaps most.
+      do, is matched to that object even if it overlaps another more; of several objects
+      that have the same best anchor it is matched to the one it overlaps most.
     """
-    iou = _overlaps(anchors, boxes, valid)
-    matches = _with_greatest(iou, positive_iou, positive_iou)
+    iou = _anchor_object_iou(anchors, boxes, valid)
+    matches = _match_by_greatest_iou(iou, positive_iou, positive_iou)
     best = jnp.argmax(iou, axis=0)
-    overlaps = jnp.take_along_axis(iou, best[None], axis=0)  # [1, N]
-    is_best = (jnp.arange(len(anchors))[:, None] == best[None]) & (overlaps > 0)
-    forced = jnp.where(is_best, overlaps, -1.0)
+    best_iou = jnp.take_along_axis(iou, best[None], axis=0)  # [1, N]
+    is_best = (jnp.arange(len(anchors))[:, None] == best[None]) & (best_iou > 0)
+    forced = jnp.where(is_best, best_iou, -1.0)
     positive = jnp.any(is_best, axis=1)
+    gt_index = jnp.argmax(forced, axis=1).astype(jnp.int32)
     return Matches(
-        gt_index=jnp.where(
-            positive, jnp.argmax(forced, axis=1), matches.gt_index
-        ).astype(jnp.int32),
+        gt_index=jnp.where(positive, gt_index, matches.gt_index),
         positive=matches.positive | positive,
         negative=matches.negative & ~positive,
         iou=jnp.where(positive, jnp.max(forced, axis=1), matches.iou),
@@ -90,53 +94,54 @@ def match_default_boxes(
 
 
 def match_points(
-    points: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
+    points: Float[Array, "A 2"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
     *,
-    regression_ranges: jax.Array,
+    regression_ranges: Float[Array, "A 2"],
     inclusive: bool = True,
-    center_radius: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Gives every point the smallest object around it (Tian et al. 2019, 3.1 and 3.2).
+    center_radius: Float[Array, " A"] | None = None,
+) -> tuple[Int[Array, " A"], Bool[Array, " A"]]:
+    """Matches every point to the smallest object around it (Tian et al. 2019, 3).
 
     Args:
-      points: `[A, 2]` (x, y) in pixels. One on a side of a box is not in it.
-      boxes: `[N, 4]`, objects.
-      valid: `[N]` bool; padding matches nothing.
-      regression_ranges: `[A, 2]` pixels, the least and the greatest distance from a
-        point to the farthest side of its object; other objects are left to other
-        levels.
+      points: (x, y) in pixels. One on a side of a box is not in it.
+      boxes: objects.
+      valid: False for padding, which matches nothing.
+      regression_ranges: pixels, the least and the greatest distance from a point to the
+        farthest side of its object; other objects are left to other levels.
       inclusive: whether a point takes an object at these very distances, as in the
         authors' code, where two levels then do; torchvision's levels both leave it.
-      center_radius: `[A]` pixels: only objects whose center is nearer than this, across
-        and down ("center sampling"); None: all of a box counts.
+      center_radius: pixels: only objects whose center is nearer than this, across and
+        down ("center sampling"); None: all of a box counts.
 
     Returns:
-      The slot of its object, `[A]` int32, and whether there is one, `[A]` bool. Of
-      objects of one area the first is meant.
+      The slot of its object, and whether there is one. Of objects of one area the first
+      one counts.
     """
     if len(boxes) == 0:  # There is no smallest of nothing: one slot of padding instead.
         boxes, valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
-    distances = encode_ltrb(boxes[None], points[:, None])  # [A, N, 4]
-    farthest = jnp.max(distances, axis=-1)
+    ltrb = encode_ltrb(boxes[None], points[:, None])  # [A, N, 4]
+    farthest = jnp.max(ltrb, axis=-1)
     above, below = (
         (jnp.greater_equal, jnp.less_equal) if inclusive else (jnp.greater, jnp.less)
     )
-    candidate = valid[None] & (jnp.min(distances, axis=-1) > 0)
+    candidate = valid[None] & (jnp.min(ltrb, axis=-1) > 0)
     low, high = regression_ranges[:, :1], regression_ranges[:, 1:]
     candidate &= above(farthest, low) & below(farthest, high)
     if center_radius is not None:
         # Off the center by a step, one side is nearer and the other as much farther.
-        off_center = jnp.abs(distances[..., 2:] - distances[..., :2]) / 2
+        off_center = jnp.abs(ltrb[..., 2:] - ltrb[..., :2]) / 2
         candidate &= jnp.max(off_center, axis=-1) < center_radius[:, None]
     areas = jnp.where(candidate, area(boxes)[None], jnp.inf)
     index = jnp.argmin(areas, axis=1).astype(jnp.int32)
     return index, jnp.any(candidate, axis=1)
 
 
-def _overlaps(anchors: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Array:
-    """IoU of every anchor with every object, `[A, max(N, 1)]`; -1 with padding."""
+def _anchor_object_iou(
+    anchors: Float[Array, "A 4"], boxes: Float[Array, "N 4"], valid: Bool[Array, " N"]
+) -> Float[Array, "A M"]:
+    """IoU of every anchor with every object, M being max(N, 1); -1 with padding."""
     if len(boxes) == 0:  # There is no greatest of nothing: one slot of padding instead.
         boxes, valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
     iou = jnp.where(valid[None], pairwise_iou(anchors, boxes), -1.0)
@@ -145,8 +150,10 @@ def _overlaps(anchors: jax.Array, boxes: jax.Array, valid: jax.Array) -> jax.Arr
     return jax.lax.optimization_barrier(iou)
 
 
-def _with_greatest(iou: jax.Array, negative_iou: float, positive_iou: float) -> Matches:
-    """Every anchor with the object it overlaps most."""
+def _match_by_greatest_iou(
+    iou: Float[Array, "A M"], negative_iou: float, positive_iou: float
+) -> Matches:
+    """Matches every anchor to the object it overlaps most."""
     greatest = jnp.max(iou, axis=1)
     positive = greatest >= positive_iou
     return Matches(

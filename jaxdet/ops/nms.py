@@ -3,9 +3,9 @@
 from functools import partial
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdet.ops.boxes import area, pairwise_intersection, pairwise_iou
 from jaxdet.structs import Detections
@@ -14,45 +14,45 @@ _BLOCK = 128  # boxes settled together
 
 
 def nms(
-    boxes: jax.Array,
-    scores: jax.Array,
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
     *,
     iou_threshold: float,
     max_output_size: int,
-    valid: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Greedy non-maximum suppression: the best box stays, those much like it go, again.
+    valid: Bool[Array, " N"] | None = None,
+) -> tuple[Int[Array, " S"], Bool[Array, " S"]]:
+    """Suppresses boxes greedily: the best stays, those that overlap it go, and so on.
 
     Args:
-      boxes: `[N, 4]`, any coordinates.
-      scores: `[N]`; equal scores go by the lower index. A box whose score is NaN is
+      boxes: any coordinates.
+      scores: equal scores go by the lower index. A box whose score is NaN is
         neither kept nor suppresses another.
       iou_threshold: boxes whose IoU with a kept one is greater than this go.
       max_output_size: number of indices to return.
-      valid: `[N]` bool, False for padding; all boxes by default.
+      valid: False for padding; all boxes by default.
 
     Returns:
-      Indices of the kept boxes, best first, `[max_output_size]` int32 padded with 0;
-      and which of them are no padding, `[max_output_size]` bool.
+      Indices of the kept boxes, best first, padded with 0; and which of them are no
+      padding.
     """
     return _suppress(boxes, scores, None, valid, iou_threshold, max_output_size)
 
 
 def batched_nms(
-    boxes: jax.Array,
-    scores: jax.Array,
-    labels: jax.Array,
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    labels: Int[Array, " N"],
     *,
     iou_threshold: float,
     max_output_size: int,
-    valid: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """`nms` where a box suppresses only those of its own class.
+    valid: Bool[Array, " N"] | None = None,
+) -> tuple[Int[Array, " S"], Bool[Array, " S"]]:
+    """Runs `nms` where a box suppresses only those of its own class.
 
     Args:
       boxes: as in `nms`.
       scores: as in `nms`.
-      labels: `[N]` int.
+      labels: classes.
       iou_threshold: as in `nms`.
       max_output_size: number of indices to return, of all classes together.
       valid: as in `nms`.
@@ -64,26 +64,26 @@ def batched_nms(
 
 
 def select_detections(
-    boxes: jax.Array,
-    scores: jax.Array,
-    labels: jax.Array,
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    labels: Int[Array, " N"],
     *,
     iou_threshold: float,
     max_detections: int,
-    valid: jax.Array,
+    valid: Bool[Array, " N"],
 ) -> Detections:
-    """What `batched_nms` keeps, as the `Detections` of one image.
+    """Runs `batched_nms` and returns the `Detections` of one image.
 
     Args:
       boxes: as in `nms`.
       scores: as in `nms`.
-      labels: `[N]` int.
+      labels: classes.
       iou_threshold: as in `nms`.
       max_detections: slots of the result.
-      valid: `[N]` bool, False for padding.
+      valid: False for padding.
 
     Returns:
-      `Detections` `[max_detections]`, best first, without masks, zeros for padding.
+      `[max_detections]`, best first, without masks, zeros for padding.
     """
     keep, valid = batched_nms(
         boxes,
@@ -96,45 +96,44 @@ def select_detections(
     return clear_padding(Detections(boxes[keep], scores[keep], labels[keep], valid))
 
 
-def clear_padding(found: Detections) -> Detections:
-    """Zeros in the slots of one image that hold no answer."""
+def clear_padding(detections: Detections) -> Detections:
+    """Zeroes the slots of one image that hold no detection."""
 
-    def emptied(values: jax.Array) -> jax.Array:
-        there = found.valid.reshape(-1, *(1,) * (values.ndim - 1))
-        return jnp.where(there, values, jnp.zeros((), values.dtype))
+    def clear(values: Array) -> Array:
+        valid = detections.valid.reshape(-1, *(1,) * (values.ndim - 1))
+        return jnp.where(valid, values, jnp.zeros((), values.dtype))
 
-    return jax.tree.map(emptied, found)
+    return jax.tree.map(clear, detections)
 
 
 def box_voting(
-    boxes: jax.Array,
-    scores: jax.Array,
-    labels: jax.Array,
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    labels: Int[Array, " N"],
     *,
-    keep: jax.Array,
+    keep: Int[Array, " D"],
     iou_threshold: float,
-    valid: jax.Array,
-) -> jax.Array:
-    """Moves the boxes that NMS has kept to the mean of those like them, itself too.
+    valid: Bool[Array, " N"],
+) -> Float[Array, "D 4"]:
+    """Replaces boxes kept by NMS by the mean of those that overlap them, by score.
 
-    Weights are the scores, so all that say the same help to place the box (Gidaris and
-    Komodakis 2015).
+    Gidaris and Komodakis 2015. A box is one of those that overlap it.
 
     Args:
-      boxes: `[N, 4]`, before NMS.
-      scores: `[N]`; a negative one has no weight.
-      labels: `[N]`; boxes of another class have no say.
-      keep: `[D]` indices of the boxes that stay.
-      iou_threshold: the least IoU, above 0, with a kept box to be heard.
-      valid: `[N]` bool, False for padding.
+      boxes: before NMS.
+      scores: the weights; a negative one counts as 0.
+      labels: classes; boxes of another class have no weight.
+      keep: indices of the boxes that NMS kept.
+      iou_threshold: the least IoU, above 0, with a kept box to have a weight.
+      valid: False for padding.
 
     Returns:
-      `[D, 4]`; a box that nothing votes for, not even itself, stays where it is.
+      The kept boxes; one that nothing votes for, not even itself, stays where it is.
     """
     kept = boxes[keep]
-    heard = pairwise_iou(kept, boxes) >= iou_threshold
-    heard &= (labels[keep][:, None] == labels[None]) & valid[None]
-    weights = jnp.where(heard, jnp.maximum(scores, 0.0)[None], 0.0)  # [D, N]
+    votes = pairwise_iou(kept, boxes) >= iou_threshold
+    votes &= (labels[keep][:, None] == labels[None]) & valid[None]
+    weights = jnp.where(votes, jnp.maximum(scores, 0.0)[None], 0.0)  # [D, N]
     total = jnp.sum(weights, axis=1, keepdims=True)
     # Coordinates need all digits of float32, which some devices' products do not have.
     summed = jnp.matmul(weights, boxes, precision="highest")
@@ -142,10 +141,10 @@ def box_voting(
 
 
 class _Candidates(NamedTuple):
-    boxes: jax.Array  # [M, 4]
-    areas: jax.Array  # [M], kept so that no fused kernel rounds them its own way
-    labels: jax.Array | None  # [M]
-    index: jax.Array  # [M] int32, where they stand in the caller's arrays
+    boxes: Float[Array, "M 4"]
+    areas: Float[Array, " M"]  # kept so that no fused kernel rounds them its own way
+    labels: Int[Array, " M"] | None
+    index: Int[Array, " M"]  # where they stand in the caller's arrays
 
 
 # Compiled by itself, so that a call outside jit is traced only once.
@@ -156,7 +155,6 @@ def _suppress(boxes, scores, labels, valid, threshold, size):
     A block is first thinned by the boxes already kept, at most `size`, and then by
     itself, so time grows with `N * size` and the number of steps with `N / _BLOCK`.
     """
-    chex.assert_shape(boxes, (None, 4))
     usable = ~jnp.isnan(scores) if valid is None else valid & ~jnp.isnan(scores)
     count = jnp.sum(usable, dtype=jnp.int32)
     order = jnp.argsort(jnp.where(usable, -scores, jnp.nan))
@@ -191,7 +189,9 @@ def _suppress(boxes, scores, labels, valid, threshold, size):
     return kept.index, jnp.arange(size) < num_kept
 
 
-def _similar(a: _Candidates, b: _Candidates, threshold: float) -> jax.Array:
+def _similar(
+    a: _Candidates, b: _Candidates, threshold: Float[Array, ""]
+) -> Bool[Array, "M N"]:
     """Whether one of a pair suppresses the other, `[len(a), len(b)]`."""
     overlap = pairwise_intersection(a.boxes, b.boxes)
     union = a.areas[:, None] + b.areas[None] - overlap
@@ -201,16 +201,19 @@ def _similar(a: _Candidates, b: _Candidates, threshold: float) -> jax.Array:
     return similar & (a.labels[:, None] == b.labels[None])
 
 
-def _greedy(suppresses: jax.Array, alive: jax.Array) -> jax.Array:
-    """The greedy choice among the boxes of a block.
+def _greedy(
+    suppresses: Bool[Array, "M M"], alive: Bool[Array, " M"]
+) -> Bool[Array, " M"]:
+    """Chooses greedily among the boxes of a block.
 
-    "A living box stays unless a better one that stays suppresses it" has one solution.
-    Applied again and again, the rule settles at least one more box each time, from the
-    best down, and stops changing when all are settled: usually after a few rounds.
+    "A box that is alive stays unless a better one that stays suppresses it" has one
+    solution. Applied again and again, the rule settles at least one more box each time,
+    from the best down, and stops changing when all are settled, usually after a few
+    rounds.
 
     Args:
-      suppresses: `[M, M]` bool, in row i and column j whether j, better, suppresses i.
-      alive: `[M]` bool.
+      suppresses: in row i and column j whether j, better, suppresses i.
+      alive: whether a box may stay.
     """
 
     def rule(stays):

@@ -5,19 +5,18 @@ around `((i + 0.5) * 2**l, (j + 0.5) * 2**l)`. Where its receptive field is in t
 depends on the paddings of the layers before it.
 
 Anchors, `roi_align` and the pooling of `roi_pool` all follow the convention. On VGG-16
-they thus stand exactly where its cells look. What a cell of AlexNet looks at lies 0.5
-pixels to the upper left of where they take it to be (7.5 to the lower right with the
-published paddings); with ResNets, whose kernels are centered on every second pixel,
-`(2**l - 1) / 2` to the upper left: 7.5 pixels at stride 16, 15.5 at stride 32.
-Detectors learn to live with a constant shift below half a cell; the functions here say
-how large it is.
+they thus stand exactly where its receptive fields are. Those of AlexNet lie 0.5 pixels
+to the upper left (7.5 to the lower right with the published paddings); those of
+ResNets, whose kernels are centered on every second pixel, `(2**l - 1) / 2` to the upper
+left: 7.5 pixels at stride 16, 15.5 at stride 32. Detectors learn to correct a constant
+shift below half a cell; the functions here compute it.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
 class Layer(NamedTuple):
@@ -34,23 +33,25 @@ class Field(NamedTuple):
 
     size: int  # of one
     stride: int  # from one to the next
-    centre: float  # of the first, where pixel p covers [p, p + 1)
+    center: float  # of the first, where pixel p covers [p, p + 1)
 
 
 def receptive_fields(layers: Iterable[tuple]) -> list[Field]:
-    """The fields after each of a stack of layers, from the image up.
+    """Computes the fields after each of a stack of layers, from the image up.
 
     A layer adds `(kernel - 1) * dilation` steps of the layer before to the size, and
-    moves the first centre by half of that, less its padding.
+    moves the first center by half of that, less its padding.
 
     Args:
-      layers: `Layer`s or tuples like them; those of a network come from `layers` in its
-        file.
+      layers: `Layer`s or tuples like them; a backbone's file has a function `layers`.
+
+    Returns:
+      A `Field` for each layer.
 
     Raises:
       ValueError: for a kernel, stride or dilation below 1 or a negative padding.
     """
-    size, stride, centre = 1, 1, 0.5
+    size, stride, center = 1, 1, 0.5
     fields = []
     for layer in (Layer(*layer) for layer in layers):
         if min(layer.kernel, layer.stride, layer.dilation) < 1 or layer.padding < 0:
@@ -60,68 +61,40 @@ def receptive_fields(layers: Iterable[tuple]) -> list[Field]:
             )
         reach = (layer.kernel - 1) * layer.dilation
         size += reach * stride
-        centre += (reach / 2 - layer.padding) * stride
+        center += (reach / 2 - layer.padding) * stride
         stride *= layer.stride
-        fields.append(Field(size, stride, centre))
+        fields.append(Field(size, stride, center))
     return fields
 
 
 def receptive_field(layers: Iterable[tuple]) -> Field:
-    """The fields after the last of a stack of layers; of none, the pixels themselves.
-
-    Args:
-      layers: as in `receptive_fields`.
-    """
+    """Computes the field after the last of a stack of layers; of none, the pixels'."""
     return [Field(1, 1, 0.5), *receptive_fields(layers)][-1]
 
 
-def receptive_boxes(cells: jax.Array, field: Field) -> jax.Array:
-    """The pixels that cells see, which may reach over the border of the canvas.
+def receptive_boxes(cells: Int[Array, "*B 2"], field: Field) -> Float[Array, "*B 4"]:
+    """Returns the pixels that cells see, as boxes that may reach over the canvas.
 
     Args:
-      cells: `[..., 2]` (row, column).
+      cells: (row, column).
       field: of their layer.
 
     Returns:
-      `[..., 4]` float32 boxes in pixels.
+      Boxes in pixels.
     """
-    centres = field.centre + jnp.flip(cells, axis=-1).astype(jnp.float32) * field.stride
-    return jnp.concatenate([centres - field.size / 2, centres + field.size / 2], -1)
+    centers = field.center + jnp.flip(cells, axis=-1).astype(jnp.float32) * field.stride
+    return jnp.concatenate([centers - field.size / 2, centers + field.size / 2], -1)
 
 
-def project_points(points: jax.Array, field: Field) -> jax.Array:
-    """Points of the image on the features, where cell j covers [j, j + 1).
+def project(pixels: Float[Array, "*B"], field: Field) -> Float[Array, "*B"]:
+    """Turns coordinates of the image into those of features (He et al. 2014, A).
 
-    The centre of a receptive field becomes the centre of its cell.
-
-    Args:
-      points: `[..., 2]` (x, y) in pixels.
-      field: of the layer.
-
-    Returns:
-      The same shape, in cells.
+    There cell j covers [j, j + 1); the center of a receptive field becomes the center
+    of its cell. Points and boxes are projected coordinate by coordinate.
     """
-    return (points - field.centre) / field.stride + 0.5
+    return (pixels - field.center) / field.stride + 0.5
 
 
-def unproject_points(points: jax.Array, field: Field) -> jax.Array:
-    """Points of the features on the image: the inverse of `project_points`.
-
-    Args:
-      points: `[..., 2]` (x, y) in cells.
-      field: of the layer.
-
-    Returns:
-      The same shape, in pixels.
-    """
-    return (points - 0.5) * field.stride + field.centre
-
-
-def project_boxes(boxes: jax.Array, field: Field) -> jax.Array:
-    """`[..., 4]` boxes in pixels -> in cells, corner by corner (He et al. 2014, A)."""
-    return project_points(boxes, field)
-
-
-def unproject_boxes(boxes: jax.Array, field: Field) -> jax.Array:
-    """`[..., 4]` boxes in cells -> in pixels: the inverse of `project_boxes`."""
-    return unproject_points(boxes, field)
+def unproject(cells: Float[Array, "*B"], field: Field) -> Float[Array, "*B"]:
+    """Turns coordinates of features into pixels: the inverse of `project`."""
+    return (cells - 0.5) * field.stride + field.center

@@ -1,17 +1,17 @@
 """RoI Align: the features of a box, sampled between cells, never rounded to them.
 
-Cells have their values at their centres: that of row i, column j of a map of stride s
-sits at `((j + 0.5) s, (i + 0.5) s)` pixels. Between four centres the map is bilinear;
+Cells have their values at their centers: that of row i, column j of a map of stride s
+sits at `((j + 0.5) s, (i + 0.5) s)` pixels. Between four centers the map is bilinear;
 up to half a cell beyond the map it repeats its edge, and further out it is 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from jaxdet.ops.boxes import area
 
@@ -20,64 +20,40 @@ from jaxdet.ops.boxes import area
 MAX_SAMPLING_RATIO = 16
 
 
-def bilinear_sample(features: jax.Array, points: jax.Array) -> jax.Array:
-    """The values of a map between its cells (Jaderberg et al. 2015, 3.3).
-
-    Args:
-      features: `[H, W, C]`.
-      points: `[..., 2]` continuous (x, y) in cells: row i, column j has its value at
-        `(j + 0.5, i + 0.5)`. Where x is less than -0.5 or greater than `W + 0.5`, or y
-        less than -0.5 or greater than `H + 0.5`, the sample is 0; other points move to
-        the nearest within the outermost centres first, as in torchvision.
-
-    Returns:
-      `[..., C]` of the features' dtype, differentiable in both arguments.
-    """
-    height, width, channels = features.shape
-    x, y = points[..., 0], points[..., 1]
-    total = jnp.zeros((*x.shape, channels))
-    for row in _corners(y - 0.5, height):
-        for column in _corners(x - 0.5, width):
-            values = jnp.asarray(features)[row.index, column.index]
-            total += (row.weight * column.weight)[..., None] * values
-    return total.astype(features.dtype)
-
-
 def roi_align(
-    features: jax.Array,
-    boxes: jax.Array,
+    features: Float[Array, "H W C"],
+    boxes: Float[Array, "R 4"],
     *,
     stride: float,
     output_size: int = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
-    image_size: jax.Array | None = None,
-) -> jax.Array:
-    """Means of bilinear samples in a grid of bins on each box (He et al. 2017, 3).
+    image_size: Int[Array, "2"] | None = None,
+) -> Float[Array, "R S S C"]:
+    """Averages bilinear samples in a grid of bins on each box (He et al. 2017, 3).
 
     The boxes get no gradient. That of the features is summed by a scatter-add, whose
     order on GPUs is left to chance; with XLA's flag `--xla_gpu_deterministic_ops` it is
     fixed, and equal runs give equal bits.
 
     Args:
-      features: `[H, W, C]`.
-      boxes: `[R, 4]` pixels, anywhere. A box of no area is sampled at its point, or
-        all 0 where `sampling_ratio` is 0; padding is thus finite, and to be masked by
-        callers.
+      features: a map of the image.
+      boxes: pixels, anywhere. A box of no area is sampled at its point, or all 0 where
+        `sampling_ratio` is 0; padding is thus finite, and to be masked by callers.
       stride: pixels per cell.
-      output_size: bins along each side.
+      output_size: bins S along each side.
       sampling_ratio: samples along each side of a bin; 0: `ceil(side / output_size)`
         for each box and axis, the side in cells, at most `MAX_SAMPLING_RATIO`. One
         large box then slows all of them down: the loop runs as often as the box with
         the most cells needs.
       aligned: False is torchvision's older convention: samples lie half a cell further
         right and down, and no side is shorter than a cell.
-      image_size: `[2]` true (height, width) in pixels: the map is taken to end after
+      image_size: true (height, width) in pixels: the map is taken to end after
         `ceil(image_size / stride)` cells, whatever lies beyond; None: it ends where it
         ends.
 
     Returns:
-      `[R, output_size, output_size, C]` of the features' dtype, summed in float32.
+      Features of the boxes in the dtype of the map, summed in float32.
     """
     *shape, channels = features.shape
     height, width = _extents([shape], [stride], image_size)[0]
@@ -88,23 +64,23 @@ def roi_align(
 
 
 def pyramid_roi_align(
-    pyramid: dict[int, jax.Array],
-    boxes: jax.Array,
+    pyramid: dict[int, Float[Array, "_ _ C"]],
+    boxes: Float[Array, "R 4"],
     *,
     output_size: int = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
     canonical_size: float = 224,
     canonical_level: int = 4,
-    image_size: jax.Array | None = None,
-) -> jax.Array:
-    """`roi_align` of each box on the level that fits its size (Lin et al. 2017, 4.2).
+    image_size: Int[Array, "2"] | None = None,
+) -> Float[Array, "R S S C"]:
+    """Runs `roi_align` for each box on the level of its size (Lin et al. 2017, 4.2).
 
     Each box reads its own level alone: the maps are laid end to end and read by index.
 
     Args:
       pyramid: `{level: [H, W, C]}`, level l of stride `2**l`.
-      boxes: `[R, 4]` pixels, as in `roi_align`.
+      boxes: pixels, as in `roi_align`.
       output_size: as in `roi_align`.
       sampling_ratio: as in `roi_align`.
       aligned: as in `roi_align`.
@@ -113,17 +89,14 @@ def pyramid_roi_align(
       image_size: as in `roi_align`, for all levels.
 
     Returns:
-      `[R, output_size, output_size, C]`.
+      Features of the boxes.
 
     Raises:
       ValueError: if levels are missing between the finest and the coarsest.
     """
     levels = sorted(pyramid)
-    chosen = assign_levels(
-        boxes,
-        levels,
-        canonical_size=canonical_size,
-        canonical_level=canonical_level,
+    level = assign_levels(
+        boxes, levels, canonical_size=canonical_size, canonical_level=canonical_level
     )
     maps = [pyramid[level] for level in levels]
     flat = [features.reshape(-1, features.shape[-1]) for features in maps]
@@ -139,30 +112,30 @@ def pyramid_roi_align(
         start=jnp.array(starts, jnp.int32),
         step=jnp.array([features.shape[1] for features in maps], jnp.int32),
     )
-    layout = jax.tree.map(lambda x: x[chosen - levels[0]], layout)
-    boxes = boxes / jnp.exp2(chosen.astype(jnp.float32))[:, None]
+    layout = jax.tree.map(lambda x: x[level - levels[0]], layout)
+    boxes = boxes / jnp.exp2(level.astype(jnp.float32))[:, None]
     cells = _cells(boxes, layout, _Grid(output_size, sampling_ratio, aligned))
     return _weighted_sum(jnp.concatenate(flat), cells)
 
 
 def assign_levels(
-    boxes: jax.Array,
+    boxes: Float[Array, "R 4"],
     levels: Sequence[int],
     *,
     canonical_size: float = 224,
     canonical_level: int = 4,
-) -> jax.Array:
-    """The pyramid level that fits each box (Lin et al. 2017, equation 1).
+) -> Int[Array, " R"]:
+    """Returns the pyramid level that fits each box (Lin et al. 2017, equation 1).
 
     Args:
-      boxes: `[R, 4]`; of no area: the finest level.
+      boxes: one of no area gets the finest level.
       levels: of the pyramid, without gaps, in any order.
       canonical_size: square root of the area of a box on `canonical_level`, in pixels.
         Twice the size is one level up; 1e-6 of a level is added against rounding.
       canonical_level: may lie outside the pyramid.
 
     Returns:
-      `[R]` int32, clipped to the pyramid's levels.
+      Levels, clipped to those of the pyramid.
 
     Raises:
       ValueError: if levels are missing between the finest and the coarsest.
@@ -176,8 +149,8 @@ def assign_levels(
 
 
 @jax.custom_batching.custom_vmap
-def max_over_images(counts: jax.Array) -> jax.Array:
-    """`[...]` ints -> the greatest, or 0; under `vmap` of all images together.
+def max_over_images(counts: Int[Array, "..."]) -> Int[Array, ""]:
+    """Returns the greatest count, or 0; under `vmap` of all images together.
 
     As the bound of a loop it keeps the loop one loop: with a bound for each image, XLA
     would copy all that the loop carries, to hold still the images that are through.
@@ -186,7 +159,7 @@ def max_over_images(counts: jax.Array) -> jax.Array:
 
 
 @max_over_images.def_vmap
-def _max_over_images_of_images(axis_size, in_batched, counts):
+def _max_over_images_vmap(axis_size, in_batched, counts):
     del axis_size, in_batched
     return max_over_images(counts), False
 
@@ -198,37 +171,36 @@ class _Grid(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where the map of each box lies in the flattened maps, `[R]` int32 each."""
+    """Where the map of each box lies in the flattened maps."""
 
-    height: jax.Array  # rows that count
-    width: jax.Array  # columns that count
-    start: jax.Array  # index of the first cell
-    step: jax.Array  # cells from one row to the next
+    height: Int[Array, "..."]  # rows that count
+    width: Int[Array, "..."]  # columns that count
+    start: Int[Array, "..."]  # index of the first cell
+    step: Int[Array, "..."]  # cells from one row to the next
 
 
 def _extents(
     shapes: Sequence[Sequence[int]],
     strides: Sequence[float],
-    image_size: jax.Array | None,
-) -> jax.Array:
-    """Rows and columns of maps that belong to the image, `[L, 2]` int32.
+    image_size: Int[Array, "2"] | None,
+) -> Int[Array, "L 2"]:
+    """Rows and columns of maps that belong to the image.
 
-    At least one: an empty image has no box that anyone looks at, but is to stay finite.
+    At least one: an empty image has no box that counts, but is to stay finite.
     """
-    shapes = jnp.array(shapes, jnp.int32)
+    extents = jnp.array(shapes, jnp.int32)
     if image_size is None:
-        return shapes
-    chex.assert_shape(image_size, (2,))
+        return extents
     cells = -(-image_size[None] // jnp.array(strides)[:, None])
-    return jnp.clip(cells.astype(jnp.int32), 1, shapes)
+    return jnp.clip(cells.astype(jnp.int32), 1, extents)
 
 
 class _Axis(NamedTuple):
     """The cells that each bin reads along one axis; T slots, some of weight 0."""
 
-    index: jax.Array  # [R, size, T] int32, in cells of the flattened map
-    weight: jax.Array  # [R, size, T] float32
-    used: jax.Array  # int32, slots from here on have weight 0
+    index: Int[Array, "R S T"]  # in cells of the flattened map
+    weight: Float[Array, "R S T"]
+    used: Int[Array, ""]  # slots from here on have weight 0
 
 
 class _Cells(NamedTuple):
@@ -238,15 +210,8 @@ class _Cells(NamedTuple):
     columns: _Axis  # index: to be added to that
 
 
-def _cells(boxes: jax.Array, layout: _Layout, grid: _Grid) -> _Cells:
-    """Where bins read, and with which weight.
-
-    Args:
-      boxes: `[R, 4]` in cells of the box's own map.
-      layout: of that map.
-      grid: of bins and samples.
-    """
-    chex.assert_shape(boxes, (None, 4))
+def _cells(boxes: Float[Array, "R 4"], layout: _Layout, grid: _Grid) -> _Cells:
+    """Returns where bins read, and with which weight; boxes in cells of their map."""
     x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0)
     axis = jax.vmap(partial(_axis, grid=grid))
     rows, columns = (
@@ -261,18 +226,17 @@ def _cells(boxes: jax.Array, layout: _Layout, grid: _Grid) -> _Cells:
 
 
 def _axis(
-    start: jax.Array, end: jax.Array, extent: jax.Array, *, grid: _Grid
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One box on one axis: index `[size, T]`, weight `[size, T]` and slots used."""
+    start: Float[Array, ""], end: Float[Array, ""], extent: Int[Array, ""], grid: _Grid
+) -> tuple[Int[Array, "S T"], Float[Array, "S T"], Int[Array, ""]]:
+    """Index, weight and number of the slots of one box on one axis."""
     side = end - start
     if grid.aligned:
         start = start - 0.5
     else:
         side = jnp.maximum(side, 1.0)
     if grid.sampling_ratio == 0:
-        count = jnp.clip(jnp.ceil(side / grid.size), 0, MAX_SAMPLING_RATIO).astype(
-            jnp.int32
-        )
+        count = jnp.clip(jnp.ceil(side / grid.size), 0, MAX_SAMPLING_RATIO)
+        count = count.astype(jnp.int32)
     else:
         count = jnp.int32(grid.sampling_ratio)
     sample = jnp.arange(grid.sampling_ratio or MAX_SAMPLING_RATIO)[None]
@@ -282,23 +246,20 @@ def _axis(
     share = jnp.where(sample < count, 1 / jnp.maximum(count, 1), 0.0)
     low, high = (_Corner(x.index, x.weight * share) for x in (low, high))
     if grid.sampling_ratio == 0:
-        return _merged(low, high, count)
+        return _merge_equal_cells(low, high, count)
     index, weight = jax.tree.map(lambda *x: jnp.concatenate(x, -1), low, high)
     return index, weight, 2 * count
 
 
 class _Corner(NamedTuple):
-    index: jax.Array  # int32, of a cell on one axis
-    weight: jax.Array  # float32
+    index: Int[Array, "S N"]  # of a cell on one axis
+    weight: Float[Array, "S N"]
 
 
-def _corners(position: jax.Array, extent: jax.Array | int) -> tuple[_Corner, _Corner]:
-    """The cells before and after positions on one axis.
-
-    Args:
-      position: `[...]` float32, the centre of cell i being at i.
-      extent: number of cells.
-    """
+def _corners(
+    position: Float[Array, "S N"], extent: Int[Array, ""]
+) -> tuple[_Corner, _Corner]:
+    """The cells before and after positions on one axis, the center of cell i at i."""
     inside = (position >= -1) & (position <= extent)
     position = jnp.clip(position, 0, extent - 1)
     low = jnp.floor(position).astype(jnp.int32)
@@ -310,10 +271,10 @@ def _corners(position: jax.Array, extent: jax.Array | int) -> tuple[_Corner, _Co
     )
 
 
-def _merged(
-    low: _Corner, high: _Corner, count: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Adds up the weights of equal cells, `[size, samples]` each.
+def _merge_equal_cells(
+    low: _Corner, high: _Corner, count: Int[Array, ""]
+) -> tuple[Int[Array, "S T"], Float[Array, "S T"], Int[Array, ""]]:
+    """Adds up the weights of equal cells.
 
     Samples at most a cell apart share their cells: n of them touch `n + 1`, not `2 n`.
     A cell's slot is the number of distinct cells before it; low ones come in order.
@@ -333,19 +294,14 @@ def _merged(
 
 
 @jax.custom_vjp
-def _weighted_sum(flat: jax.Array, cells: _Cells) -> jax.Array:
-    """Sums the cells of each bin by their weights.
+def _weighted_sum(
+    flat: Float[Array, "cells C"], cells: _Cells
+) -> Float[Array, "R S S C"]:
+    """Sums the cells that each bin reads by their weights.
 
     One of a bin's cells at a time, for all bins of all boxes: vectors of C are gathered
     and added without a copy of what all bins read, which would be the most memory of a
     two-stage detector. The gradient is written out for the same reason.
-
-    Args:
-      flat: `[cells, C]`.
-      cells: what each bin reads.
-
-    Returns:
-      `[R, size, size, C]`.
     """
     count, size, _ = cells.rows.index.shape
 
@@ -379,7 +335,7 @@ def _weighted_sum_backward(saved, gradient):
 _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
-def _for_each_cell(cells: _Cells, body, initial: jax.Array) -> jax.Array:
+def _for_each_cell(cells: _Cells, body: Callable, initial: Array) -> Array:
     """`fori_loop` over the slots of rows times those of columns that anything uses."""
     rows, columns = cells.rows.used, cells.columns.used
 
@@ -389,8 +345,10 @@ def _for_each_cell(cells: _Cells, body, initial: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, rows * columns, body_of_cell, initial)
 
 
-def _read(cells: _Cells, term: tuple) -> tuple[jax.Array, jax.Array]:
-    """Index and weight of one of the cells of each bin, `[R, size, size]` each."""
+def _read(
+    cells: _Cells, term: tuple
+) -> tuple[Int[Array, "R S S"], Float[Array, "R S S"]]:
+    """Index and weight of one of the cells of each bin."""
     row, column = term
     rows, columns = cells
     index = rows.index[:, :, None, row] + columns.index[:, None, :, column]

@@ -1,11 +1,12 @@
 """Max pooling of regions, rounded to whole cells, as it was done before RoI Align."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdet.ops.roi_align import max_over_images
 
@@ -15,9 +16,13 @@ _SCALES = 3
 
 
 def roi_max_pool(
-    features: jax.Array, boxes: jax.Array, *, stride: float, output_size: int = 7
-) -> jax.Array:
-    """The greatest values in a grid of bins on each box (Girshick 2015, 2.1).
+    features: Float[Array, "H W C"],
+    boxes: Float[Array, "R 4"],
+    *,
+    stride: float,
+    output_size: int = 7,
+) -> Float[Array, "R S S C"]:
+    """Returns the maxima in a grid of bins on each box (Girshick 2015, 2.1).
 
     Corners are rounded to cells, halves away from 0, and both cells belong to the box.
     Bin i of n covers, of a side of m cells, those from `floor(i m / n)` up to but not
@@ -30,14 +35,13 @@ def roi_max_pool(
     with it or goes on with zeros.
 
     Args:
-      features: `[H, W, C]`.
-      boxes: `[R, 4]` pixels, anywhere; padding is pooled like the first cell.
+      features: a map of the image.
+      boxes: pixels, anywhere; padding is pooled like the first cell.
       stride: pixels per cell.
-      output_size: bins along each side.
+      output_size: bins S along each side.
 
     Returns:
-      `[R, output_size, output_size, C]` of the features' dtype; 0 in bins without
-      a cell.
+      Features of the boxes in the dtype of the map; 0 in bins without a cell.
     """
     height, width, _ = features.shape
     x1, y1, x2, y2 = jnp.moveaxis(_rounded(boxes / stride), -1, 0)
@@ -47,13 +51,13 @@ def roi_max_pool(
 
 
 def spatial_pyramid_pool(
-    features: jax.Array,
-    boxes: jax.Array,
+    features: Float[Array, "H W C"],
+    boxes: Float[Array, "R 4"],
     *,
     stride: float,
     bins: Sequence[int] = (6, 3, 2, 1),
-) -> jax.Array:
-    """`roi_max_pool` with several grids, end to end (He et al. 2014, 2.2 and 4.1).
+) -> Float[Array, "R B C"]:
+    """Joins `roi_max_pool` with several grids (He et al. 2014, 2.2 and 4.1).
 
     Corners are rounded as in Fast R-CNN, not by He et al.'s own rule (appendix A),
     `floor(x / stride) + 1` at the left and top, `ceil(x / stride) - 1` at the others.
@@ -65,7 +69,7 @@ def spatial_pyramid_pool(
       bins: along each side of each grid.
 
     Returns:
-      `[R, B, C]`, B being 50 by default: grids in the order given, bins by rows.
+      B, 50 by default, runs over grids in the order given, rows, columns.
     """
     grids = [
         roi_max_pool(features, boxes, stride=stride, output_size=size).reshape(
@@ -76,19 +80,21 @@ def spatial_pyramid_pool(
     return jnp.concatenate(grids, axis=1)
 
 
-def adaptive_max_pool(features: jax.Array, output_size: int) -> jax.Array:
-    """Max pooling of whole maps into a grid of a given size.
+def adaptive_max_pool(
+    features: Float[Array, "R H W C"], output_size: int
+) -> Float[Array, "R S S C"]:
+    """Max-pools whole maps into a grid of a given size.
 
     Bin i covers, of m rows or columns, those from `floor(i m / output_size)` up to
     but not including `ceil((i + 1) m / output_size)`. AlexNet's last pooling,
     3x3 of stride 2, is this from 13 to 6, and VGG's, 2x2 of stride 2, from 14 to 7.
 
     Args:
-      features: `[R, H, W, C]`.
-      output_size: bins along each side.
+      features: maps.
+      output_size: bins S along each side.
 
     Returns:
-      `[R, output_size, output_size, C]`.
+      The grids.
     """
     for axis in (1, 2):
         bins = [
@@ -104,14 +110,14 @@ def adaptive_max_pool(features: jax.Array, output_size: int) -> jax.Array:
 class _Windows(NamedTuple):
     """The cells from a bin's start to its end, as windows pooled in advance."""
 
-    start: jax.Array  # [R, size] int32
-    end: jax.Array  # [R, size] int32, not included; at most `start` if there is no cell
-    scale: jax.Array  # [R, size] int32, the windows have `2**scale` cells a side
-    count: jax.Array  # [R, size] int32, windows it takes; the last ones may overlap
+    start: Int[Array, "R S"]
+    end: Int[Array, "R S"]  # not included; at most `start` if there is no cell
+    scale: Int[Array, "R S"]  # the windows have `2**scale` cells a side
+    count: Int[Array, "R S"]  # windows it takes; the last ones may overlap
 
 
-def _rounded(values: jax.Array) -> jax.Array:
-    """To the nearest int32, halves away from 0, as C does and `jnp.round` does not."""
+def _rounded(values: Float[Array, "*B"]) -> Int[Array, "*B"]:
+    """Rounds halves away from 0, as C does and `jnp.round` does not."""
     whole = jnp.trunc(values)
     return (whole + jnp.trunc(2 * (values - whole))).astype(jnp.int32)
 
@@ -121,7 +127,9 @@ def _bin(index, extent, size):
     return index * extent // size, ((index + 1) * extent + size - 1) // size
 
 
-def _windows(first: jax.Array, last: jax.Array, extent: int, *, size: int) -> _Windows:
+def _windows(
+    first: Int[Array, ""], last: Int[Array, ""], extent: int, *, size: int
+) -> _Windows:
     """The bins of one box on one axis, from its first to its last cell."""
     start, end = _bin(jnp.arange(size), jnp.maximum(last - first + 1, 1), size)
     start = jnp.clip(first + start, 0, extent)
@@ -133,15 +141,14 @@ def _windows(first: jax.Array, last: jax.Array, extent: int, *, size: int) -> _W
 
 
 class _Maximum(NamedTuple):
-    value: jax.Array  # [..., C]
-    index: jax.Array  # [..., C] int32, of the first cell that has it
+    value: Float[Array, "*B C"]
+    index: Int[Array, "*B C"]  # of the first cell that has it
 
 
 @jax.custom_vjp
 def _max_of_windows(
-    features: jax.Array, rows: _Windows, columns: _Windows
-) -> jax.Array:
-    """`[H, W, C]` -> `[R, size, size, C]`."""
+    features: Float[Array, "H W C"], rows: _Windows, columns: _Windows
+) -> Float[Array, "R S S C"]:
     return _maximum(features, rows, columns).value
 
 
@@ -164,10 +171,12 @@ def _max_of_windows_backward(saved, gradient):
 _max_of_windows.defvjp(_max_of_windows_forward, _max_of_windows_backward)
 
 
-def _maximum(features: jax.Array, rows: _Windows, columns: _Windows) -> _Maximum:
+def _maximum(
+    features: Float[Array, "H W C"], rows: _Windows, columns: _Windows
+) -> _Maximum:
     """The maximum of each bin, one window of each bin at a time, for all boxes.
 
-    Where nobody asks for the index, compiled code does not look for it.
+    Where the index is not used, compiled code does not compute it.
     """
     height, width, channels = features.shape
     tables = jax.tree.map(lambda x: x.reshape(-1, channels), _tables(features))
@@ -189,19 +198,19 @@ def _maximum(features: jax.Array, rows: _Windows, columns: _Windows) -> _Maximum
     return best._replace(value=jnp.where(empty, 0, best.value))
 
 
-def _is_empty(rows: _Windows, columns: _Windows) -> jax.Array:
-    """`[R, size, size, 1]` bool, whether a bin has no cell."""
+def _is_empty(rows: _Windows, columns: _Windows) -> Bool[Array, "R S S 1"]:
+    """Tells whether a bin has no cell."""
     return _outer(jnp.logical_or, rows.count == 0, columns.count == 0)[..., None]
 
 
-def _nth_start(windows: _Windows, n: jax.Array, extent: int) -> jax.Array:
+def _nth_start(windows: _Windows, n: Int[Array, ""], extent: int) -> Array:
     """The start of each bin's n-th window, or of its last where there are fewer."""
     side = 1 << windows.scale
     start = jnp.minimum(windows.start + n * side, windows.end - side)
     return jnp.clip(start, 0, extent - 1)  # for bins without a cell
 
 
-def _tables(features: jax.Array) -> _Maximum:
+def _tables(features: Float[Array, "H W C"]) -> _Maximum:
     """The maxima of all windows, `[heights, widths, H, W, C]`.
 
     Each stands at its first cell. Those that do not fit into the map are never read.
@@ -224,6 +233,6 @@ def _greater(a: _Maximum, b: _Maximum) -> _Maximum:
     return _Maximum(jnp.maximum(a.value, b.value), jnp.where(is_b, b.index, a.index))
 
 
-def _outer(operation, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Every row with every column, `[R, size]` and `[R, size]` -> `[R, size, size]`."""
+def _outer(operation: Callable, rows: Array, columns: Array) -> Array:
+    """Every row with every column, `[R, S]` and `[R, S]` -> `[R, S, S]`."""
     return operation(rows[:, :, None], columns[:, None])

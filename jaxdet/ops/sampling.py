@@ -1,17 +1,18 @@
-"""Subsets, random or the hardest, that do not depend on padding, order or company."""
+"""Subsets, random or the hardest, that do not depend on padding, order or batch."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 
 class Subset(NamedTuple):
     """Chosen candidates, positive ones first; the rest of the slots is padding."""
 
-    index: jax.Array  # [S] int32, which candidates; 0 for padding
-    positive: jax.Array  # [S] bool
-    valid: jax.Array  # [S] bool
+    index: Int[Array, " S"]  # which candidates; 0 for padding
+    positive: Bool[Array, " S"]
+    valid: Bool[Array, " S"]
 
 
 def image_keys(
@@ -32,23 +33,23 @@ def image_keys(
 
 
 def balanced_subset(
-    key: jax.Array,
-    hashes: jax.Array,
-    positive: jax.Array,
-    negative: jax.Array,
+    key: Key[Array, ""],
+    hashes: UInt32[Array, " A"],
+    positive: Bool[Array, " A"],
+    negative: Bool[Array, " A"],
     *,
     size: int,
     positive_fraction: float,
 ) -> Subset:
-    """A random choice of positives, filled up with negatives (Ren et al. 2015, 3.1.3).
+    """Samples positives and fills up with negatives (Ren et al. 2015, 3.1.3).
 
     Args:
       key: of this image.
-      hashes: `[A]` uint32, what a candidate's luck hangs on. A candidate's place in
-        the array changes with the canvas and with the order of the objects; what is
-        drawn must not.
-      positive: `[A]` bool.
-      negative: `[A]` bool, never both.
+      hashes: what a candidate's random priority depends on, with the key alone. Its
+        place in the array changes with the canvas and with the order of the objects;
+        the sample must not.
+      positive: which candidates are positive.
+      negative: which are negative, none of them positive too.
       size: slots; fewer are valid where there are too few candidates.
       positive_fraction: at most this share of `size`, rounded down, is positive.
 
@@ -57,33 +58,32 @@ def balanced_subset(
     """
     priorities = _random_priorities(key, hashes)
     limit = min(int(size * positive_fraction), len(priorities))
-    best, index = jax.lax.top_k(jnp.where(positive, priorities, -1.0), limit)
-    chosen = jnp.zeros(positive.shape, bool).at[index].set(best >= 0)
+    top, index = jax.lax.top_k(jnp.where(positive, priorities, -1.0), limit)
+    chosen = jnp.zeros(positive.shape, bool).at[index].set(top >= 0)
     rank = jnp.where(chosen, 1 + priorities, jnp.where(negative, priorities, -1.0))
-    best, index = jax.lax.top_k(rank, min(size, len(rank)))
-    padding = (0, size - len(best))
-    best = jnp.pad(best, padding, constant_values=-1.0)
-    valid = best >= 0
+    top, index = jax.lax.top_k(rank, min(size, len(rank)))
+    padding = (0, size - len(top))
+    top = jnp.pad(top, padding, constant_values=-1.0)
+    valid = top >= 0
     index = jnp.where(valid, jnp.pad(index, padding), 0)
-    return Subset(index.astype(jnp.int32), best >= 1, valid)
+    return Subset(index.astype(jnp.int32), top >= 1, valid)
 
 
 def hard_negative_mining(
-    losses: jax.Array, candidates: jax.Array, count: jax.Array
-) -> jax.Array:
-    """The candidates with the greatest losses (Liu et al. 2016, 2.2).
-
-    Only the losses are sorted, not their places; a threshold then tells.
+    losses: Float[Array, " A"], candidates: Bool[Array, " A"], count: Int[Array, ""]
+) -> Bool[Array, " A"]:
+    """Selects the candidates with the greatest losses (Liu et al. 2016, 2.2).
 
     Args:
-      losses: `[A]`, of which no gradient is taken.
-      candidates: `[A]` bool, the candidates.
-      count: how many at most, a scalar at least 0.
+      losses: of all; no gradient is taken of them.
+      candidates: those to select from.
+      count: how many at most, at least 0.
 
     Returns:
-      `[A]` bool, exactly `count` of them where there are enough; of equal losses the
-      first are taken.
+      Which are selected: exactly `count` where there are enough candidates; of equal
+      losses the first.
     """
+    # Only the losses are sorted, not their places; a threshold then tells them apart.
     losses = jax.lax.stop_gradient(jnp.where(candidates, losses, -jnp.inf))
     place = jnp.clip(len(losses) - count, 0, len(losses) - 1)
     least = jnp.sort(losses)[place]
@@ -92,11 +92,11 @@ def hard_negative_mining(
     return candidates & (above | (equal & (jnp.cumsum(equal) <= room)))
 
 
-def hash_boxes(boxes: jax.Array) -> jax.Array:
-    """A number for each box, `[A, 4]` -> `[A]` uint32, that hangs on its sides alone.
+def hash_boxes(boxes: Float[Array, "A 4"]) -> UInt32[Array, " A"]:
+    """Returns a number for each box that depends on its coordinates alone.
 
     For boxes that are exactly the same however they were padded or ordered, such as
-    anchors and objects; the answers of a network differ in their last bits.
+    anchors and objects; a network's predictions differ in their last bits.
     """
     bits = jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32)
     # Odd factors: no bit of a side is lost, and swapped sides differ.
@@ -105,8 +105,10 @@ def hash_boxes(boxes: jax.Array) -> jax.Array:
     return jnp.sum(bits ^ (bits >> 15), axis=-1, dtype=jnp.uint32)
 
 
-def _random_priorities(key: jax.Array, hashes: jax.Array) -> jax.Array:
-    """`[A]` float32, uniform in [0, 1), a function of key and hashes."""
+def _random_priorities(
+    key: Key[Array, ""], hashes: UInt32[Array, " A"]
+) -> Float[Array, " A"]:
+    """Uniform in [0, 1), a function of key and hash."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
     bits = jax.random.key_data(keys)[:, 0]
     return (bits >> 8).astype(jnp.float32) * 2.0**-24

@@ -205,7 +205,7 @@ def test_default_boxes_of_torchvision(golden_ssd):
         of_map = [(side, side), (between, between)]
         for root in np.sqrt(ratios):
             of_map += [(side / root, side * root), (side * root, side / root)]
-        shapes.append(np.minimum(of_map, 300))
+        shapes.append(np.minimum(of_map, 300).tolist())
     boxes = anchors.default_boxes(
         [(cells, cells) for cells in (38, 19, 10, 5, 3, 1)],
         strides=(8, 16, 32, 64, 100, 300),

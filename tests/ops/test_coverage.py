@@ -1,6 +1,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ def test_it_agrees_with_all_anchors(rng, options, inside):
         within = np.tile((56, 90), (len(objects), 1))
         left = (all_anchors >= 0) & (all_anchors <= [90, 56, 90, 56])
         all_anchors = all_anchors[left.all(axis=1)]
-    expected = np.asarray(boxes.pairwise_iou(all_anchors, objects)).max(axis=0)
+    expected = np.asarray(jax.jit(boxes.pairwise_iou)(all_anchors, objects)).max(axis=0)
     found = of_pyramid(CANVAS, objects, **LAYOUT, **options, within=within)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert 0.1 < np.median(found) < 0.9  # there was something to agree on
@@ -78,7 +79,7 @@ def test_points_agree_with_their_matching(rng, inclusive, reaches):
     ]
     ranges = {"regression_ranges": np.repeat(np.array(limits), counts, axis=0)}
     ranges["center_radius"] = np.repeat(reaches, counts)
-    there = np.ones(1, bool)
+    there = jnp.ones(1, bool)
     match = partial(matching.match_points, points, **ranges, inclusive=inclusive)
     _, positive = jax.vmap(lambda alone: match(alone[None], there))(objects)
     found = points_in_charge(

@@ -13,9 +13,9 @@ normalize = partial(images.normalize, mean=MEAN, std=STD)
 
 
 def test_pixels_by_hand(transform):
-    pixels = np.array([[[0, 51, 255]]], np.uint8)
+    pixels, size = jnp.array([[[0, 51, 255]]], jnp.uint8), jnp.array([1, 1])
     settings = {"mean": (0.5, 0.2, 0.0), "std": (0.25, 1.0, 0.5)}
-    scaled = transform(partial(images.normalize, **settings))(pixels, np.array([1, 1]))
+    scaled = transform(partial(images.normalize, **settings))(pixels, size)
     assert scaled.dtype == jnp.float32
     chex.assert_trees_all_close(scaled, jnp.array([[[-2.0, 0.0, 2.0]]]), atol=1e-6)
 

@@ -199,7 +199,7 @@ def test_iou_loss_has_finite_slopes():
     kinds = [[0, 0, 0, 0], [5, 5, 5, 9], [9, 9, 5, 5], [1, 1, 9, 9]]
     wild = [[-1e20, 0, 1e20, 1e20], [0, 0, 3e38, 1]]
     pairs = [[p, q] for p in kinds + wild for q in kinds]
-    a, b = np.array(pairs, np.float32).swapaxes(0, 1)
+    a, b = jnp.array(pairs, jnp.float32).swapaxes(0, 1)
     total = jax.jit(jax.value_and_grad(lambda a: jnp.sum(losses.iou_loss(a, b))))
     chex.assert_tree_all_finite(total(a))
 

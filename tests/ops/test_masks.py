@@ -2,6 +2,7 @@ from functools import partial
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -140,14 +141,14 @@ def test_what_is_cut_from_a_pasted_mask_is_the_mask(side):
     """A smooth mask survives the way to the canvas and back."""
     x, y = np.meshgrid(*[(np.arange(side) + 0.5) / side] * 2)
     mask = (np.exp(-8 * ((x - 0.5) ** 2 + (y - 0.5) ** 2))).astype(np.float32)[None]
-    box = np.array([[30, 20, 90, 100]], np.float32)
-    whole = np.array([[0, 0, 120, 120]], np.float32)
+    box = jnp.array([[30.0, 20, 90, 100]])
+    whole = jnp.array([[0.0, 0, 120, 120]])
 
     @jax.jit
     def there_and_back(mask):
         pasted = masks.paste_masks(mask, box, canvas=(120, 120))
         return masks.crop_and_resize_masks(
-            pasted, whole, box, np.array([0]), output_size=side
+            pasted, whole, box, jnp.array([0]), output_size=side
         )
 
     back = there_and_back(mask)

@@ -267,7 +267,7 @@ def test_points_agree_with_the_oracle(rng, inclusive, radius):
 
 def test_points_map_over_images(rng):
     points = np.asarray(anchors.cell_centers((48, 64), levels=(3,)))
-    ranges = np.full((len(points), 2), [0, np.inf])
+    ranges = jnp.full((len(points), 2), jnp.array([[0, jnp.inf]]))
     boxes = np.stack([random_boxes(rng, 4), random_boxes(rng, 4)])
     valid = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
     match = partial(matching.match_points, regression_ranges=ranges)

@@ -20,11 +20,21 @@ def kept(answer):
     return indices[valid].tolist()
 
 
+def run(boxes, scores, threshold, size, *, labels=None, valid=None):
+    """The indices that NMS keeps, of each class where there are labels."""
+    options = {"iou_threshold": float(threshold), "max_output_size": size}
+    options["valid"] = None if valid is None else jnp.asarray(valid)
+    boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
+    if labels is None:
+        return kept(nms.nms(boxes, scores, **options))
+    return kept(nms.batched_nms(boxes, scores, jnp.asarray(labels), **options))
+
+
 def random_scene(rng, count):
     """Crowded boxes, many partly outside the image, with many equal scores."""
-    centres = rng.uniform(-50, 60, (count, 2))
+    centers = rng.uniform(-50, 60, (count, 2))
     sides = rng.uniform(5, 60, (count, 2))
-    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], -1)
+    boxes = np.concatenate([centers - sides / 2, centers + sides / 2], -1)
     return boxes.astype(np.float32), (rng.integers(0, 50, count) / 50).astype(
         np.float32
     )
@@ -34,35 +44,24 @@ def test_three_boxes_by_hand(transform):
     # The second shares 2/3 with the first, and so does the third with the second.
     boxes = jnp.array([[0.0, 0, 5, 1], [1.0, 0, 6, 1], [2.0, 0, 7, 1]])
     scores = jnp.array([0.8, 0.9, 0.7])
-    indices, valid = transform(partial(nms.nms, iou_threshold=0.5, max_output_size=3))(
-        boxes, scores
-    )
+    suppress = transform(partial(nms.nms, iou_threshold=0.5, max_output_size=3))
+    indices, valid = suppress(boxes, scores)
     assert indices.tolist() == [1, 0, 0]
     assert valid.tolist() == [True, False, False]
-    chain = nms.nms(
-        boxes, jnp.array([0.9, 0.8, 0.7]), iou_threshold=0.5, max_output_size=3
-    )
-    assert kept(chain) == [0, 2]  # What has gone suppresses nothing.
-    assert kept(nms.nms(boxes, scores, iou_threshold=0.7, max_output_size=3)) == [
-        1,
-        0,
-        2,
-    ]
+    # What has been suppressed suppresses nothing.
+    assert kept(suppress(boxes, jnp.array([0.9, 0.8, 0.7]))) == [0, 2]
+    assert run(boxes, scores, 0.7, 3) == [1, 0, 2]
 
 
 def test_iou_at_the_threshold_stays():
-    halves = jnp.array([[0.0, 0, 2, 1], [0.0, 0, 1, 1]])
-    scores = jnp.array([0.9, 0.8])
-    for threshold, expected in [(0.5, [0, 1]), (0.4999, [0])]:
-        suppress = jax.jit(partial(nms.nms, iou_threshold=threshold, max_output_size=2))
-        assert kept(suppress(halves, scores)) == expected
+    halves, scores = [[0.0, 0, 2, 1], [0.0, 0, 1, 1]], [0.9, 0.8]
+    assert run(halves, scores, 0.5, 2) == [0, 1]
+    assert run(halves, scores, 0.4999, 2) == [0]
 
 
-def test_classes_do_not_meet(transform):
-    boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (5, 1))
-    scores, labels = jnp.array([0.1, 0.2, 0.3, 0.4, 0.5]), jnp.array([0, 1, 1, 0, 7])
-    suppress = transform(partial(nms.batched_nms, iou_threshold=0.5, max_output_size=5))
-    assert kept(suppress(boxes, scores, labels)) == [4, 3, 2]
+def test_classes_do_not_meet():
+    boxes, scores = np.tile([[0.0, 0.0, 9.0, 9.0]], (5, 1)), [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert run(boxes, scores, 0.5, 5, labels=[0, 1, 1, 0, 7]) == [4, 3, 2]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.6, 0.7])
@@ -70,11 +69,10 @@ def test_agrees_with_torchvision(golden_ops, threshold):
     boxes, scores, labels = (
         golden_ops[f"nms/{x}"] for x in ("boxes", "scores", "labels")
     )
-    settings = {"iou_threshold": threshold, "max_output_size": 240}
-    answer = nms.nms(boxes, scores, **settings)
-    assert kept(answer) == golden_ops[f"nms/keep{threshold}"].tolist()
-    answer = nms.batched_nms(boxes, scores, labels, **settings)
-    assert kept(answer) == golden_ops[f"nms/class_wise_keep{threshold}"].tolist()
+    expected = golden_ops[f"nms/keep{threshold}"].tolist()
+    assert run(boxes, scores, threshold, 240) == expected
+    expected = golden_ops[f"nms/class_wise_keep{threshold}"].tolist()
+    assert run(boxes, scores, threshold, 240, labels=labels) == expected
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.45, 0.5, 0.7, 1.0])
@@ -82,23 +80,19 @@ def test_agrees_with_torchvision(golden_ops, threshold):
 def test_agrees_with_the_oracle(rng, threshold, count):
     boxes, scores = random_scene(rng, count)
     scores[rng.uniform(size=count) < 0.05] = np.nan
-    labels = rng.integers(0, 3, count)
     valid = rng.uniform(size=count) < 0.9
-    settings = {"iou_threshold": threshold, "max_output_size": count, "valid": valid}
-    assert kept(nms.nms(boxes, scores, **settings)) == oracles.greedy_nms(
-        boxes, scores, threshold, valid=valid
-    )
-    assert kept(nms.batched_nms(boxes, scores, labels, **settings)) == (
-        oracles.greedy_nms(boxes, scores, threshold, valid=valid, labels=labels)
-    )
+    for labels in (None, rng.integers(0, 3, count)):
+        options = {"valid": valid, "labels": labels}
+        expected = oracles.greedy_nms(boxes, scores, threshold, **options)
+        assert run(boxes, scores, threshold, count, **options) == expected
 
 
 def test_is_exact_at_thresholds_that_occur(rng):
     boxes, scores = random_scene(rng, 60)
     values = np.unique(oracles.pairwise(oracles.iou, boxes, boxes).astype(np.float32))
     for threshold in rng.choice(values, 20):
-        answer = nms.nms(boxes, scores, iou_threshold=threshold, max_output_size=60)
-        assert kept(answer) == oracles.greedy_nms(boxes, scores, threshold)
+        expected = oracles.greedy_nms(boxes, scores, threshold)
+        assert run(boxes, scores, threshold, 60) == expected
 
 
 @pytest.mark.parametrize("size", [0, 128, 500])
@@ -106,55 +100,44 @@ def test_size_cuts_or_pads_the_answer(rng, size):
     boxes, scores = random_scene(rng, 300)
     everything = oracles.greedy_nms(boxes, scores, 0.5)
     assert 200 < len(everything) < 300
-    answer = nms.nms(boxes, scores, iou_threshold=0.5, max_output_size=size)
-    chex.assert_shape(answer, (size,))
-    assert kept(answer) == everything[:size]
+    assert run(boxes, scores, 0.5, size) == everything[:size]
 
 
 def test_long_chains_across_blocks():
     # Each box suppresses the next one only, so every other box stays.
     start = np.arange(400, dtype=np.float32)
     boxes = np.stack([start, 0 * start, start + 1.8, 0 * start + 1], -1)
-    answer = nms.nms(boxes, -start, iou_threshold=0.2, max_output_size=400)
-    assert kept(answer) == list(range(0, 400, 2))
+    assert run(boxes, -start, 0.2, 400) == list(range(0, 400, 2))
 
 
 @pytest.mark.parametrize("offset", [-1e4, 0.0, 1e4])
 def test_coordinates_may_lie_anywhere(rng, offset):
     boxes, scores = random_scene(rng, 150)
     boxes = np.round(boxes) + np.float32(offset)
-    answer = nms.nms(boxes, scores, iou_threshold=0.45, max_output_size=150)
-    assert kept(answer) == oracles.greedy_nms(boxes, scores, 0.45)
+    expected = oracles.greedy_nms(boxes, scores, 0.45)
+    assert run(boxes, scores, 0.45, 150) == expected
 
 
 def test_equal_scores_go_by_index():
-    boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (200, 1))
-    suppress = jax.jit(partial(nms.nms, iou_threshold=0.5, max_output_size=3))
-    assert kept(suppress(boxes, jnp.zeros(200))) == [0]
-    signed_zeros = jnp.array([-0.0, 0.0] * 100)
-    assert kept(suppress(boxes, signed_zeros)) == [0]
+    boxes = np.tile([[0.0, 0.0, 9.0, 9.0]], (200, 1))
+    assert run(boxes, np.zeros(200), 0.5, 3) == [0]
+    assert run(boxes, [-0.0, 0.0] * 100, 0.5, 3) == [0]
 
 
 def test_empty_boxes_suppress_nothing_and_stay():
-    boxes = jnp.array(
-        [[0.0] * 4, [0.0] * 4, [0.0, 0.0, 5.0, 5.0], [4.0, 4.0, 1.0, 1.0]]
-    )
-    suppress = jax.jit(partial(nms.nms, iou_threshold=0.0, max_output_size=4))
-    assert kept(suppress(boxes, jnp.array([4.0, 3.0, 2.0, 1.0]))) == [0, 1, 2, 3]
+    boxes = [[0.0] * 4, [0.0] * 4, [0.0, 0.0, 5.0, 5.0], [4.0, 4.0, 1.0, 1.0]]
+    assert run(boxes, [4.0, 3.0, 2.0, 1.0], 0.0, 4) == [0, 1, 2, 3]
 
 
-def test_padding_neither_stays_nor_suppresses(transform):
-    boxes = jnp.tile(jnp.array([[0.0, 0.0, 9.0, 9.0]]), (5, 1))
-    scores = jnp.array([jnp.nan, 0.9, 0.2, -jnp.inf, 0.1])
-    valid = jnp.array([True, False, True, True, False])
-    suppress = transform(
-        lambda valid: nms.nms(
-            boxes, scores, iou_threshold=0.5, max_output_size=5, valid=valid
-        )
-    )
-    assert kept(suppress(valid)) == [2]
-    assert kept(suppress(valid.at[2].set(False))) == [3]
-    assert kept(suppress(jnp.zeros(5, bool))) == []
+def test_padding_neither_stays_nor_suppresses():
+    boxes = np.tile([[0.0, 0.0, 9.0, 9.0]], (5, 1))
+    scores = [np.nan, 0.9, 0.2, -np.inf, 0.1]
+    for valid, expected in [
+        ([True, False, True, True, False], [2]),
+        ([True, False, False, True, False], [3]),
+        ([False] * 5, []),
+    ]:
+        assert run(boxes, scores, 0.5, 5, valid=valid) == expected
 
 
 def test_no_boxes_at_all():
@@ -184,6 +167,7 @@ def test_maps_over_images(rng):
 def test_slots_without_an_answer_are_zeros(transform, masks):
     valid = np.array([True, False, True])
     found = Detections(np.ones((3, 4)), np.ones(3), np.ones(3, int), valid, masks)
+    found = jax.tree.map(jnp.asarray, found)
     answer = transform(nms.clear_padding)(found)
     np.testing.assert_array_equal(answer.valid, valid)
     for values in jax.tree.leaves(answer):
@@ -216,8 +200,8 @@ def test_votes_agree_with_the_oracle(rng, threshold):
     boxes[20] = 0  # Empty: not even it itself has a say.
     labels, valid = rng.integers(0, 3, 150), rng.uniform(size=150) < 0.9
     keep = np.array([20, *rng.integers(0, 150, 30)])
-    vote = jax.jit(partial(nms.box_voting, keep=keep, iou_threshold=threshold))
+    vote = jax.jit(partial(nms.box_voting, iou_threshold=threshold))
     expected = oracles.box_voting(boxes, scores, labels, keep, threshold, valid=valid)
-    voted = vote(boxes, scores, labels, valid=valid)
+    voted = vote(boxes, scores, labels, keep=keep, valid=valid)
     np.testing.assert_allclose(voted, expected, atol=1e-4)
     assert np.sum(np.any(np.abs(voted - boxes[keep]) > 0.1, axis=1)) > 10

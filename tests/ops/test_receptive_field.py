@@ -78,26 +78,24 @@ def test_a_network_looks_where_its_field_is(network, layers):
 
 
 def test_centres_of_cells_and_of_what_they_see(rng):
-    field = rf.Field(size=11, stride=4, centre=5.5)
+    field = rf.Field(size=11, stride=4, center=5.5)
     points = jnp.array([[5.5, 5.5], [9.5, 17.5]])
     expected = [[0.5, 0.5], [1.5, 3.5]]
-    np.testing.assert_array_equal(rf.project_points(points, field), expected)
+    np.testing.assert_array_equal(rf.project(points, field), expected)
     np.testing.assert_array_equal(
-        rf.project_boxes(points.reshape(4), field), np.ravel(expected)
+        rf.project(points.reshape(4), field), np.ravel(expected)
     )
     some = jnp.asarray(rng.uniform(-10, 300, (5, 4)), jnp.float32)
-    there = rf.project_boxes(some, field)
-    np.testing.assert_allclose(rf.unproject_boxes(there, field), some, atol=1e-4)
-    there = rf.project_points(some[:, :2], field)
-    np.testing.assert_allclose(
-        rf.unproject_points(there, field), some[:, :2], atol=1e-4
-    )
+    there = rf.project(some, field)
+    np.testing.assert_allclose(rf.unproject(there, field), some, atol=1e-4)
+    there = rf.project(some[:, :2], field)
+    np.testing.assert_allclose(rf.unproject(there, field), some[:, :2], atol=1e-4)
 
 
 def test_vgg_agrees_with_the_conventions():
     boxes = jnp.array([[8.0, 24.0, 16.0, 100.0]])
     field = rf.receptive_field(vgg.layers())
-    np.testing.assert_array_equal(rf.project_boxes(boxes, field), boxes / 16)
+    np.testing.assert_array_equal(rf.project(boxes, field), boxes / 16)
 
 
 def test_anchors_of_vgg_stand_where_its_cells_look():

@@ -75,7 +75,7 @@ def test_cells_see_what_their_layers_add_up_to():
 
 
 def test_a_region_goes_to_cells_and_whole_cells_come_back():
-    field, box = Field(size=16, stride=16, centre=8.0), np.array([24, 40, 72, 88.0])
+    field, box = Field(size=16, stride=16, center=8.0), np.array([24, 40, 72, 88.0])
     left, right = figures.projected_region(PICTURE, box, field, name="it").axes
     np.testing.assert_allclose(boxes_in(right, 0), [[1.5, 2.5, 4.5, 5.5]])
     np.testing.assert_allclose(boxes_in(right, 1), [[1, 2, 5, 6]])
