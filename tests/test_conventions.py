@@ -175,7 +175,7 @@ def lacks_of_class(node: ast.ClassDef, lines: list[str]) -> Iterator[str]:
     """What somebody who makes one of these has to know, and nothing says.
 
     Fields are described in `Attributes:`, or each by a comment on its lines or the one
-    before, or by a string after it.
+    before, by a string after it, or by the shape in their annotation.
     """
     docstring = ast.get_docstring(node) or ""
     if not docstring:
@@ -193,7 +193,8 @@ def lacks_of_class(node: ast.ClassDef, lines: list[str]) -> Iterator[str]:
         before, *own = lines[field.lineno - 2 : field.end_lineno]
         commented = before.lstrip().startswith("#") or any("  # " in x for x in own)
         followed = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if field in fields and not (commented or followed):
+        shaped = field in fields and "Array, " in ast.unparse(field.annotation)
+        if field in fields and not (commented or followed or shaped):
             yield f"`Attributes:`, or a comment behind {field.target.id!r}"
 
 

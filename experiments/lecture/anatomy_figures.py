@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.collections import LineCollection
@@ -68,7 +67,7 @@ def projected_region(
       field: of the features.
       name: of the network.
     """
-    in_cells = np.asarray(receptive_field.project(jnp.asarray(box), field))
+    in_cells = np.asarray(receptive_field.project(box, field))
     whole = np.concatenate([np.floor(in_cells[:2]), np.ceil(in_cells[2:])])
     back = np.asarray(receptive_field.unproject(whole, field))
     figure, (left, right) = _canvas(picture, 2)

@@ -20,7 +20,9 @@ def area(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
     return width * height
 
 
-def nonempty(boxes: Float[Array, "*B 4"], min_size: float = 0.0) -> Bool[Array, "*B"]:
+def nonempty(
+    boxes: Float[Array, "*B 4"], min_size: float | Float[Array, ""] = 0.0
+) -> Bool[Array, "*B"]:
     """Tells whether both sides of a box are above 0 and at least `min_size`.
 
     False for boxes with a coordinate that is not finite.

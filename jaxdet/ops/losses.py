@@ -19,7 +19,15 @@ def smooth_l1_loss(
     """Returns the absolute error, squared below `beta` (Girshick 2015, 2.3).
 
     Value and slope are continuous; far off the loss is the absolute error less
-    `beta / 2`. With a `beta` of 0 it is the absolute error.
+    `beta / 2`.
+
+    Args:
+      predictions: any numbers.
+      targets: what they should be.
+      beta: at least 0; 0: the absolute error.
+
+    Returns:
+      Each prediction's loss.
     """
     # Not optax's huber_loss / beta: that is NaN for a beta of 0.
     error = predictions - targets

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Real
 
 
 class Layer(NamedTuple):
@@ -72,7 +72,7 @@ def receptive_field(layers: Iterable[tuple]) -> Field:
     return [Field(1, 1, 0.5), *receptive_fields(layers)][-1]
 
 
-def receptive_boxes(cells: Int[Array, "*B 2"], field: Field) -> Float[Array, "*B 4"]:
+def receptive_boxes(cells: Real[Array, "*B 2"], field: Field) -> Float[Array, "*B 4"]:
     """Returns the pixels that cells see, as boxes that may reach over the canvas.
 
     Args:
