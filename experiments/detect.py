@@ -209,7 +209,7 @@ def _add(
         }
         if found.masks is not None:
             annotation["area"] = int(found.masks[index].sum())
-            annotation["segmentation"] = masks.encode(found.masks[index])
+            annotation["segmentation"] = masks.encode_rle(found.masks[index])
         annotations.append(annotation)
 
 

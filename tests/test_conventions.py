@@ -43,6 +43,7 @@ OPTIONAL = {
     "tensorflow_datasets": {
         "data/formats/digits.py",
         "data/prepare.py",
+        "data/formats/tfds_features.py",
         "data/formats/tfds.py",
     },
     "grain": {"data/batching.py"},

@@ -33,7 +33,13 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def write_json(file: pathlib.Path, content: Any, *, indent: int | None = None) -> None:
-    """Writes a json file by `write_atomically`."""
+    """Writes a json file by `write_atomically`.
+
+    Args:
+      file: its path; the folder is there.
+      content: what json can hold.
+      indent: spaces a level; None: all on one line.
+    """
     text = json.dumps(content, indent=indent) + "\n"
     write_atomically(file, lambda stream: stream.write(text.encode()))
 

@@ -26,7 +26,7 @@ _END_OF_JPEG = b"\xff\xd9"
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
-    """The image file at `path` as `[H, W, 3]` uint8 RGB; see `decode`.
+    """Reads an image file as `[H, W, 3]` uint8 RGB; see `decode`.
 
     Raises:
       DataError: it cannot be read, or not be decoded.
@@ -34,8 +34,33 @@ def read(path: str | os.PathLike) -> np.ndarray:
     return decode(read_encoded(path), str(path))
 
 
+def read_sized(
+    path: str | os.PathLike, size: np.ndarray, annotation: str | os.PathLike
+) -> np.ndarray:
+    """Reads an image file and checks that its size is the annotated one.
+
+    Args:
+      path: of the image file.
+      size: `[2]` (height, width).
+      annotation: the file in which it stands, for errors.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB.
+
+    Raises:
+      DataError: it cannot be read or decoded, or has another size.
+    """
+    pixels, expected = read(path), tuple(size.tolist())
+    if pixels.shape[:2] != expected:
+        raise DataError(
+            f"{path}: (height, width) is {pixels.shape[:2]} on disk, EXIF "
+            f"orientation applied; allowed: {expected}, as in {annotation}"
+        )
+    return pixels
+
+
 def read_encoded(path: str | os.PathLike) -> bytes:
-    """The bytes of the file at `path`, whatever they are.
+    """Reads the bytes of a file, whatever they are.
 
     Raises:
       DataError: it cannot be read.
@@ -47,7 +72,7 @@ def read_encoded(path: str | os.PathLike) -> bytes:
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """The (height, width) that `read(path)` will have; reads the header alone.
+    """Reads the (height, width) that `read(path)` will have from the header alone.
 
     Raises:
       DataError: the file cannot be read, or is no image.
@@ -59,8 +84,8 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def can_be(size: Sequence[float]) -> bool:
-    """Whether an image may have this (height, width).
+def is_possible(size: Sequence[float]) -> bool:
+    """Tells whether an image may have this (height, width).
 
     Whole numbers above 0, and no more pixels than Pillow takes for harmless.
     """
@@ -71,7 +96,7 @@ def can_be(size: Sequence[float]) -> bool:
 
 
 def decode(encoded: bytes, name: str) -> np.ndarray:
-    """An image as `[H, W, 3]` uint8 RGB, from any file that Pillow knows.
+    """Decodes an image from any file that Pillow knows.
 
     EXIF orientation is applied, transparency laid on white, 16 bits scaled to 8, and of
     several frames the first is taken.
@@ -79,6 +104,9 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
     Args:
       encoded: the bytes of the file.
       name: names the image in errors.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB.
 
     Raises:
       DataError: `encoded` is empty, truncated, no image, or of more pixels than Pillow
@@ -99,8 +127,8 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
     return np.array(rgb)
 
 
-def size(encoded: bytes, name: str) -> tuple[int, int]:
-    """The (height, width) that `decode` will answer with; decodes the header alone."""
+def decode_size(encoded: bytes, name: str) -> tuple[int, int]:
+    """Reads the (height, width) that `decode` will return from the header alone."""
     return _size(io.BytesIO(encoded), name)
 
 

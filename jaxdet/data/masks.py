@@ -1,5 +1,6 @@
 """Masks on the host: COCO's segmentations to grids in boxes, and grids to pixels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -9,7 +10,7 @@ from pycocotools import mask as coco_mask
 _SUPERSAMPLING = 4  # points a side in each cell that a polygon may or may not cover
 
 
-def compact(
+def parse_segmentation(
     segmentation: Any, size: tuple[int, int]
 ) -> tuple[np.ndarray, ...] | dict[str, Any]:
     """Checks a segmentation of COCO's json and makes it small.
@@ -26,7 +27,7 @@ def compact(
       ValueError: it is neither; says what is allowed.
     """
     if isinstance(segmentation, dict):
-        return _compact_run_lengths(segmentation, size)
+        return _parse_run_lengths(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("allowed: one or more polygons, or run lengths")
     polygons = []
@@ -45,15 +46,17 @@ def compact(
     return tuple(polygons)
 
 
-def crop(
-    segmentation: tuple[np.ndarray, ...] | dict[str, Any], box: np.ndarray, cells: int
+def rasterize(
+    segmentation: tuple[np.ndarray, ...] | dict[str, Any],
+    box: np.ndarray,
+    mask_size: int,
 ) -> np.ndarray:
-    """How much of each cell of a grid in `box` the object covers.
+    """Measures how much of each cell of a grid in `box` the object covers.
 
     Args:
-      segmentation: from `compact`.
+      segmentation: from `parse_segmentation`.
       box: `[4]` (x1, y1, x2, y2) in pixels of the image, with area.
-      cells: M, a side of the grid.
+      mask_size: M, a side of the grid.
 
     Returns:
       `[M, M]` float32 in [0, 1]; of polygons in steps of 1/16.
@@ -61,10 +64,10 @@ def crop(
     x1, y1, x2, y2 = np.asarray(box, np.float64)
     if isinstance(segmentation, dict):
         pixels = coco_mask.decode(segmentation).astype(np.float32)
-        rows = _shares(y1, y2, cells, pixels.shape[0])
-        columns = _shares(x1, x2, cells, pixels.shape[1])
+        rows = _shares(y1, y2, mask_size, pixels.shape[0])
+        columns = _shares(x1, x2, mask_size, pixels.shape[1])
         return (rows @ pixels @ columns.T).clip(0, 1)
-    side = _SUPERSAMPLING * cells
+    side = _SUPERSAMPLING * mask_size
     scale = side / np.array([x2 - x1, y2 - y1])
     # What lies far outside of the box is drawn nearer: COCO's code walks every edge.
     polygons = [
@@ -72,14 +75,34 @@ def crop(
         for points in segmentation
     ]
     runs = coco_mask.merge(coco_mask.frPyObjects(polygons, side, side))
-    fine = coco_mask.decode(runs).reshape(cells, _SUPERSAMPLING, cells, _SUPERSAMPLING)
+    shape = (mask_size, _SUPERSAMPLING, mask_size, _SUPERSAMPLING)
+    fine = coco_mask.decode(runs).reshape(shape)
     return fine.mean(axis=(1, 3), dtype=np.float32)
+
+
+def rasterize_all(
+    segmentations: Sequence, boxes: np.ndarray, mask_size: int
+) -> np.ndarray:
+    """Rasterizes the segmentations of one image, each in its box; see `rasterize`.
+
+    Args:
+      segmentations: N of them.
+      boxes: `[N, 4]`.
+      mask_size: M.
+
+    Returns:
+      `[N, M, M]` float32.
+    """
+    grids = np.zeros((len(boxes), mask_size, mask_size), np.float32)
+    for grid, segmentation, box in zip(grids, segmentations, boxes, strict=True):
+        grid[:] = rasterize(segmentation, box, mask_size)
+    return grids
 
 
 def paste(
     probabilities: np.ndarray, box: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """The pixels of a mask that a network gave for a box.
+    """Draws the pixels of a mask that a network gave for a box.
 
     What `jaxdet.ops.masks.paste_masks` gives, at least 0.5; but only the pixels of the
     box are computed.
@@ -114,13 +137,13 @@ def paste(
     return pixels
 
 
-def encode(pixels: np.ndarray) -> dict[str, Any]:
+def encode_rle(pixels: np.ndarray) -> dict[str, Any]:
     """`[H, W]` of 0 and 1 to COCO's compressed run lengths, ready for json."""
     runs = coco_mask.encode(np.asfortranarray(pixels, np.uint8))
     return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
 
 
-def _compact_run_lengths(segmentation: dict, size: tuple[int, int]) -> dict[str, Any]:
+def _parse_run_lengths(segmentation: dict, size: tuple[int, int]) -> dict[str, Any]:
     height, width = size
     found, counts = segmentation.get("size"), segmentation.get("counts")
     if found != [height, width]:

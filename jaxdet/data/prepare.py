@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from jaxdet.data.annotations import clip_to_image
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats.tfds import load_directory
 
@@ -221,6 +222,5 @@ def _examples(
 def _has_area(annotation: dict, size: tuple[int, int]) -> bool:
     """Whether the annotation is among the objects: as `coco.load` clips its box."""
     x, y, width, height = annotation["bbox"]
-    corners = np.array([x, y, x + width, y + height], np.float64)
-    x1, y1, x2, y2 = corners.clip(0, [*size[::-1]] * 2).astype(np.float32)
-    return x2 > x1 and y2 > y1
+    corners = np.array([[x, y, x + width, y + height]], np.float64)
+    return bool(clip_to_image(corners, size)[1])

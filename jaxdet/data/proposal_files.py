@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxdet.data.annotations import OVERHANG, clip_to_image, inside_image
 from jaxdet.data.dataset import DataError, DataSet, Proposals
 from jaxdet.data.files import read_json, write_atomically, write_json
-from jaxdet.data.formats.coco import OVERHANG
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
 
     Raises:
       DataError: the file is broken; it is of other images, or misses some; a box is not
-        four finite numbers, or reaches more than `coco.OVERHANG` pixels out of its
-        image.
+        four finite numbers, or reaches more than `annotations.OVERHANG` pixels out of
+        its image.
     """
     file = pathlib.Path(path)
     _check_suffix(file)
@@ -214,20 +214,17 @@ def _checked(entry: dict, size: tuple[int, int], where: str) -> tuple[Proposals,
             f"{where}: boxes have shape {boxes.shape}, scores {scores.shape}; allowed: "
             "(P, 4) and (P,)"
         )
-    height, width = size
-    limits = np.array([width, height] * 2)
-    good = (boxes >= -OVERHANG) & (boxes <= limits + OVERHANG)  # False for NaN
-    good = good.all(axis=1) & np.isfinite(scores)
+    good = inside_image(boxes, size) & np.isfinite(scores)
     if not good.all():
         first = int(good.argmin())
         raise DataError(
             f"{where}: box {first} is {boxes[first].tolist()} with score "
             f"{scores[first]:g}; allowed: finite numbers, the box within its image of "
-            f"height {height} and width {width}, give or take {OVERHANG:g} pixels"
+            f"height {size[0]} and width {size[1]}, give or take {OVERHANG:g} pixels"
         )
-    boxes = boxes.clip(0, limits).astype(np.float32)
+    boxes, has_area = clip_to_image(boxes, size)
     order = np.argsort(-scores, kind="stable")
-    order = order[(boxes[order, 2:] > boxes[order, :2]).all(axis=1)]
+    order = order[has_area[order]]
     return Proposals(boxes[order], scores[order]), len(boxes) - len(order)
 
 

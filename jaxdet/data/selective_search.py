@@ -54,7 +54,10 @@ def selective_search(
       width: pixels; a wider image is shrunk to it (R-CNN: 500), none is enlarged.
       min_side: of a proposal, as a part of the image's width (R-CNN: 20 of 500
         pixels); smaller ones are left out.
-      max_proposals: the first ones are returned.
+      max_proposals: at most so many.
+
+    Returns:
+      The first ones.
 
     Raises:
       ValueError: the image is not `[H, W, 3]` uint8, or an option is out of its range.
@@ -114,6 +117,9 @@ def with_selective_search(
         `~/.cache/jaxdet`.
       workers: threads; OpenCV lets them run at the same time.
       progress: whether to show a progress bar.
+
+    Returns:
+      The data set with proposals.
 
     Raises:
       DataError: `cache_dir` holds the proposals of another data set, of other image

@@ -196,5 +196,5 @@ def _coco_results(
             if detections.masks is not None:
                 cells = detections.masks[slot, index]
                 mask = masks.paste(cells, corners, (height, width))
-                result["segmentation"] = masks.encode(mask)
+                result["segmentation"] = masks.encode_rle(mask)
             yield result

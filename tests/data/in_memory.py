@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
+from jaxdet.data.annotations import coco_ground_truth
 from jaxdet.data.dataset import DataError, DataSet, Objects
-from jaxdet.data.formats.coco import ground_truth_from_objects
 
 
 def in_memory_data_set(
@@ -46,7 +46,7 @@ def in_memory_data_set(
         objects=objects,
         read_image=read_image,
         ground_truth=functools.partial(
-            ground_truth_from_objects,
+            coco_ground_truth,
             image_ids,
             sizes,
             objects,

@@ -278,7 +278,7 @@ def test_images(picture, format):
         encoded = mutated_bytes(rng, buffer.getvalue())
         pixels = image_files.decode(encoded, "a picture")
         assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
-        assert pixels.shape[:2] == image_files.size(encoded, "a picture")
+        assert pixels.shape[:2] == image_files.decode_size(encoded, "a picture")
 
     assert 0 < read_or_refused(read, 150) < 150
 

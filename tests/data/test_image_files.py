@@ -110,7 +110,7 @@ def test_exif_orientation_is_applied(photo, orientation, format):
     exif[0x0112] = orientation
     encoded = encode(stored, format, exif=exif)
     np.testing.assert_array_equal(image_files.decode(encoded, "turned"), seen)
-    assert image_files.size(encoded, "turned") == (40, 60)
+    assert image_files.decode_size(encoded, "turned") == (40, 60)
 
 
 def test_exif_turned_jpeg(photo, tmp_path):
@@ -125,7 +125,7 @@ def test_exif_turned_jpeg(photo, tmp_path):
 
 def test_size_needs_the_header_alone(photo):
     encoded = encode(photo, "JPEG")
-    assert image_files.size(encoded[:-200], "cut.jpg") == (40, 60)
+    assert image_files.decode_size(encoded[:-200], "cut.jpg") == (40, 60)
 
 
 def test_truncated_files_are_errors(photo):
@@ -150,7 +150,7 @@ def test_what_is_no_image_is_an_error(encoded):
     with pytest.raises(DataError, match=r"notes\.jpg"):
         image_files.decode(encoded, "notes.jpg")
     with pytest.raises(DataError, match=r"notes\.jpg"):
-        image_files.size(encoded, "notes.jpg")
+        image_files.decode_size(encoded, "notes.jpg")
 
 
 def test_missing_files_and_folders_are_errors(tmp_path):

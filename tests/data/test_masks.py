@@ -29,7 +29,9 @@ def blob(rng):
 
 
 def crop(segmentation, box, cells):
-    return masks.crop(masks.compact(segmentation, SIZE), np.array(box), cells)
+    return masks.rasterize(
+        masks.parse_segmentation(segmentation, SIZE), np.array(box), cells
+    )
 
 
 class TestCrop:
@@ -80,24 +82,24 @@ class TestCrop:
     def test_counts_without_end_are_refused(self):
         runs = {"size": list(SIZE), "counts": "o" * 1_000_000}
         with pytest.raises(ValueError, match="sum up to 20"):
-            masks.compact(runs, SIZE)
+            masks.parse_segmentation(runs, SIZE)
 
     def test_compressed_run_lengths_are_the_same(self, blob):
         box = [8, 5, 25, 15]
         expected = crop(run_lengths(blob), box, 28)
-        np.testing.assert_array_equal(crop(masks.encode(blob), box, 28), expected)
+        np.testing.assert_array_equal(crop(masks.encode_rle(blob), box, 28), expected)
 
 
 class TestCompact:
     def test_round_trip(self, rng):
         for _ in range(20):
             pixels = (rng.uniform(0, 1, SIZE) < rng.uniform()).astype(np.uint8)
-            for segmentation in (run_lengths(pixels), masks.encode(pixels)):
-                runs = masks.compact(segmentation, SIZE)
+            for segmentation in (run_lengths(pixels), masks.encode_rle(pixels)):
+                runs = masks.parse_segmentation(segmentation, SIZE)
                 np.testing.assert_array_equal(pycocotools.mask.decode(runs), pixels)
         long = np.zeros((300, 400), np.uint8)
         long[:, 200:203] = 1  # counts of more than two groups of bits
-        runs = masks.compact(masks.encode(long), (300, 400))
+        runs = masks.parse_segmentation(masks.encode_rle(long), (300, 400))
         np.testing.assert_array_equal(pycocotools.mask.decode(runs), long)
 
     @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ class TestCompact:
     )
     def test_what_is_broken_is_told(self, segmentation, allowed):
         with pytest.raises(ValueError, match=allowed):
-            masks.compact(segmentation, SIZE)
+            masks.parse_segmentation(segmentation, SIZE)
 
 
 class TestPaste:
@@ -148,7 +150,7 @@ class TestPaste:
 
 
 def test_encode_is_json_that_pycocotools_reads(blob):
-    runs = json.loads(json.dumps(masks.encode(blob)))
+    runs = json.loads(json.dumps(masks.encode_rle(blob)))
     assert runs["size"] == [20, 30]
     np.testing.assert_array_equal(pycocotools.mask.decode(runs), blob)
-    assert pycocotools.mask.area(masks.encode(blob > 0)) == blob.sum()
+    assert pycocotools.mask.area(masks.encode_rle(blob > 0)) == blob.sum()

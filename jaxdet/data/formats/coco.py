@@ -6,15 +6,16 @@ import logging
 import os
 import pathlib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from jaxdet.data import image_files
+from jaxdet.data.annotations import OVERHANG, clip_to_image
 from jaxdet.data.dataset import DataError, DataSet, Objects
 from jaxdet.data.files import read_json
-from jaxdet.data.masks import compact, crop
+from jaxdet.data.masks import parse_segmentation, rasterize_all
 
 _LEFT_OUT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _LEFT_OUT)
@@ -32,9 +33,6 @@ scissors, teddy bear, hair drier, toothbrush
 """
 CLASS_NAMES = tuple(_NAMES.strip().replace("\n", " ").split(", "))
 """Of the same."""
-
-OVERHANG = 2.0
-"""Pixels by which a box may reach out of its image; more is a mistake, no rounding."""
 
 _LISTED = 10  # of the allowed values, in an error message
 
@@ -58,9 +56,10 @@ def load(
     Args:
       annotations: path of the json.
       images: the folder in which its `file_name`s, which may hold subfolders, lie.
-      bad_boxes: what becomes of a box that is not four finite numbers, or reaches more
-        than `OVERHANG` pixels out of its image: an error, or dropped, from
-        `ground_truth()` too, and logged. With `masks`, of a bad segmentation too.
+      bad_boxes: what happens to a box that is not four finite numbers, or reaches more
+        than `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
+        from `ground_truth()` too, and logged. With `masks`, the same for a bad
+        segmentation.
       masks: whether to keep the segmentations, for `read_masks`. They are drawn when
         they are asked for; the outlines stay in memory, as float32 and run lengths
         (COCO's train2017: a few hundred megabytes).
@@ -78,14 +77,19 @@ def load(
         raise ValueError(f'bad_boxes is {bad_boxes!r}; allowed: "error", "skip"')
     file = pathlib.Path(annotations)
     content = _read_coco(file)
-    labels, class_names = _read_categories(content["categories"], file)
-    image_ids = _unique_ids(content["images"], "images", (int, str), file)
-    paths = _image_paths(content["images"], pathlib.Path(images), file)
-    sizes = _image_sizes(content["images"], paths, file)
-    _unique_ids(content["annotations"], "annotations", (int, str), file)
-    objects, segmentations, bad = _read_objects(
-        content["annotations"], image_ids, sizes, labels, file, bad_boxes, masks
-    )
+    try:
+        labels, class_names = _read_categories(content["categories"])
+        image_ids = _unique_ids(content["images"], "images", (int, str))
+        paths = _image_paths(content["images"], pathlib.Path(images))
+        sizes = _image_sizes(content["images"], paths)
+        _unique_ids(content["annotations"], "annotations", (int, str))
+        rows, outlines, bad = _read_annotations(
+            content["annotations"], image_ids, sizes, labels, bad_boxes, masks
+        )
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+    objects, kept = _clip_and_group(rows, sizes)
+    _warn_of_dropped(file, len(bad), len(rows) - sum(map(len, kept)), masks)
     return DataSet(
         name=file.stem,
         class_names=class_names,
@@ -93,65 +97,11 @@ def load(
         image_ids=image_ids,
         sizes=sizes,
         objects=objects,
-        read_image=functools.partial(_read_image, paths, sizes, file),
+        read_image=lambda i: image_files.read_sized(paths[i], sizes[i], file),
         ground_truth=functools.partial(_ground_truth, file, bad),
-        read_masks=functools.partial(_read_masks, objects, segmentations)
-        if masks
-        else None,
-        read_encoded=functools.partial(_read_encoded, paths),
+        read_masks=_mask_reader(objects, kept, outlines) if masks else None,
+        read_encoded=lambda i: image_files.read_encoded(paths[i]),
     )
-
-
-def ground_truth_from_objects(
-    image_ids: Sequence[int | str],
-    sizes: np.ndarray,
-    objects: Sequence[Objects],
-    category_ids: Sequence[int],
-    class_names: Sequence[str],
-    *,
-    areas: Sequence[np.ndarray] | None = None,
-) -> dict:
-    """The json, in COCO's format, of a data set that has none.
-
-    Args:
-      image_ids: one an image.
-      sizes: `[number of images, 2]` (height, width).
-      objects: one `Objects` an image.
-      category_ids: label k becomes `category_ids[k]`.
-      class_names: label k is called `class_names[k]`.
-      areas: `[N]` an image, where the source knows better than width x height.
-
-    Returns:
-      What `pycocotools.coco.COCO.dataset` takes; annotation ids count from 1.
-    """
-    annotations = []
-    for position, (image_id, found) in enumerate(zip(image_ids, objects, strict=True)):
-        corners = found.boxes.astype(np.float64)
-        sides = corners[:, 2:] - corners[:, :2]
-        area = sides.prod(axis=-1) if areas is None else areas[position]
-        annotations += [
-            {
-                "id": len(annotations) + i + 1,
-                "image_id": image_id,
-                "category_id": category_ids[found.labels[i]],
-                "bbox": [*corners[i, :2].tolist(), *sides[i].tolist()],
-                "area": float(area[i]),
-                "iscrowd": int(found.crowd[i]),
-            }
-            for i in range(len(corners))
-        ]
-    return {
-        "info": {},
-        "images": [
-            {"id": image_id, "height": height, "width": width}
-            for image_id, (height, width) in zip(image_ids, sizes.tolist(), strict=True)
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(category_ids, class_names, strict=True)
-        ],
-    }
 
 
 def _read_coco(file: pathlib.Path) -> dict:
@@ -174,55 +124,49 @@ def _read_coco(file: pathlib.Path) -> dict:
     return content
 
 
-def _unique_ids(
-    entries: list[dict], key: str, types: tuple[type, ...], file: pathlib.Path
-) -> tuple:
+def _unique_ids(entries: list[dict], key: str, types: tuple[type, ...]) -> tuple:
     ids = tuple(entry.get("id") for entry in entries)
     for position, value in enumerate(ids):
         if not isinstance(value, types) or isinstance(value, bool):
             allowed = " or ".join(kind.__name__ for kind in types)
             raise DataError(
-                f"{file}: {key}[{position}] has the id {value!r}; allowed: {allowed}"
+                f"{key}[{position}] has the id {value!r}; allowed: {allowed}"
             )
-    _check_unique(ids, "id", key, file)
+    _check_unique(ids, "id", key)
     return ids
 
 
-def _check_unique(values: tuple, what: str, key: str, file: pathlib.Path) -> None:
+def _check_unique(values: tuple, what: str, key: str) -> None:
     if len(set(values)) < len(values):
         value, count = collections.Counter(values).most_common(1)[0]
         raise DataError(
-            f"{file}: {what} {value!r} stands {count} times in {key}; allowed: once"
+            f"{what} {value!r} stands {count} times in {key}; allowed: once"
         )
 
 
-def _read_categories(
-    categories: list[dict], file: pathlib.Path
-) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Labels by category id, and their names."""
-    _unique_ids(categories, "categories", (int,), file)
+def _read_categories(categories: list[dict]) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Reads labels by category id, and their names."""
+    _unique_ids(categories, "categories", (int,))
     categories = sorted(categories, key=lambda category: category["id"])
     for category in categories:
         if not isinstance(category.get("name"), str):
             raise DataError(
-                f"{file}: category {category['id']} has the name "
-                f"{category.get('name')!r}; allowed: a string"
+                f"category {category['id']} has the name {category.get('name')!r}; "
+                "allowed: a string"
             )
     names = tuple(category["name"] for category in categories)
-    _check_unique(names, "name", "categories", file)
+    _check_unique(names, "name", "categories")
     labels = {category["id"]: label for label, category in enumerate(categories)}
     return labels, names
 
 
-def _image_paths(
-    images: list[dict], folder: pathlib.Path, file: pathlib.Path
-) -> tuple[str, ...]:
+def _image_paths(images: list[dict], folder: pathlib.Path) -> tuple[str, ...]:
     for image in images:
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
             raise DataError(
-                f"{file}: image {image['id']!r} has the file_name {name!r}; "
-                "allowed: a path within the image folder"
+                f"image {image['id']!r} has the file_name {name!r}; allowed: a path "
+                "within the image folder"
             )
     paths = [os.path.join(folder, image["file_name"]) for image in images]
     # One listing a folder: asking file by file is slow on network disks.
@@ -234,8 +178,8 @@ def _image_paths(
     ]
     if missing:
         raise DataError(
-            f"{file}: {len(missing)} of {len(paths)} images do not exist, "
-            f"the first is {missing[0]}"
+            f"{len(missing)} of {len(paths)} images do not exist, the first is "
+            f"{missing[0]}"
         )
     return tuple(paths)
 
@@ -247,25 +191,23 @@ def _listing(folder: str) -> frozenset[str]:
         return frozenset()
 
 
-def _image_sizes(
-    images: list[dict], paths: Sequence[str], file: pathlib.Path
-) -> np.ndarray:
+def _image_sizes(images: list[dict], paths: Sequence[str]) -> np.ndarray:
     sizes = np.zeros((len(images), 2), np.int32)
     for position, image in enumerate(images):
         size = image.get("height"), image.get("width")
         if size == (None, None):
             size = image_files.read_size(paths[position])
-        if not (all(map(_is_number, size)) and image_files.can_be(size)):
+        if not (all(map(_is_number, size)) and image_files.is_possible(size)):
             raise DataError(
-                f"{file}: image {image['id']!r} has (height, width) {size}; "
-                "allowed: whole numbers above 0, of an image that can be read, or none"
+                f"image {image['id']!r} has (height, width) {size}; allowed: whole "
+                "numbers above 0, of an image that can be read, or none"
             )
         sizes[position] = size
     return sizes
 
 
 def _is_number(value: Any) -> bool:
-    """Whether `value` is a finite number; the bound turns away NaN and infinity."""
+    """Tells whether a value is a finite number; the bound refuses NaN and infinity."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -273,78 +215,45 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def _read_objects(
+def _read_annotations(
     annotations: list[dict],
     image_ids: tuple,
     sizes: np.ndarray,
     labels: dict[int, int],
-    file: pathlib.Path,
     bad_boxes: str,
     masks: bool,
-) -> tuple[tuple[Objects, ...], list[list], frozenset]:
-    """The objects of every image, their segmentations, and the ids of bad ones.
+) -> tuple[np.ndarray, list, frozenset]:
+    """Checks all annotations.
 
-    Without `masks`, segmentations are not looked at, and None.
+    Returns:
+      Of the good ones `[M, 7]` (position of the image, label, crowd, x, y, width,
+      height) and M segmentations, None without `masks`; and the ids of bad ones.
     """
-    known = {image_id: position for position, image_id in enumerate(image_ids)}
-    sizes_as_lists = sizes.tolist()  # NumPy is slow one element at a time
-    rows = []  # of (position, label, crowd, x, y, width, height)
-    outlines = []  # one a row
-    bad = set()
+    positions = {image_id: position for position, image_id in enumerate(image_ids)}
+    sizes_as_tuples = list(map(tuple, sizes.tolist()))  # NumPy is slow one by one
+    rows, outlines, bad = [], [], set()
     for annotation in annotations:
-        position = _look_up(annotation, "image_id", known, file)
-        label = _look_up(annotation, "category_id", labels, file)
-        crowd = annotation.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise DataError(
-                f"{file}: annotation {annotation['id']!r} has iscrowd {crowd!r}; "
-                "allowed: 0, 1"
-            )
-        area = annotation.get("area")
-        if area is not None and not (_is_number(area) and area >= 0):
-            raise DataError(
-                f"{file}: annotation {annotation['id']!r} has area {area!r}; allowed: "
-                "a finite number from 0 on"
-            )
-        size = tuple(sizes_as_lists[position])
-        box = annotation.get("bbox")
-        problem = _box_problem(box, *size)
-        problem = problem and f"the bbox {box!r}; {problem}"
-        outline = None
+        position = _look_up(annotation, "image_id", positions)
+        label = _look_up(annotation, "category_id", labels)
+        crowd = _read_crowd(annotation)
+        size, outline = sizes_as_tuples[position], None
+        problem = _box_problem(annotation.get("bbox"), *size)
         if masks and not problem:
             outline, problem = _read_outline(annotation.get("segmentation"), size)
         if not problem:
-            rows.append((position, label, crowd, *box))
+            rows.append((position, label, crowd, *annotation["bbox"]))
             outlines.append(outline)
         elif bad_boxes == "skip":
             bad.add(annotation["id"])
         else:
             raise DataError(
-                f"{file}: annotation {annotation['id']!r} has {problem} "
+                f"annotation {annotation['id']!r} has {problem} "
                 '(bad_boxes="skip" drops it)'
             )
-    if bad:
-        what = "boxes or segmentations" if masks else "boxes"
-        logger.warning("%s: dropped %d objects with bad %s", file, len(bad), what)
-    objects, kept = _clip_and_group(np.array(rows).reshape(-1, 7), sizes)
-    dropped = len(rows) - sum(map(len, kept))
-    if dropped:
-        logger.warning("%s: dropped %d objects without area", file, dropped)
-    segmentations = [[outlines[row] for row in own] for own in kept]
-    return objects, segmentations, frozenset(bad)
+    return np.array(rows).reshape(-1, 7), outlines, frozenset(bad)
 
 
-def _read_outline(segmentation: Any, size: tuple[int, int]) -> tuple[Any, str | None]:
-    """The segmentation in its compact form, or what is wrong with it."""
-    if segmentation is None:
-        return None, "no segmentation; allowed: one in every annotation, or masks=False"
-    try:
-        return compact(segmentation, size), None
-    except ValueError as error:
-        return None, f"the segmentation {reprlib.repr(segmentation)}; {error}"
-
-
-def _look_up(annotation: dict, key: str, known: dict, file: pathlib.Path) -> int:
+def _look_up(annotation: dict, key: str, known: dict) -> int:
     value = annotation.get(key)
     right_type = isinstance(value, int | str) and not isinstance(value, bool)
     if right_type and value in known:
@@ -352,39 +261,62 @@ def _look_up(annotation: dict, key: str, known: dict, file: pathlib.Path) -> int
     allowed = ", ".join(map(repr, list(known)[:_LISTED]))
     more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
     raise DataError(
-        f"{file}: annotation {annotation['id']!r} has {key} {value!r}; "
-        f"allowed: {allowed}{more}"
+        f"annotation {annotation['id']!r} has {key} {value!r}; allowed: {allowed}{more}"
     )
 
 
+def _read_crowd(annotation: dict) -> int:
+    """Reads `iscrowd`, and checks the area by the way."""
+    crowd, area = annotation.get("iscrowd", 0), annotation.get("area")
+    if crowd not in (0, 1):
+        raise DataError(
+            f"annotation {annotation['id']!r} has iscrowd {crowd!r}; allowed: 0, 1"
+        )
+    if area is not None and not (_is_number(area) and area >= 0):
+        raise DataError(
+            f"annotation {annotation['id']!r} has area {area!r}; allowed: a finite "
+            "number from 0 on"
+        )
+    return crowd
+
+
 def _box_problem(box: Any, height: int, width: int) -> str | None:
+    """Says what is wrong with a box. Plain Python: NumPy is slow one box at a time."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return "allowed: four finite numbers [x, y, width, height]"
+        return f"the bbox {box!r}; allowed: four finite numbers [x, y, width, height]"
     x, y, box_width, box_height = box
     outside = max(-x, -y, x - width, y - height)
     if max(outside, x + box_width - width, y + box_height - height) > OVERHANG:
         return (
-            f"allowed: within its image of height {height} and width {width}, "
-            f"give or take {OVERHANG:g} pixels"
+            f"the bbox {box!r}; allowed: within its image of height {height} and width "
+            f"{width}, give or take {OVERHANG:g} pixels"
         )
     return None
+
+
+def _read_outline(segmentation: Any, size: tuple[int, int]) -> tuple[Any, str | None]:
+    """Reads a segmentation in its compact form, or says what is wrong with it."""
+    if segmentation is None:
+        return None, "no segmentation; allowed: one in every annotation, or masks=False"
+    try:
+        return parse_segmentation(segmentation, size), None
+    except ValueError as error:
+        return None, f"the segmentation {reprlib.repr(segmentation)}; {error}"
 
 
 def _clip_and_group(
     rows: np.ndarray, sizes: np.ndarray
 ) -> tuple[tuple[Objects, ...], list[np.ndarray]]:
-    """The objects of every image that have area, and which rows they were.
+    """Groups rows by image: the objects that have area, and which rows they were.
 
     Args:
-      rows: `[M, 7]` (position of the image, label, crowd, x, y, width, height).
+      rows: `[M, 7]`, see `_read_annotations`.
       sizes: `[number of images, 2]` (height, width).
     """
     positions, labels = rows[:, 0].astype(np.int32), rows[:, 1].astype(np.int32)
     crowd = rows[:, 2].astype(bool)
     corners = np.concatenate([rows[:, 3:5], rows[:, 3:5] + rows[:, 5:]], axis=-1)
-    limits = np.tile(sizes[positions, ::-1], 2)
-    boxes = np.clip(corners, 0, limits).astype(np.float32)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=-1)
+    boxes, has_area = clip_to_image(corners, sizes[positions])
     order = np.argsort(positions, kind="stable")  # keeps the json's order in an image
     order = order[has_area[order]]
     ends = np.cumsum(np.bincount(positions[order], minlength=len(sizes)))[:-1]
@@ -392,31 +324,21 @@ def _clip_and_group(
     return tuple(map(Objects, *groups)), np.split(order, ends)
 
 
-def _read_image(
-    paths: Sequence[str], sizes: np.ndarray, file: pathlib.Path, position: int
-) -> np.ndarray:
-    pixels = image_files.read(paths[position])
-    expected = tuple(sizes[position].tolist())
-    if pixels.shape[:2] != expected:
-        raise DataError(
-            f"{paths[position]}: (height, width) is {pixels.shape[:2]} on disk, EXIF "
-            f"orientation applied; allowed: {expected}, as in {file}"
-        )
-    return pixels
+def _warn_of_dropped(file: pathlib.Path, bad: int, empty: int, masks: bool) -> None:
+    if bad:
+        what = "boxes or segmentations" if masks else "boxes"
+        logger.warning("%s: dropped %d objects with bad %s", file, bad, what)
+    if empty:
+        logger.warning("%s: dropped %d objects without area", file, empty)
 
 
-def _read_encoded(paths: Sequence[str], position: int) -> bytes:
-    return image_files.read_encoded(paths[position])
-
-
-def _read_masks(
-    objects: Sequence[Objects], segmentations: Sequence[list], position: int, cells: int
-) -> np.ndarray:
-    grids = np.zeros((len(objects[position].boxes), cells, cells), np.float32)
-    boxes = objects[position].boxes
-    for grid, box, outline in zip(grids, boxes, segmentations[position], strict=True):
-        grid[:] = crop(outline, box, cells)
-    return grids
+def _mask_reader(
+    objects: Sequence[Objects], kept: Sequence[np.ndarray], outlines: list
+) -> Callable[[int, int], np.ndarray]:
+    segmentations = [[outlines[row] for row in own] for own in kept]
+    return lambda i, mask_size: rasterize_all(
+        segmentations[i], objects[i].boxes, mask_size
+    )
 
 
 def _ground_truth(file: pathlib.Path, bad: frozenset) -> dict:

@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,23 +16,21 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from jaxdet.data import image_files, index
-from jaxdet.data.dataset import DataError, DataSet, Objects
-from jaxdet.data.formats.coco import OVERHANG, ground_truth_from_objects
-from jaxdet.data.masks import compact, crop, encode, paste
-
-_IMAGE_ID = "image/id"
-_LABELS = ("label", "type")  # where objects have several classes, such as a pose
-_CROWD = ("is_crowd", "is_difficult", "is_group_of", "invalid")
-_MASK = "mask"
-_OUTLINE = "segmentation"
-# Sets of TFDS whose boxes are the source's first and last pixels, counted from 1.
-_FROM_ONE = ("voc",)
-# Sets of TFDS that count rows from below.
-_UPSIDE_DOWN = ("kitti/3.1.0", "kitti/3.2.0", "kitti/3.3.0")
+from jaxdet.data.annotations import coco_ground_truth
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats.tfds_features import (
+    IMAGE_ID,
+    MASK,
+    OUTLINE,
+    BadBoxes,
+    Layout,
+    find_layout,
+    read_id,
+    read_objects,
+)
+from jaxdet.data.masks import encode_rle, parse_segmentation, paste, rasterize_all
 
 logger = logging.getLogger(__name__)
-
-BadBoxes = Literal["error", "skip"]
 
 
 def load(
@@ -42,13 +40,16 @@ def load(
     data_dir: str | os.PathLike | None = None,
     bad_boxes: BadBoxes = "error",
 ) -> DataSet:
-    """A data set by its TFDS name, such as `"voc/2007"`; see `from_builder`.
+    """Opens a data set by its TFDS name, such as `"voc/2007"`; see `from_builder`.
 
     Args:
       name: as TFDS takes it, `name/config:version` with the latter two optional.
       split: such as `"train"`, or a slice, such as `"train[:10%]"`.
       data_dir: where TFDS keeps data sets; `~/tensorflow_datasets` if not given.
       bad_boxes: see `from_builder`.
+
+    Returns:
+      The data set.
 
     Raises:
       DataError: also where the set is not prepared there.
@@ -83,12 +84,15 @@ def load(
 def load_directory(
     directory: str | os.PathLike, split: str, *, bad_boxes: BadBoxes = "error"
 ) -> DataSet:
-    """A prepared data set by its folder; see `from_builder`.
+    """Opens a prepared data set by its folder; see `from_builder`.
 
     Args:
       directory: the one that holds `dataset_info.json`, such as `.../coco/2017/1.1.0`.
       split: such as `"train"`, or a slice, such as `"train[:10%]"`.
       bad_boxes: see `from_builder`.
+
+    Returns:
+      The data set.
 
     Raises:
       DataError: as `from_builder`; and where TFDS prepared no data set.
@@ -106,7 +110,7 @@ def load_directory(
 def from_builder(
     builder: tfds.core.DatasetBuilder, split: str, *, bad_boxes: BadBoxes = "error"
 ) -> DataSet:
-    """One split of a prepared data set; its pixels and masks are read on demand.
+    """Opens one split of a prepared data set; pixels and masks are read on demand.
 
     The first time, all of it is read once for sizes and objects, which are then kept
     beside it, see `index.load`.
@@ -131,9 +135,12 @@ def from_builder(
     Args:
       builder: of the prepared set.
       split: such as `"train"`, or a slice, such as `"train[:10%]"`.
-      bad_boxes: what becomes of a box that is not finite, or reaches more than
-        `coco.OVERHANG` pixels out of its image: an error, or dropped, from
-        `ground_truth()` too, and logged.
+      bad_boxes: what happens to a box that is not finite, or reaches more than
+        `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
+        from `ground_truth()` too, and logged.
+
+    Returns:
+      The data set.
 
     Raises:
       ValueError: `bad_boxes` is none of the two.
@@ -142,138 +149,111 @@ def from_builder(
     if bad_boxes not in ("error", "skip"):
         raise ValueError(f'bad_boxes is {bad_boxes!r}; allowed: "error", "skip"')
     name = f"{builder.info.full_name} {split}"
-    layout = _find_layout(builder.info.features, builder.info.full_name)
+    layout = find_layout(builder.info.features, builder.info.full_name)
     source = _open(builder, split, layout)
-    read = functools.partial(_read_example, source, name)
-    image_ids, sizes, objects, areas, kept = index.load(
+    found = index.load(
         pathlib.Path(builder.data_path),
         split if bad_boxes == "error" else f"{split}, bad boxes skipped",
         _files(builder, split),
-        functools.partial(_read_index, read, len(source), layout, name, bad_boxes),
+        functools.partial(_read_index, source, layout, name, bad_boxes),
     )
-    dropped = sum(int((~has_area).sum()) for has_area in kept)
+    dropped = sum(int((~has_area).sum()) for has_area in found.kept)
     if dropped:
         why = "without area" + (", or bad boxes" if bad_boxes == "skip" else "")
         logger.warning("%s: dropped %d objects %s", name, dropped, why)
-    category_ids = tuple(range(len(layout.class_names)))
-    ground_truth = functools.partial(
-        ground_truth_from_objects,
-        image_ids,
-        sizes,
-        objects,
-        category_ids,
-        layout.class_names,
-        areas=areas,
-    )
-    read_masks = None
-    if layout.has_outlines:
-        outlines = functools.partial(_read_outlines, read, layout, kept)
-        read_masks = functools.partial(_draw_masks, outlines, sizes, objects, name)
-    elif layout.mask_side is not None:
-        read_masks = functools.partial(_read_masks, read, layout, kept)
-        outlines = functools.partial(
-            _paste_masks, read_masks, layout.mask_side, sizes, objects
-        )
-    if read_masks is not None:
-        ground_truth = functools.partial(_outlined, ground_truth, outlines, len(sizes))
+    reader = _Split(name, layout, source, found)
+    has_masks = layout.has_outlines or layout.mask_side is not None
     return DataSet(
         name=name,
         class_names=layout.class_names,
-        category_ids=category_ids,
-        image_ids=image_ids,
-        sizes=sizes,
-        objects=objects,
-        read_image=functools.partial(_read_image, read, layout.image, name),
-        ground_truth=ground_truth,
-        read_masks=read_masks,
-        read_encoded=functools.partial(_read_encoded, read, layout.image),
+        category_ids=tuple(range(len(layout.class_names))),
+        image_ids=found.image_ids,
+        sizes=found.sizes,
+        objects=found.objects,
+        read_image=reader.read_image,
+        ground_truth=reader.ground_truth,
+        read_masks=reader.read_masks if has_masks else None,
+        read_encoded=reader.read_encoded,
     )
 
 
-class _Layout(NamedTuple):
-    """Which features of an example hold what."""
+class _Split(NamedTuple):
+    """The readers of a `DataSet`, see there."""
 
-    image: str
-    images: tuple[str, ...]  # all of its image features
-    objects: str
-    box: str
-    box_format: str  # of TFDS's: YXYX, XYXY, XYWH in pixels, REL_YXYX, REL_XYXY
-    label: str | None  # None where all objects are of one class
-    class_names: tuple[str, ...]
-    crowd: tuple[str, ...]
-    has_area: bool
-    has_outlines: bool
-    mask_side: int | None  # S of the objects' [S, S] masks
-    has_ids: bool
-    first_pixel: int  # where the source begins to count
-    upside_down: bool  # whether the source counts rows from below
+    name: str
+    layout: Layout
+    source: Sequence[dict]
+    index: index.Index
 
+    def read_encoded(self, position: int) -> bytes:
+        return _read(self.source, self.name, position)[self.layout.image]
 
-def _find_layout(features: tfds.features.FeaturesDict, name: str) -> _Layout:
-    images = _names_of(features, tfds.features.Image)
-    if not images:
-        raise DataError(f"{name}: no image feature among {', '.join(features)}")
-    for objects, sequence in features.items():
-        inner = getattr(sequence, "feature", None)
-        if not isinstance(inner, tfds.features.FeaturesDict):
-            continue
-        boxes = _names_of(inner, tfds.features.BBoxFeature)
-        if not boxes:
-            continue
-        labels = _names_of(inner, tfds.features.ClassLabel)
-        label = _choose(labels, _LABELS)
-        if labels and label is None:
+    def read_image(self, position: int) -> np.ndarray:
+        encoded = self.read_encoded(position)
+        return image_files.decode(encoded, f"{self.name}, position {position}")
+
+    def read_masks(self, position: int, mask_size: int) -> np.ndarray:
+        if not self.layout.has_outlines:
+            return self._read_grids(position, mask_size)
+        size = tuple(self.index.sizes[position].tolist())
+        try:
+            outlines = [
+                parse_segmentation(outline, size)
+                for outline in self._read_segmentations(position)
+            ]
+        except ValueError as error:
             raise DataError(
-                f"{name}: {objects} has the classes of {', '.join(labels)}; allowed: "
-                f"one ClassLabel, or several of which one is {' or '.join(_LABELS)}"
-            )
-        box_format = inner[boxes[0]].bbox_format
-        return _Layout(
-            image=_choose(images, ("image",)) or images[0],
-            images=images,
-            objects=objects,
-            box=boxes[0],
-            # Sets that an old TFDS prepared do not say; it knew no other.
-            box_format=box_format.value if box_format else "REL_YXYX",
-            label=label,
-            class_names=tuple(inner[label].names)
-            if label
-            else (objects.removesuffix("s"),),
-            crowd=tuple(key for key in _CROWD if key in inner),
-            has_area="area" in inner,
-            has_outlines=_OUTLINE in _names_of(inner, tfds.features.Text),
-            mask_side=_mask_side(inner),
-            has_ids=_IMAGE_ID in features,
-            first_pixel=1 if name.partition("/")[0] in _FROM_ONE else 0,
-            upside_down=name in _UPSIDE_DOWN,
+                f"{self.name}, position {position}: a bad {OUTLINE}; {error}"
+            ) from error
+        return rasterize_all(outlines, self.index.objects[position].boxes, mask_size)
+
+    def ground_truth(self) -> dict:
+        category_ids = range(len(self.layout.class_names))
+        content = coco_ground_truth(
+            *self.index[:3],
+            category_ids,
+            self.layout.class_names,
+            areas=self.index.areas,
         )
-    raise DataError(
-        f"{name}: no detection data set: no sequence with a BBoxFeature among "
-        f"{', '.join(features)}"
-    )
+        if self.layout.has_outlines or self.layout.mask_side is not None:
+            images = map(self._read_segmentations, range(len(self.source)))
+            outlines = itertools.chain.from_iterable(images)
+            for annotation, outline in zip(
+                content["annotations"], outlines, strict=True
+            ):
+                annotation["segmentation"] = outline
+        return content
 
+    def _read_objects(self, position: int, feature: str) -> list:
+        """Reads a feature of those objects of an image that have area."""
+        example = _read(self.source, self.name, position)
+        values = example[self.layout.objects][feature]
+        return list(itertools.compress(values, self.index.kept[position]))
 
-def _mask_side(inner: tfds.features.FeaturesDict) -> int | None:
-    """S, if the objects have a feature "mask" that is `[S, S]` uint8."""
-    if _MASK not in _names_of(inner, tfds.features.Tensor):
-        return None
-    mask = inner[_MASK]
-    square = len(mask.shape) == 2 and mask.shape[0] == mask.shape[1]
-    return mask.shape[0] if square and mask.np_dtype == np.uint8 else None
+    def _read_grids(self, position: int, mask_size: int) -> np.ndarray:
+        masks = self._read_objects(position, MASK)
+        grids = np.zeros((len(masks), mask_size, mask_size), np.float32)
+        for grid, mask in zip(grids, masks, strict=True):
+            # A cell takes shares of those it covers, whether there are more or fewer.
+            mask = mask.astype(np.float32)
+            grid[:] = cv2.resize(mask, grid.shape, interpolation=cv2.INTER_AREA)
+        return grids / 255
 
-
-def _names_of(features: tfds.features.FeaturesDict, kind: type) -> tuple[str, ...]:
-    return tuple(key for key, value in features.items() if isinstance(value, kind))
-
-
-def _choose(names: Sequence[str], preferred: Sequence[str]) -> str | None:
-    if len(names) == 1:
-        return names[0]
-    return next((name for name in preferred if name in names), None)
+    def _read_segmentations(self, position: int) -> list:
+        """Reads the segmentations, in COCO's format, of one image's objects."""
+        if self.layout.has_outlines:
+            return list(map(json.loads, self._read_objects(position, OUTLINE)))
+        size = tuple(self.index.sizes[position].tolist())
+        masks = self._read_grids(position, self.layout.mask_side)
+        boxes = self.index.objects[position].boxes
+        return [
+            encode_rle(paste(mask, box, size))
+            for mask, box in zip(masks, boxes, strict=True)
+        ]
 
 
 def _requirements(name: str) -> str:
-    """What pip must install before TFDS prepares the set, as far as TFDS says."""
+    """Says what pip must install before TFDS prepares the set, as far as TFDS says."""
     known = metadata.metadata("tensorflow-datasets").get_all("Provides-Extra")
     own = name.partition("/")[0].replace("_", "-")
     extras = ",".join(["tensorflow", *({own} & set(known))])
@@ -281,9 +261,9 @@ def _requirements(name: str) -> str:
 
 
 def _open(
-    builder: tfds.core.DatasetBuilder, split: str, layout: _Layout
+    builder: tfds.core.DatasetBuilder, split: str, layout: Layout
 ) -> Sequence[dict]:
-    """The examples, their images still encoded."""
+    """Opens the examples, their images still encoded."""
     skip = {key: tfds.decode.SkipDecoding() for key in layout.images}
     try:
         return builder.as_data_source(split, decoders=skip)
@@ -302,7 +282,7 @@ def _open(
 
 
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> list[pathlib.Path]:
-    """What a split is read from; a slice, from its shards alone."""
+    """Lists what a split is read from; a slice, from its shards alone."""
     folder = pathlib.Path(builder.data_path)
     shards = builder.info.splits[split].file_instructions
     return [
@@ -312,7 +292,7 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> list[pathlib.Path]:
     ]
 
 
-def _read_example(source: Sequence[dict], name: str, position: int) -> dict:
+def _read(source: Sequence[dict], name: str, position: int) -> dict:
     try:
         return source[position]
     except Exception as error:  # ArrayRecord tells broken files by several kinds.
@@ -322,201 +302,27 @@ def _read_example(source: Sequence[dict], name: str, position: int) -> dict:
 
 
 def _read_index(
-    read: Callable[[int], dict],
-    count: int,
-    layout: _Layout,
-    name: str,
-    bad_boxes: BadBoxes,
+    source: Sequence[dict], layout: Layout, name: str, bad_boxes: BadBoxes
 ) -> index.Index:
     """Reads every example once."""
     image_ids, sizes, rows = [], [], []
-    progress = tqdm(range(count), f"indexing {name}", unit="image", delay=2)
+    progress = tqdm(range(len(source)), f"indexing {name}", unit="image", delay=2)
     for position in progress:
-        example = read(position)
+        example = _read(source, name, position)
         image_id = position
         if layout.has_ids:
-            image_id = _read_id(example[_IMAGE_ID], f"{name}, position {position}")
+            image_id = read_id(example[IMAGE_ID], f"{name}, position {position}")
         where = f"{name}, image {image_id!r}"
-        size = image_files.size(example[layout.image], where)
+        size = image_files.decode_size(example[layout.image], where)
         image_ids.append(image_id)
         sizes.append(size)
         rows.append(
-            _read_objects(example[layout.objects], layout, size, where, bad_boxes)
+            read_objects(example[layout.objects], layout, size, where, bad_boxes)
         )
     if not rows:
         raise DataError(f"{name}: empty; at least one image is needed")
     if len(set(image_ids)) < len(image_ids):
-        raise DataError(f"{name}: the values of {_IMAGE_ID} are not unique")
+        raise DataError(f"{name}: the values of {IMAGE_ID} are not unique")
     return index.Index(
         tuple(image_ids), np.array(sizes, np.int32), *zip(*rows, strict=True)
     )
-
-
-def _read_id(value: bytes | np.integer, where: str) -> int | str:
-    try:
-        return value.decode() if isinstance(value, bytes) else int(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{where}: {_IMAGE_ID} is {value!r}; allowed: a whole number, or UTF-8"
-        ) from error
-
-
-def _read_objects(
-    raw: dict,
-    layout: _Layout,
-    size: tuple[int, int],
-    where: str,
-    bad_boxes: BadBoxes,
-) -> tuple[Objects, np.ndarray, np.ndarray]:
-    """The objects of one image that have area, their areas, and which ones they are.
-
-    Args:
-      raw: by feature, one value an object.
-      layout: names the features.
-      size: (height, width) of the image.
-      where: names the image in errors.
-      bad_boxes: see `from_builder`.
-    """
-    height, width = size
-    limits = np.array([width, height, width, height])
-    boxes = _corners(raw[layout.box], layout, limits)
-    inside = (boxes >= -OVERHANG) & (boxes <= limits + OVERHANG)  # False for NaN
-    inside = inside.all(axis=-1)
-    if bad_boxes == "error" and not inside.all():
-        first = raw[layout.box][int(np.argmin(inside))]
-        raise DataError(
-            f"{where}: a box ({layout.box_format}) is {np.array(first).tolist()}; "
-            f"allowed: finite numbers, within the image of height {height} and width "
-            f'{width}, give or take {OVERHANG:g} pixels (bad_boxes="skip" drops it)'
-        )
-    labels = np.zeros(len(boxes), np.int32)
-    if layout.label is not None:
-        labels = np.array(raw[layout.label], np.int32)
-    if not np.isin(labels, np.arange(len(layout.class_names))).all():
-        raise DataError(
-            f"{where}: labels are {labels.tolist()}; "
-            f"allowed: 0 to {len(layout.class_names) - 1}"
-        )
-    boxes = boxes.clip(0, limits).astype(np.float32)
-    crowd = np.zeros(len(boxes), bool)
-    for key in layout.crowd:
-        crowd |= np.array(raw[key]) == 1  # Open Images: -1 is unknown
-    sides = boxes[:, 2:] - boxes[:, :2]
-    area = sides.prod(axis=-1)
-    if layout.has_area:
-        area = np.array(raw["area"])
-        if not ((area >= 0) & np.isfinite(area)).all():
-            raise DataError(
-                f"{where}: areas are {area.tolist()}; allowed: finite numbers from 0 on"
-            )
-    kept = inside & (sides > 0).all(axis=-1)
-    objects = Objects(boxes[kept], labels[kept], crowd[kept])
-    return objects, area[kept].astype(np.float64), kept
-
-
-def _corners(values: list, layout: _Layout, limits: np.ndarray) -> np.ndarray:
-    """Boxes in any format to `[N, 4]` (x1, y1, x2, y2) in pixels, unchecked.
-
-    Args:
-      values: one box an object.
-      layout: says how they are written.
-      limits: `[4]` (width, height, width, height) of the image.
-    """
-    boxes = np.array(values, np.float64).reshape(-1, 4)
-    if layout.box_format.endswith("YXYX"):
-        boxes = boxes[:, [1, 0, 3, 2]]
-    if layout.box_format == "XYWH":
-        boxes[:, 2:] += boxes[:, :2]
-    if layout.box_format.startswith("REL"):
-        boxes *= limits
-    if layout.upside_down:
-        boxes[:, [1, 3]] = limits[1] - boxes[:, [3, 1]]
-    boxes[:, :2] -= layout.first_pixel  # the last pixel's far side is its number
-    return boxes
-
-
-def _read_image(
-    read: Callable[[int], dict], key: str, name: str, position: int
-) -> np.ndarray:
-    encoded = _read_encoded(read, key, position)
-    return image_files.decode(encoded, f"{name}, position {position}")
-
-
-def _read_encoded(read: Callable[[int], dict], key: str, position: int) -> bytes:
-    return read(position)[key]
-
-
-def _read_masks(
-    read: Callable[[int], dict],
-    layout: _Layout,
-    kept: Sequence[np.ndarray],
-    position: int,
-    cells: int,
-) -> np.ndarray:
-    """See `DataSet.read_masks`; `kept` tells, for every image, which have area."""
-    found = read(position)[layout.objects][_MASK]
-    grids = np.zeros((len(found), cells, cells), np.float32)
-    for grid, mask in zip(grids, found, strict=True):
-        # Each cell takes shares of those it covers, whether there are more or fewer.
-        grid[:] = cv2.resize(
-            mask.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA
-        )
-    return grids[kept[position]] / 255
-
-
-def _paste_masks(
-    read_masks: Callable[[int, int], np.ndarray],
-    cells: int,
-    sizes: np.ndarray,
-    objects: Sequence[Objects],
-    position: int,
-) -> list[dict]:
-    """The run lengths of the masks of one image's objects."""
-    size = tuple(sizes[position].tolist())
-    masks, boxes = read_masks(position, cells), objects[position].boxes
-    return [
-        encode(paste(mask, box, size)) for mask, box in zip(masks, boxes, strict=True)
-    ]
-
-
-def _read_outlines(
-    read: Callable[[int], dict],
-    layout: _Layout,
-    kept: Sequence[np.ndarray],
-    position: int,
-) -> list:
-    """The segmentations, in COCO's format, of one image's objects."""
-    found = read(position)[layout.objects][_OUTLINE]
-    return [json.loads(text) for text in itertools.compress(found, kept[position])]
-
-
-def _draw_masks(
-    outlines: Callable[[int], list],
-    sizes: np.ndarray,
-    objects: Sequence[Objects],
-    name: str,
-    position: int,
-    cells: int,
-) -> np.ndarray:
-    """See `DataSet.read_masks`."""
-    boxes, size = objects[position].boxes, tuple(sizes[position].tolist())
-    grids = np.zeros((len(boxes), cells, cells), np.float32)
-    try:
-        for grid, box, outline in zip(grids, boxes, outlines(position), strict=True):
-            grid[:] = crop(compact(outline, size), box, cells)
-    except ValueError as error:
-        raise DataError(
-            f"{name}, position {position}: a bad {_OUTLINE}; {error}"
-        ) from error
-    return grids
-
-
-def _outlined(
-    ground_truth: Callable[[], dict], outlines: Callable[[int], list], count: int
-) -> dict:
-    """The ground truth, with every object's segmentation."""
-    content = ground_truth()
-    found = itertools.chain.from_iterable(map(outlines, range(count)))
-    for annotation, segmentation in zip(content["annotations"], found, strict=True):
-        annotation["segmentation"] = segmentation
-    return content

@@ -12,8 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxdet.data import image_files
+from jaxdet.data.annotations import (
+    OVERHANG,
+    clip_to_image,
+    coco_ground_truth,
+    inside_image,
+)
 from jaxdet.data.dataset import DataError, DataSet, Objects
-from jaxdet.data.formats.coco import OVERHANG, ground_truth_from_objects
 
 _NAMES = """
 aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
@@ -86,16 +91,18 @@ def load(
         image_ids=image_ids,
         sizes=sizes,
         objects=tuple(objects),
-        read_image=functools.partial(_read_image, entries, sizes),
+        read_image=lambda i: image_files.read_sized(
+            entries[i].image, sizes[i], entries[i].annotation
+        ),
         ground_truth=functools.partial(
-            ground_truth_from_objects,
+            coco_ground_truth,
             image_ids,
             sizes,
             objects,
             category_ids,
             tuple(class_names),
         ),
-        read_encoded=functools.partial(_read_encoded, entries),
+        read_encoded=lambda i: image_files.read_encoded(entries[i].image),
     )
 
 
@@ -135,7 +142,7 @@ class _Entry(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One object, its box already in edges and inside its image."""
+    """One object, its box already in edges."""
 
     name: str
     box: np.ndarray  # [4] (x1, y1, x2, y2)
@@ -209,7 +216,7 @@ def _read_size(root: ElementTree.Element, file: pathlib.Path) -> tuple[int, int]
     if root.find("size") is None:
         return None
     size = tuple(_number(root, f"size/{side}", file) for side in ("height", "width"))
-    if not image_files.can_be(size):
+    if not image_files.is_possible(size):
         raise DataError(
             f"{file}: (height, width) is {size}; allowed: whole numbers above 0 of an "
             "image that can be read"
@@ -226,18 +233,16 @@ def _read_row(
         raise DataError(f"{file}: an object has no name")
     corners = [_number(element, f"bndbox/{corner}", file) for corner in _CORNERS]
     box = np.array(corners) - (1, 1, 0, 0)
-    height, width = size
-    limits = np.array([width, height, width, height])
-    if not ((box >= -OVERHANG) & (box <= limits + OVERHANG)).all():
+    if not inside_image(box, size):
         raise DataError(
             f"{file}: {name} has (xmin, ymin, xmax, ymax) {corners}; allowed: within "
-            f"the image of height {height} and width {width}, give or take "
+            f"the image of height {size[0]} and width {size[1]}, give or take "
             f"{OVERHANG:g} pixels"
         )
     difficult = element.findtext("difficult", "0").strip()
     if difficult not in ("0", "1"):
         raise DataError(f"{file}: {name} has difficult {difficult!r}; allowed: 0, 1")
-    return _Row(name, box.clip(0, limits), difficult == "1")
+    return _Row(name, box, difficult == "1")
 
 
 def _number(element: ElementTree.Element, path: str, file: pathlib.Path) -> float:
@@ -259,26 +264,8 @@ def _objects(annotation: _Annotation, labels: dict[str, int]) -> Objects:
                 f"{annotation.file}: the class {row.name!r} is unknown; allowed: "
                 f"{', '.join(labels)}"
             )
-    rows = [row for row in annotation.rows if (row.box[2:] > row.box[:2]).all()]
-    return Objects(
-        boxes=np.array([row.box for row in rows], np.float32).reshape(-1, 4),
-        labels=np.array([labels[row.name] for row in rows], np.int32),
-        crowd=np.array([row.difficult for row in rows], bool),
-    )
-
-
-def _read_image(
-    entries: Sequence[_Entry], sizes: np.ndarray, position: int
-) -> np.ndarray:
-    entry, expected = entries[position], tuple(sizes[position].tolist())
-    pixels = image_files.read(entry.image)
-    if pixels.shape[:2] != expected:
-        raise DataError(
-            f"{entry.image}: (height, width) is {pixels.shape[:2]} on disk, EXIF "
-            f"orientation applied; allowed: {expected}, as in {entry.annotation}"
-        )
-    return pixels
-
-
-def _read_encoded(entries: Sequence[_Entry], position: int) -> bytes:
-    return image_files.read_encoded(entries[position].image)
+    boxes = np.array([row.box for row in annotation.rows]).reshape(-1, 4)
+    boxes, has_area = clip_to_image(boxes, annotation.size)
+    own_labels = np.array([labels[row.name] for row in annotation.rows], np.int32)
+    crowd = np.array([row.difficult for row in annotation.rows], bool)
+    return Objects(boxes[has_area], own_labels[has_area], crowd[has_area])

@@ -11,7 +11,8 @@ import pycocotools.coco
 import pycocotools.cocoeval
 import pytest
 
-from jaxdet.data.dataset import DataError, Objects
+from jaxdet.data.annotations import coco_ground_truth
+from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco
 
 
@@ -346,46 +347,12 @@ def test_unknown_options_are_errors(load, content):
         load(content, bad_boxes="drop")
 
 
-def test_ground_truth_from_objects_by_hand():
-    objects = [
-        Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)),
-        Objects(
-            np.array([[1, 2, 4, 4], [0, 0, 2.5, 2]], np.float32),
-            np.array([1, 0], np.int32),
-            np.array([False, True]),
-        ),
-    ]
-    sizes = np.array([[10, 20], [30, 40]])
-    truth = coco.ground_truth_from_objects(["a", "b"], sizes, objects, (5, 8), "xy")
-    assert truth["images"] == [
-        {"id": "a", "height": 10, "width": 20},
-        {"id": "b", "height": 30, "width": 40},
-    ]
-    assert truth["categories"] == [{"id": 5, "name": "x"}, {"id": 8, "name": "y"}]
-    first, second = truth["annotations"]
-    assert first == {
-        "id": 1,
-        "image_id": "b",
-        "category_id": 8,
-        "bbox": [1, 2, 3, 2],
-        "area": 6,
-        "iscrowd": 0,
-    }
-    assert (second["id"], second["category_id"], second["iscrowd"]) == (2, 5, 1)
-    json.dumps(truth)
-    areas = [np.zeros(0), np.array([4.5, 3])]
-    truth = coco.ground_truth_from_objects(
-        ["a", "b"], sizes, objects, (5, 8), "xy", areas=areas
-    )
-    assert [a["area"] for a in truth["annotations"]] == [4.5, 3]
-
-
 def average_precision(truth, data):
     """pycocotools' AP of perfect detections, made from the data set's own objects."""
     reference = pycocotools.coco.COCO()
     reference.dataset = truth
     reference.createIndex()
-    perfect = coco.ground_truth_from_objects(
+    perfect = coco_ground_truth(
         data.image_ids, data.sizes, data.objects, data.category_ids, data.class_names
     )
     found = reference.loadRes([a | {"score": 1.0} for a in perfect["annotations"]])
