@@ -11,14 +11,13 @@ the programs: as constants in them they would be written again for each canvas, 
 compiled with them. Reading the file needs neither flax nor any detector.
 """
 
-import itertools
+import contextlib
 import json
 import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -28,12 +27,11 @@ import numpy as np
 from jaxdet.config import tuples_from_lists
 from jaxdet.data.dataset import DataError
 from jaxdet.data.files import write_atomically
-from jaxdet.data.selective_search import selective_search
 from jaxdet.inference.preprocess import (
     ImageDetections,
     Propose,
     ResizeSpec,
-    postprocess,
+    detect_images,
     preprocess,
 )
 
@@ -82,7 +80,7 @@ def save(
     Raises:
       DataError: if there is no canvas or the batch size is less than 1.
     """
-    from flax.traverse_util import flatten_dict
+    from flax.traverse_util import flatten_dict, unflatten_dict
 
     from jaxdet.evaluation.evaluate import label_names
 
@@ -105,7 +103,12 @@ def save(
         "resize": resize._asdict(),
         "batch_size": batch_size,
     }
-    predict = jax.jit(partial(_predict, detector.predict))
+
+    @jax.jit
+    def predict(weights: dict, arrays: dict) -> tuple:
+        variables = unflatten_dict(weights, sep="/")
+        return predict_arrays(detector.predict, variables, arrays)
+
     program = jax.export.export(predict, platforms=PLATFORMS)
     members = {_ABOUT: _as_array(json.dumps(about).encode())}
     for canvas in resize.canvases:
@@ -121,16 +124,25 @@ def save(
     write_atomically(file, partial(np.savez, **members))
 
 
-def _predict(predict: Callable, weights: dict, arrays: dict) -> tuple:
-    """Calls a detector's `predict` with flat weights and without flax structs."""
-    from flax.traverse_util import unflatten_dict
+def predict_arrays(
+    predict: Callable[..., Any], variables: Any, arrays: dict[str, Any]
+) -> tuple:
+    """Calls a detector's `predict` without structs, which need flax.
 
+    Args:
+      predict: of the `Detector`.
+      variables: of it.
+      arrays: what `preprocess` makes of images, batched.
+
+    Returns:
+      Boxes, scores, labels, valid and masks (or None), as of `structs.Detections`.
+    """
     from jaxdet.structs import Batch, Regions
 
     regions = Regions(**arrays["regions"]) if "regions" in arrays else None
     image_ids = np.zeros(len(arrays["images"]), np.int32)  # only training asks for them
     batch = Batch(**arrays | {"regions": regions}, image_ids=image_ids)
-    found = predict(unflatten_dict(weights, sep="/"), batch)
+    found = predict(variables, batch)
     return found.boxes, found.scores, found.labels, found.valid, found.masks
 
 
@@ -143,20 +155,19 @@ def load(file: str | os.PathLike) -> Artifact:
         accelerator.
     """
     members = _read(file)
-    about = _about(file, members)
-    programs = {
-        canvas: _deserialized(file, members, _program_name(canvas))
-        for canvas in about["resize"].canvases
-    }
-    # Every program takes the same weights, and has to fit them.
-    weights = [_weights(file, members, program) for program in programs.values()]
-    weights = jax.device_put(weights[0])
-    programs = {canvas: jax.jit(program.call) for canvas, program in programs.items()}
+    artifact = _read_about(file, members)
+    programs, weights = {}, {}
+    for canvas in artifact.resize.canvases:
+        program = _read_program(file, members, _program_name(canvas))
+        programs[canvas] = jax.jit(program.call)
+        # Every program takes the same weights, and has to fit them.
+        weights = _read_weights(file, members, program)
+    weights = jax.device_put(weights)
 
     def predict(arrays: dict[str, Any]) -> tuple:
         return programs[arrays["images"].shape[1:3]](weights, arrays)
 
-    return Artifact(**about, predict=predict)
+    return artifact._replace(predict=predict)
 
 
 def make_detect(
@@ -171,45 +182,29 @@ def make_detect(
         selective search.
 
     Returns:
-      `[H, W, 3]` uint8 RGB images, however many -> `ImageDetections` of each. Images of
-      one canvas share batches, the last of which is filled up.
+      `[H, W, 3]` uint8 RGB images, however many -> `ImageDetections` of each.
     """
-    resize, batch_size = artifact.resize, artifact.batch_size
-    if propose is None:
-        propose = partial(selective_search, max_proposals=resize.max_regions)
-
-    def detect(images: Sequence[np.ndarray]) -> list[ImageDetections]:
-        resized = [preprocess(image, resize, propose) for image in images]
-        detections = {}
-        for group in _groups(resized, batch_size):
-            filled = group + group[:1] * (batch_size - len(group))
-            arrays = jax.tree.map(
-                lambda *parts: np.concatenate(parts), *(resized[i] for i in filled)
-            )
-            found = jax.device_get(artifact.predict(arrays))
-            for slot, i in enumerate(group):
-                detections[i] = postprocess(
-                    jax.tree.map(itemgetter(slot), found),
-                    np.shape(images[i])[:2],
-                    resized[i]["scales"][0],
-                    class_names=artifact.class_names,
-                    min_score=min_score,
-                )
-        return [detections[i] for i in range(len(images))]
-
-    return detect
+    return partial(
+        detect_images,
+        predict=artifact.predict,
+        spec=artifact.resize,
+        class_names=artifact.class_names,
+        batch_size=artifact.batch_size,
+        min_score=min_score,
+        propose=propose,
+    )
 
 
-def _groups(resized: list[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of at most `batch_size` images of one canvas at a time."""
-
-    def canvas(i: int) -> tuple[int, ...]:
-        return resized[i]["images"].shape
-
-    for _, same in itertools.groupby(sorted(range(len(resized)), key=canvas), canvas):
-        same = list(same)
-        for start in range(0, len(same), batch_size):
-            yield same[start : start + batch_size]
+@contextlib.contextmanager
+def _naming(file: str | os.PathLike, member: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a member of the file into a `DataError`."""
+    try:
+        yield
+    except Exception as error:  # KeyError, of json, of jax
+        raise DataError(
+            f"{file}: its member {member!r} is missing, damaged or of another jax than "
+            f"{jax.__version__} ({error!r}); export it again"
+        ) from error
 
 
 def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -229,82 +224,54 @@ def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     return members
 
 
-def _about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fields of an `Artifact` that are written in the file."""
-    try:
+def _read_about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> Artifact:
+    """Returns all of the artifact but `predict`."""
+    with _naming(file, _ABOUT):
         about = json.loads(members[_ABOUT].tobytes())
-        kind, version = about["format"], about["version"]
-    except Exception as error:  # of json, or because keys are missing
-        raise DataError(
-            f"{file}: no exported detector (its member {_ABOUT!r} is missing or "
-            f"damaged: {error!r})"
-        ) from error
+        kind, version = about.pop("format"), about.pop("version")
     if kind != _FORMAT or version != VERSION:
         raise DataError(
             f"{file}: {kind!r}, version {version}; this jaxdet reads {_FORMAT!r}, "
             f"version {VERSION}: export it again"
         )
-    try:
-        if not about["resize"]["canvases"]:
+    with _naming(file, _ABOUT):
+        about = {name: tuples_from_lists(value) for name, value in about.items()}
+        resize = {k: tuples_from_lists(v) for k, v in about["resize"].items()}
+        about["resize"] = ResizeSpec(**resize)
+        artifact = Artifact(**about, predict=None)
+        if not [_program_name(canvas) for canvas in artifact.resize.canvases]:
             raise ValueError("it has no canvas")
-        return {
-            "detector": about["detector"],
-            "class_names": tuple(about["class_names"]),
-            "category_ids": tuple(about["category_ids"]),
-            "resize": ResizeSpec(
-                **{k: tuples_from_lists(v) for k, v in about["resize"].items()}
-            ),
-            "batch_size": about["batch_size"],
-        }
-    except Exception as error:  # KeyError, TypeError and others
-        raise DataError(
-            f"{file}: its member {_ABOUT!r} is damaged ({error!r}); export it again"
-        ) from error
+    return artifact
 
 
-def _member(
+def _read_program(
     file: str | os.PathLike, members: dict[str, np.ndarray], name: str
-) -> np.ndarray:
-    if name not in members:
-        raise DataError(f"{file}: its member {name!r} is missing; export it again")
-    return members[name]
+) -> jax.export.Exported:
+    with _naming(file, name):
+        program = jax.export.deserialize(bytearray(members[name]))
+    platform = jax.export.default_export_platform()
+    if platform not in program.platforms:
+        raise DataError(
+            f"{file}: made for {', '.join(program.platforms)}; here it is {platform}"
+        )
+    return program
 
 
-def _weights(
+def _read_weights(
     file: str | os.PathLike,
     members: dict[str, np.ndarray],
     program: jax.export.Exported,
 ) -> dict[str, np.ndarray]:
     """Returns the weights that a program takes, by its names for them."""
     (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
-    weights = {name: _member(file, members, _WEIGHT + name) for name in expected}
-    for name, array in weights.items():
-        given, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, expected[name]))
-        if given != wanted:
-            raise DataError(
-                f"{file}: its member {_WEIGHT + name!r} is {given}, its programs take "
-                f"{wanted}; export it again"
-            )
+    weights = {}
+    for name, needed in expected.items():
+        with _naming(file, _WEIGHT + name):
+            array = weights[name] = members[_WEIGHT + name]
+            given, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, needed))
+            if given != wanted:
+                raise ValueError(f"it is {given}, its programs take {wanted}")
     return weights
-
-
-def _deserialized(
-    file: str | os.PathLike, members: dict[str, np.ndarray], name: str
-) -> jax.export.Exported:
-    program = _member(file, members, name)
-    try:
-        exported = jax.export.deserialize(bytearray(program))
-    except Exception as error:  # of jax, for a program of another version
-        raise DataError(
-            f"{file}: jax {jax.__version__} cannot read its member {name!r} "
-            f"({error!r}); export it again"
-        ) from error
-    platform = jax.export.default_export_platform()
-    if platform not in exported.platforms:
-        raise DataError(
-            f"{file}: made for {', '.join(exported.platforms)}; here it is {platform}"
-        )
-    return exported
 
 
 def _program_name(canvas: tuple[int, int]) -> str:

@@ -15,18 +15,17 @@ import jax
 import numpy as np
 
 from jaxdet.data.input_config import InputConfig
-from jaxdet.data.selective_search import selective_search
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import label_names
+from jaxdet.inference.export import predict_arrays
 from jaxdet.inference.preprocess import (
     ImageDetections,
     Propose,
     ResizeSpec,
-    postprocess,
-    preprocess,
+    detect_images,
 )
-from jaxdet.structs import Batch, Regions
+from jaxdet.structs import Batch
 from jaxdet.training.checkpoint import load_variables
 from jaxdet.training.run_folder import RunError, load_run
 from jaxdet.weights import published
@@ -107,29 +106,16 @@ def make_detect(
     Returns:
       `[H, W, 3]` uint8 RGB -> `ImageDetections`. It raises ValueError for other arrays.
     """
-    spec = ResizeSpec.of_input(trained.input)
-    if propose is None:
-        propose = partial(selective_search, max_proposals=spec.max_regions)
-    class_names = label_names(trained.detector, trained.class_names)
-    predict = jax.jit(trained.detector.predict)
-    variables = jax.device_put(trained.variables)
-
-    def detect(image: np.ndarray) -> ImageDetections:
-        arrays = preprocess(image, spec, propose)
-        regions = Regions(**arrays["regions"]) if "regions" in arrays else None
-        image_ids = np.zeros(1, np.int32)
-        batch = Batch(**arrays | {"regions": regions}, image_ids=image_ids)
-        found = predict(variables, batch)
-        fields = found.boxes, found.scores, found.labels, found.valid, found.masks
-        return postprocess(
-            jax.tree.map(lambda values: np.asarray(values)[0], fields),
-            np.shape(image)[:2],
-            arrays["scales"][0],
-            class_names=class_names,
-            min_score=min_score,
-        )
-
-    return detect
+    predict = jax.jit(partial(predict_arrays, trained.detector.predict))
+    detect = partial(
+        detect_images,
+        predict=partial(predict, jax.device_put(trained.variables)),
+        spec=ResizeSpec.of_input(trained.input),
+        class_names=label_names(trained.detector, trained.class_names),
+        min_score=min_score,
+        propose=propose,
+    )
+    return lambda image: detect([image])[0]
 
 
 def _load_run(workdir: str | os.PathLike, step: int | str) -> TrainedDetector:

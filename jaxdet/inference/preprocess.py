@@ -1,15 +1,19 @@
-"""Makes arrays of an image for a detector, and detections in the image of its output.
+"""Makes batches of images for a detector, and detections in the images of its output.
 
-Without jax and flax: an exported detector runs where no network can be made.
+Without flax: an exported detector runs where no network can be made.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxdet.data import masks, transforms
 from jaxdet.data.dataset import Proposals
+from jaxdet.data.selective_search import selective_search
 
 Propose = Callable[[np.ndarray], Proposals]
 """From `[H, W, 3]` uint8 RGB to regions of that image that may hold an object."""
@@ -132,3 +136,61 @@ def postprocess(
         names=tuple(class_names[label] for label in labels[kept]),
         masks=whole,
     )
+
+
+def detect_images(
+    images: Sequence[np.ndarray],
+    predict: Callable[[dict[str, Any]], tuple],
+    spec: ResizeSpec,
+    *,
+    class_names: Sequence[str],
+    batch_size: int = 1,
+    min_score: float = 0.0,
+    propose: Propose | None = None,
+) -> list[ImageDetections]:
+    """Detects objects in images of any size.
+
+    Args:
+      images: `[H, W, 3]` uint8 RGB. Those of one canvas share batches, the last of
+        which is filled up.
+      predict: takes what `preprocess` makes of `batch_size` images of one canvas;
+        returns boxes, scores, labels, valid and masks (or None), as of
+        `structs.Detections`.
+      spec: the canvases, and how images fill them.
+      class_names: the name of each label.
+      batch_size: images that `predict` takes at a time.
+      min_score: detections that score lower are discarded.
+      propose: from an image to its proposals, for a detector that takes some; None:
+        selective search.
+
+    Returns:
+      The detections of each image.
+    """
+    if propose is None:
+        propose = partial(selective_search, max_proposals=spec.max_regions)
+    resized = [preprocess(image, spec, propose) for image in images]
+    detections = {}
+    for group in _groups([arrays["images"].shape for arrays in resized], batch_size):
+        filled = group + group[:1] * (batch_size - len(group))
+        arrays = jax.tree.map(
+            lambda *parts: np.concatenate(parts), *(resized[i] for i in filled)
+        )
+        found = jax.device_get(predict(arrays))
+        for slot, i in enumerate(group):
+            detections[i] = postprocess(
+                tuple(None if values is None else values[slot] for values in found),
+                np.shape(images[i])[:2],
+                resized[i]["scales"][0],
+                class_names=class_names,
+                min_score=min_score,
+            )
+    return [detections[i] for i in range(len(images))]
+
+
+def _groups(shapes: Sequence[tuple], batch_size: int) -> Iterator[list[int]]:
+    """Yields the indices of at most `batch_size` images of one shape at a time."""
+    order = sorted(range(len(shapes)), key=shapes.__getitem__)
+    for _, same in itertools.groupby(order, shapes.__getitem__):
+        same = list(same)
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]

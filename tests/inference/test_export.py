@@ -18,7 +18,7 @@ from experiments import detect
 from jaxdet.data.dataset import DataError, Proposals
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.inference import export, load
+from jaxdet.inference import export, load, preprocess
 from jaxdet.inference.preprocess import ResizeSpec
 from jaxdet.structs import Detections
 from jaxdet.weights.published import TrainedDetector
@@ -201,7 +201,7 @@ def test_regions_in_and_masks_out(tmp_path, monkeypatch, own):
         return Proposals(boxes, np.array([0.5], np.float32))
 
     if not own:
-        monkeypatch.setattr(export, "selective_search", propose)
+        monkeypatch.setattr(preprocess, "selective_search", propose)
     detect = export.make_detect(export.load(file), propose=propose if own else None)
     (found,) = detect([np.zeros((128, 128, 3), np.uint8)])
     np.testing.assert_allclose(found.boxes, [[14, 20, 34, 60]])
@@ -246,9 +246,12 @@ def test_files_of_something_else(file, tmp_path):
     for members, problem in (
         ({"about": about(file, version=1)}, r"version 1; this jaxdet reads .* 2"),
         ({"about": about(file, format="soup")}, "'soup'"),
-        ({"about": about(file, resize=None)}, r"'about' is damaged"),
-        ({"about": about(file, resize={"canvases": []})}, r"'about' is damaged"),
-        ({"programs/64x64": np.zeros(50, np.uint8)}, r"jax .* 'programs/64x64'"),
+        ({"about": about(file, resize=None)}, r"'about' is .*damaged"),
+        ({"about": about(file, resize={"canvases": []})}, r"'about' is .*damaged"),
+        (
+            {"programs/64x64": np.zeros(50, np.uint8)},
+            r"'programs/64x64' is .* another jax",
+        ),
     ):
         changed(file, other, **members)
         with pytest.raises(DataError, match=rf"other\.jaxdet: .*{problem}"):
@@ -276,8 +279,8 @@ def test_a_damaged_member_is_named(file, tmp_path):
     with pytest.raises(DataError, match=rf"other\.jaxdet: cannot read {name} .*CRC"):
         export.load(other)
     changed(file, other, **{name: np.zeros(7, np.int32)})
-    problem = f"'{name}' is int32[7], its programs take float32{shape}"
-    with pytest.raises(DataError, match=re.escape(problem)):
+    problem = rf"'{name}' is .*it is int32\[7\], .*float32{re.escape(str(shape))}"
+    with pytest.raises(DataError, match=problem):
         export.load(other)
 
 

@@ -11,7 +11,7 @@ import pytest
 from jaxdet.data.dataset import Proposals
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.inference import load
+from jaxdet.inference import load, preprocess
 from jaxdet.structs import Detections
 from jaxdet.training.checkpoint import Checkpoints
 from jaxdet.training.config import TrainingConfig
@@ -103,7 +103,7 @@ def test_proposals_reach_the_detector_and_come_back_in_their_place(monkeypatch, 
         np.testing.assert_array_equal(seen, image)
         return Proposals(boxes, np.array([0.9, 0.8, 0.7], np.float32))
 
-    monkeypatch.setattr(load, "selective_search", propose)
+    monkeypatch.setattr(preprocess, "selective_search", propose)
     for slots, count in ((2, 2), (5, 3)):
         classless = trained(return_regions, num_classes=None, max_regions=slots)
         detect = load.make_detect(classless, propose=propose if given else None)
