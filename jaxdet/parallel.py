@@ -44,14 +44,10 @@ def pmap(
       donate_argnums: arguments whose memory the results may take.
       local: whether to use the devices of this host alone.
     """
+    options = {"in_axes": in_axes, "out_axes": out_axes}
     devices = jax.local_devices() if local else None
     return jax.pmap(
-        function,
-        AXIS,
-        in_axes=in_axes,
-        out_axes=out_axes,
-        donate_argnums=donate_argnums,
-        devices=devices,
+        function, AXIS, devices=devices, donate_argnums=donate_argnums, **options
     )
 
 
@@ -70,17 +66,13 @@ def shard(arrays: Tree) -> Tree:
 
 
 def shard_to_devices(arrays: Tree) -> tuple[Tree, Tree]:
-    """Sends arrays to the devices of this host without waiting for the transfer.
+    """Sends NumPy arrays `[B, ...]` to the devices without waiting for the transfer.
 
     The threads that make batches call it, so that each batch is on the devices before
-    its step begins.
-
-    Args:
-      arrays: NumPy arrays `[B, ...]`, which must not be changed any more; B is a
-        multiple of the devices.
+    its step begins. The arrays must not be changed any more.
 
     Returns:
-      The arrays as they were, and `[devices, B / devices, ...]` with each part on its
+      The arrays as they were, and `[devices, B / devices, ...]`, each part on its
       device.
     """
     return arrays, jax.device_put(shard(arrays), _sharding(AXIS))
@@ -99,8 +91,7 @@ def initialize(
     """Makes this process one of the hosts of a run, before anything touches a device.
 
     Without arguments it asks TPU pods, and SLURM for a step of several tasks, where JAX
-    gives each task one GPU; where there is neither, the process runs alone. A step has
-    `$SLURM_STEP_NUM_TASKS` tasks; where that is not set, `$SLURM_NTASKS`, or one.
+    gives each task one GPU; where there is neither, the process runs alone.
 
     Args:
       coordinator: "host:port" of the first process, where all of them meet.

@@ -31,18 +31,15 @@ def evaluate(
     progress: bool = True,
     metrics: Metrics | None = None,
 ) -> dict[str, float]:
-    """Measures how good a detector is on a data set.
-
-    Each of several hosts processes its share of the images; all of them must call this,
-    and get the metrics of the whole data set.
+    """Measures how good a detector is on a data set, on all devices and hosts.
 
     Args:
-      detector: its `predict` is compiled once for each canvas.
-      variables: of the detector, without a device axis.
+      detector: see `detect_all`.
+      variables: see `detect_all`.
       data_set: its `ground_truth()` is what the detections are compared with.
-      input_config: its canvases, workers and `unreadable_images`; nothing is flipped.
-      batch_size: images at a time over all devices, rounded up to a multiple of them.
-      progress: whether to draw a bar, on the first host.
+      input_config: see `detect_all`.
+      batch_size: see `detect_all`.
+      progress: see `detect_all`.
       metrics: such as `voc.voc_metrics`, called with the ground truth and the results;
         None: `default_metrics(detector)`.
 

@@ -35,10 +35,10 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints of one run: the newest, and the best by its metrics.
 
-    States are saved as NumPy arrays in flat dicts, so they can be restored on any
-    number and kind of devices, with checksums, since Orbax notices a file cut short,
-    but not a flipped bit. A checkpoint gets its name only when it is complete; one that
-    a kill left half-written is ignored, and removed when `Checkpoints` opens.
+    States are saved as NumPy arrays, so they can be restored on any number and kind of
+    devices, with checksums, since Orbax notices a file cut short, but not a flipped
+    bit. A checkpoint gets its name only when it is complete; a half-written one is
+    ignored, and removed when `Checkpoints` opens.
 
     Of several hosts only the first reads and writes. All of them make the same calls
     and receive what it has read, so they need no shared folder.
@@ -188,9 +188,7 @@ class Checkpoints:
             renamed = folder.with_name(f"damaged_{step}")
             shutil.rmtree(renamed, ignore_errors=True)
             folder.rename(renamed)
-            _LOG.warning(
-                "going back to an older checkpoint: %s; see %s", error, renamed
-            )
+            _LOG.warning("going back to an older one: %s; see %s", error, renamed)
         if damaged:
             self._manager.reload()
 

@@ -38,7 +38,7 @@ class Log:
           start: step at which the run starts or resumes; TensorBoard hides later ones.
           config: says how many steps there are, and images in each.
         """
-        self._workdir = pathlib.Path(workdir)
+        self.workdir = pathlib.Path(workdir)
         self._config = config
         self._active = jax.process_index() == 0
         self._bar = tqdm(
@@ -49,8 +49,8 @@ class Log:
             disable=None if self._active else True,  # None: only without a terminal
         )
         if self._active:
-            self._file = (self._workdir / "log.txt").open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self._workdir), purge_step=start + 1)
+            self._file = (self.workdir / "log.txt").open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self.workdir), purge_step=start + 1)
 
     @property
     def in_terminal(self) -> bool:
@@ -106,7 +106,7 @@ class Log:
         """
         for name, image in images.items() if self._active else ():
             name = re.sub(r"[^\w.-]+", "_", name)
-            folder = self._workdir / "pictures"
+            folder = self.workdir / "pictures"
             folder.mkdir(exist_ok=True)
             Image.fromarray(image).save(folder / f"{step:07d}_{name}.png")
             self._board.add_image(f"pictures/{name}", image, step, dataformats="HWC")
@@ -135,24 +135,15 @@ class Profiler:
     There are `config.profile_steps` of them, once the step is compiled; 0: none.
     """
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike,
-        *,
-        start: int,
-        config: TrainingConfig,
-        log: Log,
-    ):
+    def __init__(self, log: Log, *, start: int, config: TrainingConfig):
         """Chooses the steps; nothing is traced before `begin`.
 
         Args:
-          workdir: the run folder; traces go into its folder `profile`.
+          log: of the run, whose folder gets a folder `profile`.
           start: step at which the run starts or resumes.
           config: says how many steps to trace.
-          log: gets a line about where the trace is.
         """
-        self._folder = pathlib.Path(workdir) / "profile"
-        self._log = log
+        self._folder, self._log = log.workdir / "profile", log
         steps = config.profile_steps
         after = min(start + STEPS_BEFORE_PROFILE, config.steps - steps)
         self._first = max(start, after) + 1

@@ -98,7 +98,7 @@ def train(
             return state
         log = stack.enter_context(closing(Log(workdir, start=start, config=config)))
         log.line(_summary(detector, template, data_set, config, batch, start))
-        profiler = Profiler(workdir, start=start, config=config, log=log)
+        profiler = Profiler(log, start=start, config=config)
         stack.callback(profiler.close)
         batches = _training_batches(
             data_set, config, start=start, stop=config.steps, transfer=shard_to_devices
@@ -141,24 +141,15 @@ def train(
     return state
 
 
-def _training_batches(
-    data_set: DataSet,
-    config: TrainingConfig,
-    *,
-    start: int,
-    stop: int,
-    transfer: Callable | None = None,
-) -> Iterator:
+def _training_batches(data_set: DataSet, config: TrainingConfig, **steps) -> Iterator:
     return batching.training_batches(
         data_set,
         config.input,
         batch_size=config.batch_size,
         seed=config.seed,
-        start=start,
-        stop=stop,
-        transfer=transfer,
         process=jax.process_index(),
         processes=jax.process_count(),
+        **steps,
     )
 
 
@@ -184,9 +175,8 @@ def _lacks_evaluation(
     step: int,
     config: TrainingConfig,
 ) -> bool:
-    if validation is None or not _evaluates_after(step, config):
-        return False
-    return not checkpoints.is_evaluated(step)
+    due = validation is not None and _evaluates_after(step, config)
+    return due and not checkpoints.is_evaluated(step)
 
 
 def _evaluates_after(step: int, config: TrainingConfig) -> bool:
@@ -266,11 +256,8 @@ def _summary(
     batch: Batch,
     start: int,
 ) -> str:
-    trainable, frozen = partition(template.variables["params"], config.frozen)
-    count = {
-        name: sum(parameter.size for parameter in parameters.values())
-        for name, parameters in (("trainable", trainable), ("frozen", frozen))
-    }
+    parts = partition(template.variables["params"], config.frozen)
+    trainable, frozen = (sum(x.size for x in part.values()) for part in parts)
     epoch = steps_per_epoch(data_set, config.input, config.batch_size)
     rate = scaled_learning_rate(config)
     flops = gradient_flops(detector, config, template, batch)
@@ -281,7 +268,7 @@ def _summary(
         f"{jax.device_count()} devices ({jax.devices()[0].device_kind}); "
         f"canvases {', '.join(map(_format_canvas, canvases))}, each compiled once; "
         f"learning rate {rate:g} after {config.warmup_steps} steps of warm-up; "
-        f"{count['trainable']:,} trainable parameters, {count['frozen']:,} frozen; "
+        f"{trainable:,} trainable parameters, {frozen:,} frozen; "
         f"{flops / 1e9:.3g} GFLOPs per image for a training step"
     )
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as run_lengths
 
-from jaxdet.data import batching
 from jaxdet.data.dataset import DataError
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
@@ -68,15 +67,6 @@ def test_rescale_to_original_by_hand():
     scales = np.array([[2.0, 0.5], [1.0, 1.0]])  # (height, width)
     expected = [[[4.0, 2.0, 12.0, 4.0]], [[2.0, 4.0, 6.0, 8.0]]]
     np.testing.assert_array_equal(evaluate.rescale_to_original(boxes, scales), expected)
-
-
-def test_rescale_to_original_undoes_batching(data_set):
-    for batch in batching.evaluation_batches(data_set, CONFIG, batch_size=3):
-        boxes = evaluate.rescale_to_original(batch.truth.boxes, batch.scales)
-        for row in np.flatnonzero(batch.image_ids >= 0):
-            expected = data_set.objects[batch.image_ids[row]].boxes
-            actual = boxes[row][batch.truth.valid[row]]
-            np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
 def by_image(results):

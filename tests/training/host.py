@@ -62,40 +62,24 @@ class Stage(nn.Module):
 
 
 def run_toy(folder: pathlib.Path, data: DataSet, *, steps: int) -> None:
-    """Trains the toy, and leaves its arrays and all that it finds."""
+    """Trains the toy, and writes its arrays and its detections."""
     # Of unlike numbers of batches for two hosts, the last of them half padding.
     held_out = toy.data_set(5)
-    state = train(
-        toy.toy(),
-        data,
-        toy.config(
-            steps=steps,
-            log_every=5,
-            checkpoint_every=60,
-            evaluate_every=0,
-            pictures=0,
-        ),
-        workdir=folder,
-        validation=held_out,
-    )
+    config = toy.config(steps=steps, log_every=5, checkpoint_every=60, evaluate_every=0)
+    state = train(toy.toy(), data, config, workdir=folder, validation=held_out)
     _save(folder, state)
     found = detect_all(
-        toy.toy(),
-        state.variables,
-        held_out,
-        toy.config().input,
-        batch_size=4,
-        progress=False,
+        toy.toy(), state.variables, held_out, config.input, batch_size=4, progress=False
     )
     (folder / "found.json").write_text(json.dumps(found))
 
 
 def run_detector(folder: pathlib.Path, detector) -> None:
-    """Trains a detector for three steps on scenes, and leaves its arrays."""
+    """Trains a detector for three steps on scenes, and writes its arrays."""
     batch = scenes.batch(counts=(3, 1, 2, 4, 2, 1, 4, 3), sizes=8 * ((64, 64),))
     data = in_memory_data_set(*scenes.pictures(batch), class_names=("r", "g", "b"))
     inputs = InputConfig(canvases=((64, 64),), max_objects=5, workers=0)
-    config = toy.config(steps=3, learning_rate=0.01, pictures=0, input=inputs)
+    config = toy.config(steps=3, learning_rate=0.01, input=inputs)
     _save(folder, train(detector, data, config, workdir=folder))
 
 
@@ -120,12 +104,12 @@ def slow(data_set: DataSet, *, broken: bool) -> DataSet:
 
 
 def main(folder: pathlib.Path, what: tuple[str, ...], /, *, broken: int = -1) -> None:
-    """Does what is named, in a folder of this process.
+    """Trains "toy", "slow", "retinanet", "faster_rcnn" in a folder of this process.
 
     Args:
       folder: of all processes.
-      what: "toy", "slow", "retinanet", "faster_rcnn".
-      broken: which process loses its images.
+      what: which of them.
+      broken: the process that loses its images.
     """
     folder = folder / str(jax.process_index())
     for name in what:

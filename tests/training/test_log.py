@@ -99,7 +99,7 @@ def test_the_steps_that_are_traced(
     monkeypatch.setattr(jax.profiler, "start_trace", running.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
     config = toy.config(profile_steps=profile_steps, steps=steps)
-    profiler = Profiler(tmp_path, start=start, config=config, log=log)
+    profiler = Profiler(log, start=start, config=config)
     for step in range(start + 1, steps + 1):
         profiler.begin(step)
         found += [step] * len(running)

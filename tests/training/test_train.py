@@ -37,20 +37,18 @@ def interrupted(data_set, number, *, reads):
     return dataclasses.replace(data_set, read_image=read_image)
 
 
+def run(workdir, data=None, config=CONFIG, **options):
+    """Trains the toy, or goes on where the run in a folder stopped."""
+    data = data or toy.data_set()
+    return jax.device_get(train(toy.toy(), data, config, workdir=workdir, **options))
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A run from the first step to the last, with its folder."""
     workdir = tmp_path_factory.mktemp("unbroken")
-    validation = toy.data_set(6, tall=2)
     config = dataclasses.replace(CONFIG, evaluate_every=5, pictures=2, profile_steps=2)
-    state = train(
-        toy.toy(), toy.data_set(), config, workdir=workdir, validation=validation
-    )
-    return jax.device_get(state), workdir
-
-
-def continued(workdir):
-    return jax.device_get(train(toy.toy(), toy.data_set(), CONFIG, workdir=workdir))
+    return run(workdir, config=config, validation=toy.data_set(6, tall=2)), workdir
 
 
 def starts(workdir):
@@ -65,12 +63,12 @@ def test_a_killed_run_ends_as_the_unbroken_one(unbroken, tmp_path):
         "import tests.conftest, signal, sys\n"
         "from tests.training.test_train import *\n"
         "data = interrupted(toy.data_set(), signal.SIGKILL, reads=4 * 6)\n"
-        "train(toy.toy(), data, CONFIG, workdir=sys.argv[1])\n"
+        "run(sys.argv[1], data)\n"
     )
     root = pathlib.Path(__file__).parents[2]
     command = [sys.executable, "-c", code, str(tmp_path)]
     assert subprocess.run(command, cwd=root).returncode == -signal.SIGKILL
-    chex.assert_trees_all_equal(continued(tmp_path), unbroken[0])
+    chex.assert_trees_all_equal(run(tmp_path), unbroken[0])
     first, second = starts(tmp_path)
     assert first == 0 and second in (2, 4)  # 4 unless the kill hit its writing
 
@@ -81,14 +79,14 @@ def test_a_stopped_run_saves_its_step_and_ends_as_the_unbroken_one(
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     data = interrupted(toy.data_set(), signal.SIGINT, reads=4 * 6)
     with pytest.raises(KeyboardInterrupt):
-        train(toy.toy(), data, CONFIG, workdir=tmp_path)
+        run(tmp_path, data)
     assert "stopped; the same command goes on after step 6" in capsys.readouterr().out
     data = interrupted(toy.data_set(), signal.SIGTERM, reads=4)
     with pytest.raises(SystemExit) as ending:
-        train(toy.toy(), data, CONFIG, workdir=tmp_path)
+        run(tmp_path, data)
     assert ending.value.code == 128 + signal.SIGTERM
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    chex.assert_trees_all_equal(continued(tmp_path), unbroken[0])
+    chex.assert_trees_all_equal(run(tmp_path), unbroken[0])
     assert starts(tmp_path) == [0, 6, 7]
 
 
@@ -96,7 +94,7 @@ def test_a_finished_run_does_nothing_and_says_so(unbroken, capsys):
     state, workdir = unbroken
     files = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.*")}
     files.pop(workdir / "config.json")
-    chex.assert_trees_all_equal(continued(workdir), state)
+    chex.assert_trees_all_equal(run(workdir), state)
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
     assert "nothing left to do" in capsys.readouterr().out
 
@@ -132,40 +130,27 @@ def test_the_average_is_what_a_run_gives(unbroken):
     assert (average != state.online_params["box/kernel"]).any()
 
 
-def test_an_evaluation_that_fails_loses_no_training(tmp_path):
+def test_an_evaluation_that_fails_is_made_when_the_run_goes_on_and_only_once(
+    tmp_path, capsys
+):
     def read_image(position):
         raise DataError("a broken photograph")
 
-    broken = dataclasses.replace(toy.data_set(4), read_image=read_image)
-    with pytest.raises(DataError, match="a broken photograph"):
-        train(toy.toy(), toy.data_set(), CONFIG, workdir=tmp_path, validation=broken)
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert str(CONFIG.steps) in names
-    whole = toy.data_set(4)
-    train(toy.toy(), toy.data_set(), CONFIG, workdir=tmp_path, validation=whole)
-    log = (tmp_path / "log.txt").read_text()
-    assert "step 8 is saved, but not evaluated; that comes first" in log
-    assert log.count("evaluation at step 8  AP ") == 1 and "step 9" not in log
-
-
-def test_a_step_is_evaluated_only_once(tmp_path, capsys):
-    calls = []
-
     def metrics(ground_truth, results):
         calls.append(len(results))
-        return {"quality": float("nan")}  # of no use to say what is best
+        return {"quality": float("nan")}  # which is never the best
 
-    validation = toy.data_set(4)
+    calls, validation = [], toy.data_set(4)
+    broken = dataclasses.replace(validation, read_image=read_image)
+    with pytest.raises(DataError, match="a broken photograph"):
+        run(tmp_path, validation=broken)
+    assert (tmp_path / "checkpoints" / str(CONFIG.steps)).is_dir()
     for _ in range(2):
-        train(
-            toy.toy(),
-            toy.data_set(),
-            CONFIG,
-            workdir=tmp_path,
-            validation=validation,
-            metrics=metrics,
-        )
+        run(tmp_path, validation=validation, metrics=metrics)
     assert calls == [4]
+    log = (tmp_path / "log.txt").read_text()
+    assert "step 8 is saved, but not evaluated; that comes first" in log
+    assert log.count("evaluation at step 8  quality nan") == 1 and "step 9" not in log
     assert "nothing left to do" in capsys.readouterr().out
 
 
@@ -177,13 +162,11 @@ def test_a_signal_ends_an_evaluation_and_loses_no_step(
     validation = toy.data_set(4)
     stopped = interrupted(validation, number, reads=1)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(toy.toy(), toy.data_set(), config, workdir=tmp_path, validation=stopped)
+        run(tmp_path, config=config, validation=stopped)
     assert "stopped; the same command goes on after step 5" in capsys.readouterr().out
     assert "evaluation at" not in (tmp_path / "log.txt").read_text()
-    state = train(
-        toy.toy(), toy.data_set(), config, workdir=tmp_path, validation=validation
-    )
-    chex.assert_trees_all_equal(jax.device_get(state), unbroken[0])
+    state = run(tmp_path, config=config, validation=validation)
+    chex.assert_trees_all_equal(state, unbroken[0])
     assert starts(tmp_path) == [0, 5]
     log = (tmp_path / "log.txt").read_text()
     assert re.findall(r"evaluation at step (\d)", log) == ["5", "8"]
@@ -199,14 +182,8 @@ def test_the_best_by_any_metrics_is_kept_though_it_is_evaluated_after_it_was_sav
         return {"quality": next(qualities), "AP": 0.5}
 
     config = dataclasses.replace(CONFIG, evaluate_every=2, keep_checkpoints=1)
-    state = train(
-        toy.toy(),
-        toy.data_set(),
-        config,
-        workdir=tmp_path,
-        validation=toy.data_set(4),
-        metrics=metrics,
-    )
+    validation = toy.data_set(4)
+    state = run(tmp_path, config=config, validation=validation, metrics=metrics)
     log = (tmp_path / "log.txt").read_text()
     assert "evaluation at step 4  quality 0.9  AP 0.5" in log
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -228,7 +205,7 @@ def test_hosts_must_begin_with_the_same_parameters(tmp_path, monkeypatch):
 
         config = toy.config(steps=1, warmup_steps=0)
         workdir = tmp_path / str(len(compared))
-        train(toy.toy(), toy.data_set(), config, workdir=workdir, pretrained=pretrained)
+        run(workdir, config=config, pretrained=pretrained)
     first, same, other = compared[1::2]
     assert first == same != other and first.keys() == {"parameters"}
 
@@ -246,7 +223,7 @@ def test_one_compilation_for_each_canvas_and_a_falling_loss(tmp_path):
     config = toy.config(steps=24, learning_rate=1.0, log_every=8, input=inputs)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        train(toy.toy(), toy.data_set(tall=6), config, workdir=tmp_path)
+        run(tmp_path, toy.data_set(tall=6), config)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(compiled) == 2
