@@ -157,8 +157,6 @@ def test_before_a_loss_that_is_not_finite_the_last_good_state_stays(unbroken, tm
 
 
 SOAK = "from tests.training import test_survival as t; import sys; t.soak(sys.argv[1])"
-    "import sys; from tests.training import test_survival as it; it.soak(sys.argv[1])"
-)
 
 
 def soak(workdir):
