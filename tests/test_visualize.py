@@ -180,8 +180,8 @@ def test_colors_differ_and_can_be_read_on():
     colors = np.array([visualize.class_color(label) for label in range(20)], float)
     distances = np.abs(colors[:, None] - colors).sum(axis=-1)
     assert distances[~np.eye(20, dtype=bool)].min() > 40
-    neighbours = np.abs(np.diff(colors, axis=0)).sum(axis=-1)
-    assert neighbours.min() > 150
+    neighbors = np.abs(np.diff(colors, axis=0)).sum(axis=-1)
+    assert neighbors.min() > 150
 
 
 def test_side_by_side_keeps_both_pictures(rng):

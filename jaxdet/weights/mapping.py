@@ -90,7 +90,7 @@ def select_outputs(indices: Sequence[int], group: int) -> Layout:
 
     Args:
       indices: which of the other library's outputs ours are.
-      group: outputs of a group there, such as the classes of one default box.
+      group: outputs of a group, such as the classes of one default box.
 
     Returns:
       For kernels and biases, on their last axis. Outputs that are not kept become zeros
@@ -171,7 +171,7 @@ def to_variables(
     """Converts tensors of another library to our variables.
 
     Args:
-      state: tensors by their names there.
+      state: tensors by the other library's names.
       network: lists them.
       template: variables of the shapes that are needed; None: any that fit the layouts.
 

@@ -17,11 +17,11 @@ from jaxdet.weights.mapping import (
 
 _ROOT = "FeatureExtractor/MobilenetV2"
 _CLASSES = 91  # outputs a default box: background and the category ids 1 to 90
-# HWIO is the layout of our kernels, but depthwise ones are HWC1 there and HW1C here.
+# HWIO is the layout of our kernels, but depthwise kernels are HWC1, ours HW1C.
 _DEPTHWISE_KERNEL = Layout(
     lambda kernel: kernel.swapaxes(2, 3), lambda kernel: kernel.swapaxes(2, 3)
 )
-_DELTAS = select_outputs((1, 0, 3, 2), group=4)  # (y, x, height, width) there
+_DELTAS = select_outputs((1, 0, 3, 2), group=4)  # theirs are (y, x, height, width)
 # Of the four blocks behind MobileNetV2, named by their channels.
 _EXTRA_CHANNELS = ((256, 512), (128, 256), (128, 256), (64, 128))
 # Other constants of the graph: anchors, sizes, thresholds.

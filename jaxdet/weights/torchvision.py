@@ -56,7 +56,7 @@ class Model(NamedTuple):
     canvas: tuple[int, int] | None = None  # that images fill; None: they keep shape
 
 
-# Label i of RetinaNet and FCOS is their output i, of which 0 is never an answer; that
+# Label i of RetinaNet and FCOS is their output i, of which 0 is never predicted; that
 # of SSD and the R-CNNs is output i + 1, and output 0 the background.
 RETINANET = dataclasses.replace(retinanet.TORCHVISION, num_classes=OUTPUTS)
 RETINANET_V2 = dataclasses.replace(retinanet.TORCHVISION_V2, num_classes=OUTPUTS)
@@ -167,7 +167,9 @@ def with_coco_labels(name: str) -> Detector:
     that COCO leaves out are discarded.
     """
     detector, model = build(name), _model(name)
-    outputs = np.array(CATEGORY_IDS) - model.first_id  # the label there of each class
+    outputs = (
+        np.array(CATEGORY_IDS) - model.first_id
+    )  # torchvision's label of each class
     classes = np.full(detector.num_classes, -1)
     classes[outputs] = np.arange(len(outputs))
 

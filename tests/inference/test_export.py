@@ -104,14 +104,14 @@ def test_images_share_batches_in_any_order(tmp_path, count):
     ]
     found = export.make_detect(export.load(file), min_score=0.03)(images)
     assert len(found) == count
-    for number, answer in enumerate(found):
+    for number, one in enumerate(found):
         if number == 0:  # 5 / 255 is too little
-            assert not answer.names
+            assert not one.names
             continue
         height, width = sizes[number]
-        np.testing.assert_allclose(answer.boxes, [[0, 0, width, height]], rtol=1e-5)
-        np.testing.assert_allclose(answer.scores, 5 * (number + 1) / 255, rtol=1e-5)
-        assert answer.names == ("b",)
+        np.testing.assert_allclose(one.boxes, [[0, 0, width, height]], rtol=1e-5)
+        np.testing.assert_allclose(one.scores, 5 * (number + 1) / 255, rtol=1e-5)
+        assert one.names == ("b",)
 
 
 def test_the_file_says_what_it_holds(file):
@@ -137,9 +137,9 @@ def test_the_same_detections_without_networks_and_flax(file, retinanet, tmp_path
     )
     options = ["--artifact", file, "--output", output, "--min-score", "0"]
     command = [sys.executable, "-c", program, photo, *options]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert not answer.returncode, answer.stderr
-    imported = set(answer.stdout.splitlines()[-1].split())
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not process.returncode, process.stderr
+    imported = set(process.stdout.splitlines()[-1].split())
     heavy = {"flax", "optax", "orbax", "chex", "jaxdet.nn", "jaxdet.detectors"}
     assert "jaxdet.inference.export" in imported and not heavy & imported
     found = json.loads((output / "detections.json").read_text())["annotations"]
@@ -339,6 +339,6 @@ def test_errors_without_networks_are_one_message(tmp_path):
     photo = tmp_path / "photo.png"
     Image.new("RGB", (8, 8)).save(photo)
     command = [sys.executable, "-c", program, photo, "--artifact", "missing.jaxdet"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert answer.returncode == 1
-    assert answer.stderr.startswith("error: ") and "missing.jaxdet" in answer.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ") and "missing.jaxdet" in process.stderr

@@ -408,11 +408,11 @@ def test_other_classes_than_cocos_are_discarded(monkeypatch, name):
     monkeypatch.setattr(torchvision, "build", lambda name: toy)
     detector = torchvision.with_coco_labels(name)
     assert detector.num_classes == 80
-    answer = jax.jit(detector.predict)({}, None)
-    np.testing.assert_array_equal(answer.valid, [[True, True, True, False, False]])
-    np.testing.assert_array_equal(answer.labels, [[79, 11, 0, 0, 0]])
-    np.testing.assert_allclose(answer.scores, [[0.9, 0.7, 0.6, 0, 0]], rtol=1e-6)
-    np.testing.assert_array_equal(answer.boxes[0, 1], found.boxes[0, 2])
+    predicted = jax.jit(detector.predict)({}, None)
+    np.testing.assert_array_equal(predicted.valid, [[True, True, True, False, False]])
+    np.testing.assert_array_equal(predicted.labels, [[79, 11, 0, 0, 0]])
+    np.testing.assert_allclose(predicted.scores, [[0.9, 0.7, 0.6, 0, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(predicted.boxes[0, 1], found.boxes[0, 2])
     truth = GroundTruth(None, np.array([[79, 11, 0]]), None, None)
     labels = detector.loss({}, Batch(None, None, None, None, truth), None)
     np.testing.assert_array_equal(
