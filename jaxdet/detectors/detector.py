@@ -22,9 +22,6 @@ class Detector(NamedTuple):
     predict: Callable  # (variables, batch) -> Detections, in canvas pixels
     num_classes: int | None = None  # K; None: it does not classify
     recipe: dict | None = None  # JSON; `deserialize(recipe)` builds the detector again
-    # (canvas, boxes [N, 4], true sizes [N, 2] of their images) -> Coverage, in NumPy;
-    # None: it has neither anchors nor points
-    coverage: Callable | None = None
 
 
 def from_network(
@@ -34,7 +31,6 @@ def from_network(
     predict: Callable,
     num_classes: int | None = None,
     builder: partial | None = None,
-    coverage: Callable | None = None,
 ) -> Detector:
     """A detector of functions of a bound network, lifted to functions of its variables.
 
@@ -46,7 +42,6 @@ def from_network(
       num_classes: see `Detector`.
       builder: the call that makes this detector; its recipe, unless it holds values
         that no recipe can hold.
-      coverage: see `Detector`.
     """
 
     def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
@@ -57,7 +52,7 @@ def from_network(
     except TypeError:
         recipe = None
     functions = init, nn.apply(loss, network), nn.apply(predict, network)
-    return Detector(*functions, num_classes, recipe, coverage)
+    return Detector(*functions, num_classes, recipe)
 
 
 def preprocess(
@@ -78,14 +73,3 @@ def preprocess(
         batch.images, batch.sizes, mean=config.mean, std=config.std
     )
     return pixels, batch.sizes if mask_padding else None
-
-
-def of_level(stages: dict[int, jax.Array], level: int) -> jax.Array:
-    """The backbone's features of one level, `{level: [B, H, W, C]}` -> `[B, H, W, C]`.
-
-    Raises:
-      ValueError: if it has none of that level.
-    """
-    if level not in stages:
-        raise ValueError(f"level {level}; the backbone has {[*stages]}")
-    return stages[level]

@@ -17,6 +17,7 @@ from jaxdet.detectors import roi_heads, rpn
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig, RoIPoolerConfig
 from jaxdet.detectors.rpn import RPNConfig
+from jaxdet.nn.fpn import neck
 from jaxdet.nn.heads import BoxPredictor
 from jaxdet.ops import sampling
 from jaxdet.structs import Batch, Detections
@@ -94,9 +95,9 @@ class FasterRCNNNetwork(nn.Module):
 
     def setup(self):
         """Makes the layers that follow the backbone and the box head."""
-        config, dtype = self.config, self.backbone.dtype
-        self.neck = rpn.neck(config.rpn, dtype)
-        self.rpn_head = rpn.head(config.rpn, dtype)
+        config, trunk, dtype = self.config, self.config.rpn, self.backbone.dtype
+        self.neck = neck(trunk.levels, trunk.channels, trunk.fpn_norm, dtype)
+        self.rpn_head = rpn.head(trunk, dtype)
         self.box_predictor = BoxPredictor(
             config.num_classes, config.roi_heads.class_agnostic, dtype
         )
@@ -193,5 +194,4 @@ def faster_rcnn(
         predict=partial(predict, config=config),
         num_classes=config.num_classes,
         builder=partial(faster_rcnn, config, backbone, box_head),
-        coverage=partial(rpn.coverage, config=config.rpn),
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdet.config import Count, NonNegative, checked_dataclass
+from jaxdet.config import Count, Depth, NonNegative, checked_dataclass
 from jaxdet.detectors import faster_rcnn, roi_heads, rpn
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
@@ -33,7 +33,7 @@ class MaskRCNNConfig:
     """Cells a side of the mask head's input; masks have twice as many (Figure 4)."""
     mask_channels: Count = 256
     """Of the mask head (Figure 4)."""
-    mask_depth: Count = 4
+    mask_depth: Depth = 4
     """3x3 convolutions of the mask head (Figure 4)."""
     mask_norm: NormType = "none"
     """Of those convolutions; "group" trains from scratch."""
@@ -156,7 +156,6 @@ def mask_rcnn(
         predict=partial(predict, config=config),
         num_classes=boxes.num_classes,
         builder=partial(mask_rcnn, config, backbone, box_head),
-        coverage=partial(rpn.coverage, config=boxes.rpn),
     )
 
 
@@ -192,6 +191,9 @@ def mask_loss(
       truth: `[B, N]`, with masks.
       config: of the targets, and the weight of the loss.
       axis_name: of the devices; None: there is one.
+
+    Returns:
+      A scalar.
     """
     crop = partial(masks.crop_and_resize_masks, output_size=mask_logits.shape[-1])
     targets = jax.vmap(crop)(truth.masks, truth.boxes, rois.boxes, rois.gt_index)

@@ -22,8 +22,9 @@ from jaxdet.config import (
     checked_dataclass,
 )
 from jaxdet.detectors import roi_heads
-from jaxdet.detectors.detector import Detector, from_network, of_level, preprocess
+from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
+from jaxdet.nn.fpn import of_level
 from jaxdet.nn.heads import BoxPredictor
 from jaxdet.ops import images, roi_pool, sampling
 from jaxdet.structs import Batch, Detections

@@ -26,7 +26,7 @@ from jaxdet.config import (
     checked_dataclass,
 )
 from jaxdet.detectors import dense
-from jaxdet.detectors.detector import of_level
+from jaxdet.nn.fpn import of_level
 from jaxdet.nn.layers import zero_outside
 from jaxdet.ops import box_coding, matching, roi_align, roi_pool, sampling
 from jaxdet.ops import boxes as box_ops

@@ -7,7 +7,6 @@ whether there is an object, and how the anchor should move to become its box.
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -18,8 +17,8 @@ import optax
 from jaxdet.config import (
     Anchors,
     Count,
+    Depth,
     Fraction,
-    InRange,
     NonNegative,
     PositiveFraction,
     Preprocessing,
@@ -27,14 +26,13 @@ from jaxdet.config import (
     checked_dataclass,
 )
 from jaxdet.detectors import dense
-from jaxdet.detectors.detector import Detector, from_network, of_level, preprocess
-from jaxdet.nn.fpn import FPN
+from jaxdet.detectors.detector import Detector, from_network, preprocess
+from jaxdet.nn.fpn import neck
 from jaxdet.nn.heads import RPNHead
 from jaxdet.nn.layers import NormType
 from jaxdet.ops import anchors, box_coding, nms, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import losses as loss_ops
-from jaxdet.ops.coverage import Coverage, of_pyramid
 from jaxdet.structs import Batch, Detections, Regions
 
 
@@ -57,15 +55,14 @@ class RPNConfig:
     """Of the pyramid's convolutions."""
     head_channels: Count | None = None
     """Of the 3x3 convolutions; None: as many as the features have."""
-    head_depth: Annotated[int, InRange(1, 100)] = 1
+    head_depth: Depth = 1
     """3x3 convolutions (3.1)."""
     softmax: bool = False
     """Two logits an anchor and a softmax (3.1), instead of one and a sigmoid."""
     negative_iou: Fraction = 0.3
     """Anchors that overlap every object less are background (3.1.2)."""
     positive_iou: PositiveFraction = 0.7
-    """Anchors that overlap an object as much or more, or as much as any other anchor
-    does, are positive (3.1.2)."""
+    """Anchors that overlap an object as much, or the most, are positive (3.1.2)."""
     batch_size_per_image: Count = 256
     """Anchors of an image that a training step samples (3.1.3)."""
     positive_fraction: PositiveFraction = 0.5
@@ -73,8 +70,7 @@ class RPNConfig:
     box_beta: NonNegative = 0.0
     """Where smooth L1 turns from square to linear; 0 is L1."""
     box_weight: NonNegative = 1.0
-    """Of the box loss; 1, as it is divided by the samples, is about lambda = 10 (3.1.2)
-    divided by the number of cells."""
+    """Of the box loss; 1 is close to lambda = 10, which divides by cells (3.1.2)."""
     pre_nms_topk_train: Count = 2000
     """Best scores a level that reach the NMS in training."""
     post_nms_topk_train: Count = 1000
@@ -84,11 +80,9 @@ class RPNConfig:
     post_nms_topk: Count = 1000
     """Proposals an image."""
     nms_threshold: Fraction = 0.7
-    """Of two proposals of a level with a higher IoU, the lower-scoring one goes
-    (3.3)."""
+    """Of two proposals of a level with a higher IoU, the worse one is removed (3.3)."""
     min_box_size: NonNegative = 0.0
-    """Proposals with a shorter side, in pixels of the image before it was resized, are
-    discarded."""
+    """Proposals with a shorter side, in pixels of the original image, are discarded."""
     preprocessing: Preprocessing = Preprocessing()
     """Normalization of the pixels."""
     mask_padding: bool = True
@@ -163,8 +157,9 @@ class RPNNetwork(nn.Module):
 
     def setup(self):
         """Makes the layers that follow the backbone."""
-        self.neck = neck(self.config, self.backbone.dtype)
-        self.rpn_head = head(self.config, self.backbone.dtype)
+        config, dtype = self.config, self.backbone.dtype
+        self.neck = neck(config.levels, config.channels, config.fpn_norm, dtype)
+        self.rpn_head = head(config, dtype)
 
     def __call__(self, pixels: jax.Array, sizes: jax.Array | None = None):
         """`[B, H, W, 3]` -> objectness `[B, A, 1 or 2]`, box deltas `[B, A, 4]`."""
@@ -175,20 +170,6 @@ class RPNNetwork(nn.Module):
     ) -> dict[int, jax.Array]:
         """`[B, H, W, 3]` -> `{level: [B, H, W, C]}`, the config's levels."""
         return self.neck(self.backbone(pixels, sizes), sizes)
-
-
-def neck(config: RPNConfig, dtype: jnp.dtype) -> nn.Module:
-    """Returns the layers between the backbone's stages and the config's levels."""
-    if config.channels is None:
-        return _OneLevel(config.levels[0])
-    return FPN(
-        finest=config.levels[0],
-        coarsest=config.levels[-1],
-        channels=config.channels,
-        extra="pool",
-        norm=config.fpn_norm,
-        dtype=dtype,
-    )
 
 
 def head(config: RPNConfig, dtype: jnp.dtype) -> RPNHead:
@@ -240,25 +221,6 @@ def predict(network, batch: Batch, *, config: RPNConfig) -> Detections:
     return Detections(proposals.boxes, proposals.scores, labels, proposals.valid)
 
 
-def coverage(
-    canvas: tuple[int, int], boxes: np.ndarray, sizes: np.ndarray, *, config: RPNConfig
-) -> Coverage:
-    """Returns how well the anchors that are trained overlap objects.
-
-    Args:
-      canvas: (height, width) in pixels.
-      boxes: `[N, 4]` objects, on canvases of that size.
-      sizes: `[N, 2]` true (height, width) of their images, where `config.inside_only`
-        leaves out the anchors that reach over them.
-      config: see `RPNConfig`.
-    """
-    within = sizes if config.inside_only else None
-    layout = {"levels": config.levels, **vars(config.anchors)}
-    best = of_pyramid(canvas, boxes, **layout, within=within)
-    thresholds = config.negative_iou, config.positive_iou
-    return Coverage(best, *thresholds, "IoU with the best anchor")
-
-
 def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
     """Returns an RPN alone, on a backbone that returns `{level: features}`.
 
@@ -269,7 +231,6 @@ def rpn(config: RPNConfig, backbone: nn.Module) -> Detector:
         loss=partial(loss, config=config),
         predict=partial(predict, config=config),
         builder=partial(rpn, config, backbone),
-        coverage=partial(coverage, config=config),
     )
 
 
@@ -356,53 +317,29 @@ def propose(
     Returns:
       `Regions` `[B, P]`, best first, P being `post_nms_topk` or `post_nms_topk_train`.
     """
-    candidates = topk_anchors(objectness, deltas, batch, config, training=training)
-    count = config.post_nms_topk_train if training else config.post_nms_topk
-    select = partial(
-        nms.select_detections, iou_threshold=config.nms_threshold, max_detections=count
-    )
-    kept = jax.vmap(lambda *x: select(*x[:-1], valid=x[-1]))(*candidates)
-    return jax.lax.stop_gradient(Regions(kept.boxes, kept.scores, kept.valid))
-
-
-def topk_anchors(
-    objectness: jax.Array,
-    deltas: jax.Array,
-    batch: Batch,
-    config: RPNConfig,
-    *,
-    training: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Decodes and clips the best anchors of each level, for NMS.
-
-    Args:
-      objectness: logits `[B, A, 1 or 2]`.
-      deltas: `[B, A, 4]`.
-      batch: its canvas, true sizes and scales are used.
-      config: see `RPNConfig`.
-      training: whether to take as many as in training.
-
-    Returns:
-      Boxes `[B, M, 4]`, scores `[B, M]`, the indices of their levels `[B, M]`, and
-      which are valid `[B, M]`: large enough, and of cells that are on their image.
-    """
-    canvas, per_cell = batch.images.shape[1:3], config.anchors.per_cell
+    canvas, layout = batch.images.shape[1:3], {"per_cell": config.anchors.per_cell}
     k = config.pre_nms_topk_train if training else config.pre_nms_topk
     boxes, inside = _anchor_grid(batch, config)
+    # 1. Decode the best anchors of each level.
     scores = jnp.where(inside, jax.nn.sigmoid(_objectness_logits(objectness)), -1.0)
     scores, index, _ = dense.topk_per_level(
-        scores[..., None], canvas, levels=config.levels, per_cell=per_cell, k=k
+        scores[..., None], canvas, levels=config.levels, **layout, k=k
     )
     boxes = box_coding.decode(dense.gather(deltas, index), boxes[index])
     boxes = jax.vmap(box_ops.clip)(boxes, batch.sizes)
     min_size = config.min_box_size * jnp.mean(batch.scales, axis=1)
     valid = (scores >= 0) & jax.vmap(box_ops.nonempty)(boxes, min_size)
-    counts = [
-        anchors.num_anchors(canvas, levels=(level,), per_cell=per_cell)
-        for level in config.levels
-    ]
+    # 2. Remove duplicates within each level.
+    counts = [anchors.num_anchors(canvas, levels=(x,), **layout) for x in config.levels]
     levels = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, k))
-    return boxes, scores, jnp.broadcast_to(levels, scores.shape), valid
+    limit = config.post_nms_topk_train if training else config.post_nms_topk
+
+    def select(boxes, scores, valid):
+        thresholds = {"iou_threshold": config.nms_threshold, "max_detections": limit}
+        return nms.select_detections(boxes, scores, levels, valid=valid, **thresholds)
+
+    kept = jax.vmap(select)(boxes, scores, valid)
+    return jax.lax.stop_gradient(Regions(kept.boxes, kept.scores, kept.valid))
 
 
 def _objectness_logits(logits: jax.Array) -> jax.Array:
@@ -417,12 +354,3 @@ def _anchor_grid(batch: Batch, config: RPNConfig) -> tuple[jax.Array, jax.Array]
     """Returns anchors `[A, 4]`, and which are of cells on their image, `[B, A]`."""
     sizes = batch.sizes if config.mask_padding else None
     return dense.anchor_grid(batch.images.shape, sizes, config.levels, config.anchors)
-
-
-class _OneLevel(nn.Module):
-    """No pyramid: the backbone's features of one level."""
-
-    level: int
-
-    def __call__(self, stages: dict[int, jax.Array], sizes=None):
-        return {self.level: of_level(stages, self.level)}

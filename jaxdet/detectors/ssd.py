@@ -30,9 +30,10 @@ from jaxdet.config import (
     checked_dataclass,
 )
 from jaxdet.detectors import dense
-from jaxdet.detectors.detector import Detector, from_network, of_level, preprocess
+from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.nn.backbones.vgg import VGG16SSD
 from jaxdet.nn.extra_stages import ExtraStages
+from jaxdet.nn.fpn import of_level
 from jaxdet.nn.layers import Conv, NormType, inside_mask, zero_outside
 from jaxdet.ops import anchors, box_coding, losses, matching, sampling
 from jaxdet.structs import Batch, Detections

@@ -1,5 +1,6 @@
 """Feature pyramid networks (Lin et al. 2017)."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -90,3 +91,43 @@ def _upsample(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         x[:, :, None, :, None], (batch, height, 2, width, 2, channels)
     ).reshape(batch, 2 * height, 2 * width, channels)
     return x[:, : shape[1], : shape[2]]
+
+
+class SingleLevel(nn.Module):
+    """The backbone's features of one level, in place of a pyramid."""
+
+    level: int  # of the backbone
+
+    def __call__(
+        self, stages: dict[int, jax.Array], sizes: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """`{level: [B, H, W, C]}` -> the same, of that level alone."""
+        return {self.level: of_level(stages, self.level)}
+
+
+def neck(
+    levels: Sequence[int], channels: int | None, norm: NormType, dtype: jnp.dtype
+) -> nn.Module:
+    """Returns the layers between a backbone's stages and the levels of an RPN.
+
+    Args:
+      levels: finest first.
+      channels: of an `FPN`; None: the one level is the backbone's own.
+      norm: of the pyramid's convolutions.
+      dtype: of the arithmetic.
+    """
+    if channels is None:
+        return SingleLevel(levels[0])
+    pyramid = partial(FPN, finest=levels[0], coarsest=levels[-1], extra="pool")
+    return pyramid(channels=channels, norm=norm, dtype=dtype)
+
+
+def of_level(stages: dict[int, jax.Array], level: int) -> jax.Array:
+    """Returns the features of one level, `{level: [B, H, W, C]}` -> `[B, H, W, C]`.
+
+    Raises:
+      ValueError: if it has none of that level.
+    """
+    if level not in stages:
+        raise ValueError(f"level {level}; the backbone has {[*stages]}")
+    return stages[level]
