@@ -16,7 +16,8 @@ from tests.detectors.test_rcnn import ROI_HEADS
 
 SMALL = FastRCNNConfig(
     num_classes=3,
-    pooler=RoIPoolerConfig(method="max", levels=(3,), output_size=4),
+    # On coarser levels max pooling rounds different RoIs to the same.
+    pooler=RoIPoolerConfig(method="max", levels=(2,), output_size=4),
     roi_heads=ROI_HEADS,
 )
 

@@ -24,6 +24,7 @@ def small_mask_rcnn(dtype=jnp.float32, config=SMALL):
     return mask_rcnn(config, backbone, FCHead(64, depth=1, dtype=dtype))
 
 
+@pytest.mark.slow  # all but the masks is Faster R-CNN's
 class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
     def test_masks_are_learned(self, compiled, trained):
         variables, batch = trained

@@ -44,6 +44,7 @@ def small_rpn(dtype=jnp.float32, config=SMALL):
     return rpn(config, ResNet(10, 16, norm="group", coarsest=4, dtype=dtype))
 
 
+@pytest.mark.slow  # Faster R-CNN's laws hold for its parts, too
 class TestLaws(laws.DetectorLaws, detector=small_rpn, nms_threshold=0.7):
     pass
 
