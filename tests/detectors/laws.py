@@ -5,9 +5,9 @@ A detector joins with one line in its own test file:
     class TestLaws(laws.DetectorLaws, detector=small_retinanet): ...
 
 where `small_retinanet(dtype)` builds it for three classes and 64x64 images, fast to
-compile and with norms that learn from scratch. `nms_threshold` is the overlap above
-which it may not answer twice for one class, `steps` how long it learns one batch. Of a
-detector that tells no classes apart, every answer has label 0.
+compile and with norms that train from scratch. Two detections of a class overlap by at
+most `nms_threshold`; one batch is overfitted for `steps`. Without classes, all labels
+that are detected are 0.
 """
 
 from functools import partial
@@ -23,8 +23,8 @@ from jaxdet.detectors.serialization import deserialize
 from jaxdet.ops import boxes as box_ops
 from tests.detectors import scenes
 
-# For what runs hundreds of times: with the optimisations that `conftest` leaves out.
-optimised_jit = partial(
+# For what runs hundreds of times: with the optimizations that `conftest` leaves out.
+optimized_jit = partial(
     jax.jit,
     compiler_options={
         "xla_backend_optimization_level": 3,
@@ -47,7 +47,7 @@ class Compiled:
         self.loss = jax.jit(loss)
         self.traces = 0  # of the loss: how often it was compiled
         self.predict = jax.jit(detector.predict)
-        self.gradients = optimised_jit(partial(_gradients, detector))
+        self.gradients = optimized_jit(partial(_gradients, detector))
 
 
 class DetectorLaws:
@@ -133,7 +133,7 @@ class DetectorLaws:
         detections = jax.device_get(compiled.predict(variables, batch))
         overlap = np.asarray(overlaps(batch.truth.boxes, detections.boxes))
         for i, count in enumerate(np.sum(batch.truth.valid, axis=1)):
-            # The best answers, as many as there are objects, are those objects.
+            # The best detections, as many as there are objects, are those objects.
             assert np.all(detections.scores[i, :count] > 0.5)
             labels = batch.truth.labels[i, :count]
             if compiled.detector.num_classes is None:
@@ -219,8 +219,8 @@ def _gradients(detector, variables, batch, axis_name=None):
         variables = {"params": params, **constants}
         return detector.loss(variables, batch, key, axis_name=axis_name)
 
-    answer = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-    return answer if axis_name is None else jax.lax.pmean(answer, axis_name)
+    results = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return results if axis_name is None else jax.lax.pmean(results, axis_name)
 
 
 def _overfit(compiled: Compiled, batch, steps: int):
@@ -241,7 +241,7 @@ def _overfit(compiled: Compiled, batch, steps: int):
 
 
 def noisy(variables):
-    """Weights that give many confident answers, all of them nonsense."""
+    """Weights that give many confident detections, all of them nonsense."""
     rng = np.random.default_rng(1)
 
     def moved(leaf):

@@ -1,17 +1,17 @@
-"""Batches of coloured rectangles, drawn so that a tiny network can learn them."""
+"""Batches of colored rectangles, drawn so that a tiny network can learn them."""
 
 import numpy as np
 
 from jaxdet.structs import Batch, GroundTruth, Regions
 
-COLOURS = np.array([[230, 40, 40], [40, 230, 40], [40, 40, 230]])
+COLORS = np.array([[230, 40, 40], [40, 230, 40], [40, 40, 230]])
 SIZES = ((64, 64), (48, 64), (64, 40), (56, 56))
 
 
 def batch(
     seed=0, *, counts=(3, 1, 2, 0), canvas=(64, 64), slots=5, sizes=SIZES
 ) -> Batch:
-    """As many images as `counts`, with so many rectangles each, label = colour."""
+    """As many images as `counts`, with so many rectangles each, label = color."""
     rng = np.random.default_rng(seed)
     images = np.zeros((len(counts), *canvas, 3), np.uint8)
     boxes = np.zeros((len(counts), slots, 4), np.float32)
@@ -29,7 +29,7 @@ def batch(
             corners = np.round([x1, y1, x2, y2]).astype(int)
             boxes[i, j], labels[i, j] = corners, rng.integers(3)
             x1, y1, x2, y2 = corners
-            image[y1:y2, x1:x2] = COLOURS[labels[i, j]]
+            image[y1:y2, x1:x2] = COLORS[labels[i, j]]
     return Batch(
         images=images,
         sizes=np.array(sizes[: len(counts)], np.int32),
