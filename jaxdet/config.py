@@ -115,8 +115,8 @@ def checked_dataclass(kind: Kind) -> Kind:
                 value = getattr(self, name)
                 raise ValueError(f"{name} is {value!r}; it must be {allowed}")
 
-    kind.__post_init__ = __post_init__
-    return dataclasses.dataclass(frozen=True)(kind)
+    kind.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True)(kind)  # type: ignore[return-value]
 
 
 def from_json(kind: type[T], values: Any) -> T:
@@ -136,7 +136,7 @@ def from_json(kind: type[T], values: Any) -> T:
         nested = [hints[name], *typing.get_args(hints[name])]
         part = next(filter(dataclasses.is_dataclass, nested), None)
         if part is not None and value is not None:
-            arguments[name] = from_json(part, value)
+            arguments[name] = from_json(part, value)  # type: ignore[arg-type]
         else:
             arguments[name] = tuples_from_lists(value)
     return kind(**arguments)

@@ -189,12 +189,12 @@ def sample_rois(
     )
     chosen = jax.vmap(sample)(keys, hashes, valid & matches.positive, negative)
     # 3. Gather their targets.
-    gt_index = dense.gather(matches.gt_index, chosen.index)
+    gt_index = dense.gather(matches.gt_index, chosen.indices)
     gt_index = jnp.where(chosen.positive, gt_index, 0)
     labels, gt_boxes = dense.matched_targets(
         truth, gt_index, chosen.positive, num_classes=num_classes
     )
-    boxes = dense.gather(boxes, chosen.index)
+    boxes = dense.gather(boxes, chosen.indices)
     boxes = jnp.where(chosen.valid[..., None], boxes, 0.0)
     return SampledRoIs(boxes, labels, gt_index, gt_boxes, chosen.positive, chosen.valid)
 

@@ -280,12 +280,12 @@ def losses(
     sample = jax.vmap(sample, (0, None, 0, 0))
     chosen = sample(keys, hashes, matches.positive, matches.negative)
     # 3. Compute the losses of the sampled anchors.
-    logits = _objectness_logits(dense.gather(objectness, chosen.index))
+    logits = _objectness_logits(dense.gather(objectness, chosen.indices))
     objectness_loss = optax.losses.sigmoid_binary_cross_entropy(logits, chosen.positive)
-    gt_index = dense.gather(matches.gt_index, chosen.index)
+    gt_index = dense.gather(matches.gt_index, chosen.indices)
     gt_boxes = dense.gather(batch.truth.boxes, gt_index)
-    targets = box_coding.encode(gt_boxes, boxes[chosen.index])
-    deltas = dense.gather(deltas, chosen.index)
+    targets = box_coding.encode(gt_boxes, boxes[chosen.indices])
+    deltas = dense.gather(deltas, chosen.indices)
     box_loss = loss_ops.smooth_l1_loss(deltas, targets, beta=config.box_beta)
     count = loss_ops.device_mean_count(chosen.valid, axis_name=axis_name)
     box_loss = jnp.sum(box_loss, where=chosen.positive[..., None]) / count

@@ -63,8 +63,9 @@ class FPN(nn.Module):
         pyramid, above = {}, None
         for level in range(top, self.finest - 1, -1):
             x = layer(f"lateral{level}", stages[level], sizes, level, kernel=1)
-            joined = self.top_down and above is not None
-            above = x + _upsample(above, x.shape) if joined else x
+            if self.top_down and above is not None:
+                x = x + _upsample(above, x.shape)
+            above = x
             smooth = zero_outside(above, sizes, 2**level)
             pyramid[level] = layer(f"output{level}", smooth, sizes, level, kernel=3)
         x = stages[top] if self.extra == "c5" else pyramid[top]

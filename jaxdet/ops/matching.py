@@ -51,8 +51,11 @@ def match_by_iou(
         return matches
     best = jnp.max(iou, axis=0)
     is_best = jnp.any((iou == best[None]) & (best > 0)[None], axis=1)
-    return matches.replace(
-        positive=matches.positive | is_best, negative=matches.negative & ~is_best
+    return Matches(
+        gt_index=matches.gt_index,
+        positive=matches.positive | is_best,
+        negative=matches.negative & ~is_best,
+        iou=matches.iou,
     )
 
 

@@ -144,7 +144,7 @@ class _Candidates(NamedTuple):
     boxes: Float[Array, "M 4"]
     areas: Float[Array, " M"]  # kept so that no fused kernel rounds them its own way
     labels: Int[Array, " M"] | None
-    index: Int[Array, " M"]  # where they stand in the caller's arrays
+    place: Int[Array, " M"]  # where they stand in the caller's arrays
 
 
 # Compiled by itself, so that a call outside jit is traced only once.
@@ -186,7 +186,7 @@ def _suppress(boxes, scores, labels, valid, threshold, size):
     none = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), candidates)
     state = (jnp.int32(0), none, jnp.int32(0))
     _, kept, num_kept = jax.lax.while_loop(unfinished, settle, state)
-    return kept.index, jnp.arange(size) < num_kept
+    return kept.place, jnp.arange(size) < num_kept
 
 
 def _similar(
@@ -196,7 +196,7 @@ def _similar(
     overlap = pairwise_intersection(a.boxes, b.boxes)
     union = a.areas[:, None] + b.areas[None] - overlap
     similar = overlap / union > threshold  # Never if both are empty: 0/0 is NaN.
-    if a.labels is None:
+    if a.labels is None or b.labels is None:
         return similar
     return similar & (a.labels[:, None] == b.labels[None])
 

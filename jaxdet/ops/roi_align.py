@@ -198,7 +198,7 @@ def _extents(
 class _Axis(NamedTuple):
     """The cells that each bin reads along one axis; T slots, some of weight 0."""
 
-    index: Int[Array, "R S T"]  # in cells of the flattened map
+    cell: Int[Array, "R S T"]  # in cells of the flattened map
     weight: Float[Array, "R S T"]
     used: Int[Array, ""]  # slots from here on have weight 0
 
@@ -206,8 +206,8 @@ class _Axis(NamedTuple):
 class _Cells(NamedTuple):
     """Bins sum over their rows times their columns: the weights are separable."""
 
-    rows: _Axis  # index: of the row's first cell
-    columns: _Axis  # index: to be added to that
+    rows: _Axis  # cell: the row's first
+    columns: _Axis  # cell: to be added to that
 
 
 def _cells(boxes: Float[Array, "R 4"], layout: _Layout, grid: _Grid) -> _Cells:
@@ -221,8 +221,8 @@ def _cells(boxes: Float[Array, "R 4"], layout: _Layout, grid: _Grid) -> _Cells:
             axis(x1, x2, layout.width),
         )
     )
-    index = layout.start[:, None, None] + rows.index * layout.step[:, None, None]
-    return _Cells(rows._replace(index=index), columns)
+    index = layout.start[:, None, None] + rows.cell * layout.step[:, None, None]
+    return _Cells(rows._replace(cell=index), columns)
 
 
 def _axis(
@@ -244,7 +244,7 @@ def _axis(
     bins = jnp.arange(grid.size)[:, None] + within_bin
     low, high = _corners(start + bins * (side / grid.size), extent)
     share = jnp.where(sample < count, 1 / jnp.maximum(count, 1), 0.0)
-    low, high = (_Corner(x.index, x.weight * share) for x in (low, high))
+    low, high = (_Corner(x.cell, x.weight * share) for x in (low, high))
     if grid.sampling_ratio == 0:
         return _merge_equal_cells(low, high, count)
     index, weight = jax.tree.map(lambda *x: jnp.concatenate(x, -1), low, high)
@@ -252,7 +252,7 @@ def _axis(
 
 
 class _Corner(NamedTuple):
-    index: Int[Array, "S N"]  # of a cell on one axis
+    cell: Int[Array, "S N"]  # index on one axis
     weight: Float[Array, "S N"]
 
 
@@ -279,15 +279,15 @@ def _merge_equal_cells(
     Samples at most a cell apart share their cells: n of them touch `n + 1`, not `2 n`.
     A cell's slot is the number of distinct cells before it; low ones come in order.
     """
-    most = low.index.shape[-1]
+    most = low.cell.shape[-1]
     slots = jnp.arange(2 * most)[None, None]
     # A step of more than a cell passes the high cell of the sample before, too.
-    steps = jnp.minimum(jnp.diff(low.index, axis=-1), 2)
+    steps = jnp.minimum(jnp.diff(low.cell, axis=-1), 2)
     slot = jnp.cumsum(jnp.pad(steps, [(0, 0), (1, 0)]), axis=-1)
     index, weight = jnp.int32(0), jnp.float32(0)
     for corner, place in ((low, slot), (high, slot + 1)):
         here = place[..., None] == slots  # [size, samples, T]
-        index = jnp.maximum(index, jnp.max(corner.index[..., None] * here, axis=1))
+        index = jnp.maximum(index, jnp.max(corner.cell[..., None] * here, axis=1))
         weight += jnp.sum(corner.weight[..., None] * here, axis=1)
     ends = jnp.where(jnp.arange(most)[None] < count, slot + 2, 0)
     return index, weight, jnp.max(ends)
@@ -303,7 +303,7 @@ def _weighted_sum(
     and added without a copy of what all bins read, which would be the most memory of a
     two-stage detector. The gradient is written out for the same reason.
     """
-    count, size, _ = cells.rows.index.shape
+    count, size, _ = cells.rows.cell.shape
 
     def add(term, total):
         index, weight = _read(cells, term)
@@ -351,5 +351,5 @@ def _read(
     """Index and weight of one of the cells of each bin."""
     row, column = term
     rows, columns = cells
-    index = rows.index[:, :, None, row] + columns.index[:, None, :, column]
+    index = rows.cell[:, :, None, row] + columns.cell[:, None, :, column]
     return index, rows.weight[:, :, None, row] * columns.weight[:, None, :, column]

@@ -113,7 +113,7 @@ class _Windows(NamedTuple):
     start: Int[Array, "R S"]
     end: Int[Array, "R S"]  # not included; at most `start` if there is no cell
     scale: Int[Array, "R S"]  # the windows have `2**scale` cells a side
-    count: Int[Array, "R S"]  # windows it takes; the last ones may overlap
+    windows: Int[Array, "R S"]  # windows it takes; the last ones may overlap
 
 
 def _rounded(values: Float[Array, "*B"]) -> Int[Array, "*B"]:
@@ -142,7 +142,7 @@ def _windows(
 
 class _Maximum(NamedTuple):
     value: Float[Array, "*B C"]
-    index: Int[Array, "*B C"]  # of the first cell that has it
+    cell: Int[Array, "*B C"]  # of the first cell that has it
 
 
 @jax.custom_vjp
@@ -181,7 +181,10 @@ def _maximum(
     height, width, channels = features.shape
     tables = jax.tree.map(lambda x: x.reshape(-1, channels), _tables(features))
     table = _outer(jnp.add, rows.scale * _SCALES, columns.scale)
-    num_rows, num_columns = max_over_images(rows.count), max_over_images(columns.count)
+    num_rows, num_columns = (
+        max_over_images(rows.windows),
+        max_over_images(columns.windows),
+    )
 
     def compare(n, best):
         top = _nth_start(rows, n // num_columns, height)
@@ -200,7 +203,7 @@ def _maximum(
 
 def _is_empty(rows: _Windows, columns: _Windows) -> Bool[Array, "R S S 1"]:
     """Tells whether a bin has no cell."""
-    return _outer(jnp.logical_or, rows.count == 0, columns.count == 0)[..., None]
+    return _outer(jnp.logical_or, rows.windows == 0, columns.windows == 0)[..., None]
 
 
 def _nth_start(windows: _Windows, n: Int[Array, ""], extent: int) -> Array:
@@ -229,8 +232,8 @@ def _tables(features: Float[Array, "H W C"]) -> _Maximum:
 
 def _greater(a: _Maximum, b: _Maximum) -> _Maximum:
     """Entry by entry; of equal values the one that stands first."""
-    is_b = (b.value > a.value) | ((b.value == a.value) & (b.index < a.index))
-    return _Maximum(jnp.maximum(a.value, b.value), jnp.where(is_b, b.index, a.index))
+    is_b = (b.value > a.value) | ((b.value == a.value) & (b.cell < a.cell))
+    return _Maximum(jnp.maximum(a.value, b.value), jnp.where(is_b, b.cell, a.cell))
 
 
 def _outer(operation: Callable, rows: Array, columns: Array) -> Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 class Subset(NamedTuple):
     """Chosen candidates, positive ones first; the rest of the slots is padding."""
 
-    index: Int[Array, " S"]  # which candidates; 0 for padding
+    indices: Int[Array, " S"]  # which candidates; 0 for padding
     positive: Bool[Array, " S"]
     valid: Bool[Array, " S"]
 

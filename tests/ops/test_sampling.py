@@ -35,8 +35,8 @@ def test_a_quarter_is_positive_and_comes_first():
     chosen = subset()
     np.testing.assert_array_equal(chosen.positive, np.arange(16) < 4)
     assert np.all(chosen.valid)
-    assert np.all(POSITIVE[chosen.index[:4]]) and np.all(NEGATIVE[chosen.index[4:]])
-    assert len(set(chosen.index.tolist())) == 16
+    assert np.all(POSITIVE[chosen.indices[:4]]) and np.all(NEGATIVE[chosen.indices[4:]])
+    assert len(set(chosen.indices.tolist())) == 16
 
 
 def test_negatives_take_the_place_of_missing_positives():
@@ -47,20 +47,20 @@ def test_negatives_take_the_place_of_missing_positives():
 def test_too_few_candidates_leave_padding():
     chosen = subset(positive=np.arange(40) < 2, negative=np.arange(40) == 39)
     assert int(chosen.positive.sum()) == 2 and int(chosen.valid.sum()) == 3
-    np.testing.assert_array_equal(chosen.index[3:], 0)
-    assert int(chosen.index[2]) == 39
+    np.testing.assert_array_equal(chosen.indices[3:], 0)
+    assert int(chosen.indices[2]) == 39
     assert not np.any(chosen.positive[2:])
 
 
 def test_fewer_candidates_than_slots():
     chosen = subset(positive=np.array([True, False]), negative=np.array([False, True]))
     chex.assert_shape(list(chosen), (16,))
-    np.testing.assert_array_equal(chosen.index[:2], [0, 1])
+    np.testing.assert_array_equal(chosen.indices[:2], [0, 1])
     np.testing.assert_array_equal(chosen.valid, np.arange(16) < 2)
 
 
 def test_every_candidate_has_the_same_chance():
-    draws = jax.vmap(lambda seed: subset(seed).index)(jnp.arange(2000))
+    draws = jax.vmap(lambda seed: subset(seed).indices)(jnp.arange(2000))
     counts = np.bincount(np.asarray(draws).reshape(-1), minlength=40)
     np.testing.assert_allclose(counts[:10], 2000 * 4 / 10, rtol=0.12)
     np.testing.assert_allclose(counts[10:35], 2000 * 12 / 25, rtol=0.12)
@@ -68,7 +68,9 @@ def test_every_candidate_has_the_same_chance():
 
 
 def test_neighbours_are_drawn_independently():
-    draws = np.asarray(jax.vmap(lambda seed: subset(seed).index[:4])(jnp.arange(2000)))
+    draws = np.asarray(
+        jax.vmap(lambda seed: subset(seed).indices[:4])(jnp.arange(2000))
+    )
     both = np.any(draws == 0, axis=1) & np.any(draws == 1, axis=1)
     np.testing.assert_allclose(both.mean(), 4 / 10 * 3 / 9, atol=0.03)
 
@@ -78,11 +80,11 @@ def test_the_choice_follows_the_identity_wherever_it_stands(rng):
     positive = np.pad(POSITIVE, (0, 20))[order]
     negative = np.pad(NEGATIVE, (0, 20))[order]
     moved = subset(positive=positive, negative=negative, identity=order)
-    np.testing.assert_array_equal(order[moved.index], subset().index)
+    np.testing.assert_array_equal(order[moved.indices], subset().indices)
 
 
 def test_another_key_chooses_others():
-    assert np.any(subset(0).index != subset(1).index)
+    assert np.any(subset(0).indices != subset(1).indices)
 
 
 def test_identities_tell_boxes_apart(rng):

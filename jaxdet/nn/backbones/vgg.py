@@ -11,7 +11,7 @@ from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, zero_outside
 
 # Convolutions of each block, and their channels as multiples of the first block's.
 _BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
-_POOLING = {"window": 2, "padding": (0, 1)}
+_POOL_WINDOW, _POOL_PADDING = 2, (0, 1)
 
 
 class VGG16(nn.Module):
@@ -131,7 +131,7 @@ def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
 
 def layers() -> tuple[tuple[int, int, int], ...]:
     """(kernel, stride, padding before) of all layers up to conv5_3."""
-    pool = (_POOLING["window"], 2, _POOLING["padding"][0])
+    pool = (_POOL_WINDOW, 2, _POOL_PADDING[0])
     first, *others = (((3, 1, 1),) * count for count, _ in _BLOCKS)
     return sum(((pool, *convs) for convs in others), first)
 
@@ -142,7 +142,7 @@ def _block(
     """One block, made within the network that calls."""
     count, multiple = _BLOCKS[level]
     if level > 0:
-        x = max_pool(x, **_POOLING)
+        x = max_pool(x, _POOL_WINDOW, _POOL_PADDING)
     for name in _names(level, count):
         x = _layer(network, name, network.width * multiple, x, (sizes, 2**level))
     return x
