@@ -37,7 +37,7 @@ class FasterRCNNConfig:
     """Of the second stage."""
 
     def relations(self) -> Iterator[tuple[str, bool, str]]:
-        """Checks that RoIs are pooled from levels that there are."""
+        """Checks that RoIs are pooled from levels of the trunk."""
         fits = set(self.pooler.levels) <= set(self.rpn.levels)
         yield "pooler", fits, f"on levels among the RPN's, {self.rpn.levels}"
 

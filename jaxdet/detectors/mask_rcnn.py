@@ -121,15 +121,15 @@ def predict(network, batch: Batch, *, config: MaskRCNNConfig) -> Detections:
     proposals = rpn.propose(objectness, anchor_deltas, batch, boxes.rpn)
     crops = roi_heads.pool(features, proposals.boxes, sizes, boxes.pooler)
     class_logits, box_deltas = roi_heads.box_head(network, crops)
-    found = roi_heads.postprocess(
+    detections = roi_heads.postprocess(
         class_logits, box_deltas, proposals, batch.sizes, boxes.roi_heads
     )
     crops = roi_heads.pool(
-        features, found.boxes, sizes, boxes.pooler, config.mask_pool_size
+        features, detections.boxes, sizes, boxes.pooler, config.mask_pool_size
     )
-    probabilities = jax.nn.sigmoid(mask_head(network, crops, found.labels))
-    valid = found.valid[..., None, None]
-    return found.replace(masks=jnp.where(valid, probabilities, 0.0))
+    probabilities = jax.nn.sigmoid(mask_head(network, crops, detections.labels))
+    valid = detections.valid[..., None, None]
+    return detections.replace(masks=jnp.where(valid, probabilities, 0.0))
 
 
 def mask_rcnn(
