@@ -23,8 +23,8 @@ from matplotlib.ticker import FuncFormatter
 
 from experiments import command_line
 from experiments.data_option import DIGITS, DataOption, Flat
-from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.input_config import InputConfig, scale_canvas
+from jaxdet.data.dataset import DataError
+from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors import fcos, retinanet, rpn, ssd
 from jaxdet.detectors.image_pyramid import AllScalesConfig
 from jaxdet.detectors.serialization import deserialize
@@ -34,7 +34,6 @@ from jaxdet.evaluation.anchor_coverage import (
     DenseConfig,
     dense_config_of,
     measure,
-    sample_objects,
 )
 from jaxdet.training.run_folder import RunError, load_run
 
@@ -101,55 +100,21 @@ def main(
     if canvases:
         config = dataclasses.replace(config, canvases=canvases)
     data_set = source.load()
-    factors = tuple(dict.fromkeys(config.multi_scale))
-    sides, coverage = measure_factors(
-        data_set, dense_config, config, scales, max_objects=objects
+    sides, coverage = measure(
+        dense_config, data_set, config, max_objects=objects, scales=scales
     )
+    if sides.size == 0:
+        raise DataError(f"{data_set.name!r} holds no objects but crowds")
+    count = sides.shape[1]
+    sides, coverage = sides.ravel(), coverage._replace(best=coverage.best.ravel())
     print(table(sides, coverage), end="")
     output.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{data_set.name}: {len(sides) // len(factors):,} objects"
-    if factors != (1.0,):
+    title = f"{data_set.name}: {count:,} objects"
+    if config.multi_scale != (1.0,):
+        factors = dict.fromkeys(config.multi_scale)
         title += f", at the scales {', '.join(f'{factor:g}' for factor in factors)}"
     figure(sides, coverage, title=title).savefig(output)
     print(f"drawn: see {output}")
-
-
-def measure_factors(
-    data_set: DataSet,
-    dense_config: DenseConfig,
-    config: InputConfig,
-    scales: AllScalesConfig,
-    *,
-    max_objects: int,
-) -> tuple[np.ndarray, Coverage]:
-    """Measures the coverage of every object at every factor of `config.multi_scale`.
-
-    Args:
-      data_set: of the objects, except for crowds.
-      dense_config: of a detector, or of its RPN.
-      config: how images become batches.
-      scales: that the detector is trained at.
-      max_objects: see `evaluation.anchor_coverage.sample_objects`.
-
-    Returns:
-      `[F * N]` sides in canvas pixels, of all objects by the first factor, then by the
-      next; and their coverage.
-
-    Raises:
-      DataError: if there are no objects.
-    """
-    sides, best = [], []
-    for factor in dict.fromkeys(config.multi_scale):
-        objects = sample_objects(
-            data_set, config, max_objects=max_objects, factor=factor
-        )
-        if len(objects.boxes) == 0:
-            raise DataError(f"{data_set.name!r} holds no objects but crowds")
-        canvases = [scale_canvas(canvas, factor) for canvas in config.canvases]
-        coverage = measure(dense_config, objects, canvases, scales)
-        sides.append(objects.sides)
-        best.append(coverage.best)
-    return np.concatenate(sides), coverage._replace(best=np.concatenate(best))
 
 
 def by_size(sides: np.ndarray, coverage: Coverage) -> list[Row]:

@@ -38,7 +38,7 @@ DenseConfig = RetinaNetConfig | FCOSConfig | SSDConfig | RPNConfig
 class Coverage(NamedTuple):
     """How well the anchors or points of a detector cover each object."""
 
-    best: np.ndarray  # [N]: highest IoU with an anchor, or number of positive points
+    best: np.ndarray  # [...]: highest IoU with an anchor, or number of positive points
     low_threshold: float  # all anchors on an object below it are background
     high_threshold: float  # objects from it on have a positive anchor or point
     measure: str  # what `best` is, in words
@@ -76,24 +76,17 @@ def check(detector: Detector, data_set: DataSet, config: InputConfig) -> None:
     dense_config, scales = dense_config_of(detector)
     if dense_config is None:
         return
-    all_best, sides = [], []
-    for factor in dict.fromkeys(config.multi_scale):
-        objects = sample_objects(data_set, config, max_objects=SAMPLE, factor=factor)
-        count = len(objects.boxes)
-        if count == 0:
-            return
-        canvases = [scale_canvas(canvas, factor) for canvas in config.canvases]
-        coverage = measure(dense_config, objects, canvases, scales)
-        all_best.append(coverage.best)
-        sides.append(objects.sides)
-    best = np.max(all_best, axis=0)
+    sides, coverage = measure(
+        dense_config, data_set, config, max_objects=SAMPLE, scales=scales
+    )
+    best = np.max(coverage.best, axis=0)
     missed = best < coverage.low_threshold
-    if missed.mean() <= TOLERATED:
+    if missed.sum() <= TOLERATED * len(missed):
         return
-    small, large = np.quantile(np.array(sides)[:, missed], (0.05, 0.95))
+    small, large = np.quantile(sides[:, missed], (0.05, 0.95))
     message = (
-        f"{missed.sum()} of {count} objects of {data_set.name!r} match no anchor or "
-        f"point of the detector: {coverage.measure} must be at least "
+        f"{missed.sum()} of {len(missed)} objects of {data_set.name!r} match no anchor "
+        f"or point of the detector: {coverage.measure} must be at least "
         f"{coverage.low_threshold:g}, and theirs is at most {best[missed].max():.2g}; "
         f"their sides (square roots of areas) are {small:.0f} to {large:.0f} pixels on "
         f"the canvases {config.training_canvases}. Change the anchors or levels of the "
@@ -129,6 +122,45 @@ def dense_config_of(detector: Detector) -> tuple[DenseConfig | None, AllScalesCo
         scales = options if isinstance(options, AllScalesConfig) else scales
         recipe = config.recipe
     return None, scales
+
+
+def measure(
+    config: DenseConfig,
+    data_set: DataSet,
+    input_config: InputConfig,
+    *,
+    max_objects: int,
+    scales: AllScalesConfig = ONE_SCALE,
+) -> tuple[np.ndarray, Coverage]:
+    """Measures the coverage of a data set's objects at all factors of `multi_scale`.
+
+    Args:
+      config: of a detector, or of its RPN.
+      data_set: whose objects, except for crowds; no image is read.
+      input_config: how images become batches.
+      max_objects: see `sample_objects`.
+      scales: that the detector is trained at.
+
+    Returns:
+      `[F, N]` canvas pixels, square roots of the objects' areas at F factors; and
+      `Coverage` `[F, N]`.
+    """
+    sides, best = [], []
+    for factor in dict.fromkeys(input_config.multi_scale):
+        objects = sample_objects(
+            data_set, input_config, max_objects=max_objects, factor=factor
+        )
+        canvases = [scale_canvas(canvas, factor) for canvas in input_config.canvases]
+        sides.append(objects.sides)
+        best.append(cover_objects(config, objects, canvases, scales))
+    if isinstance(config, FCOSConfig):
+        limits = 1, 1, "number of positive points"
+    elif isinstance(config, SSDConfig):
+        iou = config.positive_iou
+        limits = iou, iou, "IoU with the best default box"
+    else:
+        limits = config.negative_iou, config.positive_iou, "IoU with the best anchor"
+    return np.array(sides), Coverage(np.array(best), *limits)
 
 
 def sample_objects(
@@ -168,13 +200,13 @@ def sample_objects(
     return CanvasObjects(np.concatenate(boxes), sizes, np.array(canvases, int))
 
 
-def measure(
+def cover_objects(
     config: DenseConfig,
     objects: CanvasObjects,
     canvases: Sequence[tuple[int, int]],
     scales: AllScalesConfig = ONE_SCALE,
-) -> Coverage:
-    """Measures the coverage of objects on several canvases, at the best of the scales.
+) -> np.ndarray:
+    """Returns `cover` of objects on several canvases, at the best of the scales.
 
     Args:
       config: of a detector, or of its RPN.
@@ -184,7 +216,7 @@ def measure(
         are not covered there.
 
     Returns:
-      `Coverage` `[N]`, in the order of the objects.
+      `[N]`, in the order of the objects.
     """
     best = np.zeros(len(objects.boxes))
     low, high = scales.object_sizes or (0, math.inf)
@@ -197,14 +229,7 @@ def measure(
             chunk = chosen[start : start + _CHUNK]
             boxes, sizes = objects.boxes[chunk] * scale, objects.sizes[chunk] * scale
             best[chunk] = np.maximum(best[chunk], cover(config, canvas, boxes, sizes))
-    if isinstance(config, FCOSConfig):
-        return Coverage(best, 1, 1, "number of positive points")
-    if isinstance(config, SSDConfig):
-        iou = config.positive_iou
-        return Coverage(best, iou, iou, "IoU with the best default box")
-    low = getattr(config, "negative_iou", None) or config.low_iou
-    high = getattr(config, "positive_iou", None) or config.high_iou
-    return Coverage(best, low, high, "IoU with the best anchor")
+    return best
 
 
 def cover(
@@ -272,12 +297,8 @@ def _anchor_grids(
             boxes = anchors.default_boxes([cells], strides=[stride], sizes=[sizes])
             yield np.asarray(boxes).reshape(*cells, -1, 4)
         return
-    layout = (
-        config.anchors if isinstance(config.anchors, dict) else vars(config.anchors)
-    )
-    for level, sizes in zip(config.levels, layout["sizes"], strict=True):
-        options = {n: v for n, v in layout.items() if n not in ("sizes", "levels")}
-        options["sizes"] = (sizes,)
+    for level, sizes in zip(config.levels, config.anchors.sizes, strict=True):
+        options = vars(config.anchors) | {"sizes": [sizes]}
         boxes = anchors.pyramid_anchors(canvas, levels=[level], **options)
         yield np.asarray(boxes).reshape(*num_cells(canvas, 2**level), -1, 4)
 

@@ -162,14 +162,14 @@ def test_the_best_scale_of_training_counts():
     config = dataclasses.replace(
         SQUARES, levels=(3,), anchors=Anchors(((8.0,),), ratios=(1.0,))
     )
-    measure = partial(anchor_coverage.measure, config, objects, [(32, 32)])
+    cover = partial(anchor_coverage.cover_objects, config, objects, [(32, 32)])
     # A quarter of the first two lies in each of four cells; twice as large, the second
     # covers four cells.
-    np.testing.assert_allclose(measure().best, [4 / 76, 16 / 112, 64 / 900])
+    np.testing.assert_allclose(cover(), [4 / 76, 16 / 112, 64 / 900])
     twice = AllScalesConfig(scales=(1.0, 2.0))
-    np.testing.assert_allclose(measure(twice).best, [16 / 112, 1 / 4, 64 / 900])
+    np.testing.assert_allclose(cover(twice), [16 / 112, 1 / 4, 64 / 900])
     fitting = dataclasses.replace(twice, object_sizes=(16.0, 32.0))
-    np.testing.assert_allclose(measure(fitting).best, [0.0, 1 / 4, 64 / 900])
+    np.testing.assert_allclose(cover(fitting), [0.0, 1 / 4, 64 / 900])
 
 
 def test_the_part_of_a_config_that_has_anchors():
@@ -304,8 +304,8 @@ def test_what_is_measured_keeps_the_order_of_the_objects(rng):
     boxes = np.concatenate([corners, corners + rng.uniform(1, 16, (1200, 2))], axis=1)
     canvases = rng.integers(0, 2, 1200)
     objects = anchor_coverage.CanvasObjects(boxes, np.full((1200, 2), 32), canvases)
-    found = anchor_coverage.measure(SQUARES, objects, INPUT.canvases)
+    best = anchor_coverage.cover_objects(SQUARES, objects, INPUT.canvases)
     for index, canvas in enumerate(INPUT.canvases):
         there = canvases == index
         alone = anchor_coverage.cover(SQUARES, canvas, boxes[there], None)
-        np.testing.assert_array_equal(found.best[there], alone)
+        np.testing.assert_array_equal(best[there], alone)
