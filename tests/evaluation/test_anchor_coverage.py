@@ -87,19 +87,14 @@ def test_only_boxes_within_the_image_count_where_asked():
             PYRAMID,
             anchors=dataclasses.replace(PYRAMID.anchors, offset=0.0, rounded=True),
         ),
-        "rpn",
+        rpn.RPNConfig(levels=(3, 4), anchors=PYRAMID.anchors, inside_only=True),
     ],
 )
 def test_it_agrees_with_all_anchors(rng, config):
     objects = objects_on(CANVAS, rng)
-    inside_only, config = config == "rpn", PYRAMID if config == "rpn" else config
     options = {"levels": config.levels, **vars(config.anchors)}
     grid = np.asarray(anchors.pyramid_anchors(CANVAS, **options))
-    if inside_only:
-        fields = {"anchors": PYRAMID.anchors}
-        if hasattr(rpn.RPNConfig, "anchor_sizes"):
-            fields = {f"anchor_{n}": v for n, v in vars(PYRAMID.anchors).items()}
-        config = rpn.RPNConfig(levels=(3, 4), inside_only=True, **fields)
+    if isinstance(config, rpn.RPNConfig):
         grid = grid[np.all((grid >= 0) & (grid <= [90, 56, 90, 56]), axis=1)]
     expected = np.asarray(boxes.pairwise_iou(grid, objects)).max(axis=0)
     sizes = np.tile((56, 90), (len(objects), 1))
