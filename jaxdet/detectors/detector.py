@@ -32,7 +32,7 @@ def from_network(
     num_classes: int | None = None,
     builder: partial | None = None,
 ) -> Detector:
-    """A detector of functions of a bound network, lifted to functions of its variables.
+    """Returns the detector of a network, whose functions take the network's variables.
 
     Args:
       network: the module; calling it on `[B, H, W, 3]` float pixels must run every

@@ -39,6 +39,8 @@ from jaxdet.nn.layers import NormType
 from jaxdet.ops import anchors, box_coding, losses, matching
 from jaxdet.structs import Batch, Detections
 
+Boundaries = Annotated[tuple[Positive, ...], Rising()]
+
 # Sides may be e**12 pixels away, more than any canvas has: wild, early predictions
 # would overflow.
 _LARGEST_LOG = 12.0
@@ -57,12 +59,7 @@ class FCOSConfig:
     """K; labels run from 0 to K - 1."""
     levels: PyramidLevels = (3, 4, 5, 6, 7)
     """Of the pyramid; strides are powers of two (3.2)."""
-    regression_ranges: Annotated[tuple[Positive, ...], Rising()] = (
-        64.0,
-        128.0,
-        256.0,
-        512.0,
-    )
+    regression_ranges: Boundaries = (64.0, 128.0, 256.0, 512.0)
     """A level regresses objects whose farthest side lies within its range from a point:
     canvas pixels where one level's range ends and the next one's begins (3.2)."""
     inclusive_ranges: bool = True

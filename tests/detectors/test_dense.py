@@ -1,15 +1,19 @@
-"""Matching, gathering and postprocessing, by hand on a batch of two images."""
+"""Matching, gathering and postprocessing by hand on two images; recipes."""
+
+import json
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdet.config import Postprocessing, Preprocessing
 from jaxdet.detectors import dense
 from jaxdet.detectors.detector import preprocess
+from jaxdet.detectors.serialization import deserialize
 from jaxdet.structs import GroundTruth
-from tests.detectors import scenes
+from tests.detectors import scenes, test_fcos, test_retinanet, test_ssd
 
 # Four anchors, the quarters of a 64x64 image; in the second image only the left two.
 ANCHORS = np.array(
@@ -76,3 +80,16 @@ def test_preprocessing_normalizes_and_says_where_images_end():
     assert not np.any(pixels[1, 48:])
     np.testing.assert_array_equal(sizes, batch.sizes)
     assert preprocess(batch, config, mask_padding=False)[1] is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [test_retinanet.small_retinanet, test_fcos.small_fcos, test_ssd.small_ssd],
+)
+def test_a_recipe_builds_the_detector_again(make):
+    detector = make(jnp.bfloat16)
+    again = deserialize(json.loads(json.dumps(detector.recipe)))
+    assert (again.recipe, again.num_classes) == (detector.recipe, 3)
+    scene, key = scenes.batch(), jax.random.key(0)
+    shapes = [jax.eval_shape(d.init, key, scene) for d in (detector, again)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)

@@ -215,12 +215,6 @@ def test_without_a_recipe_nothing_is_checked():
     anchor_coverage.check(DETECTOR._replace(recipe=None), data_set([TINY]), INPUT)
 
 
-def test_objects_are_measured_as_large_as_the_network_sees_them():
-    # Eight times as large, the tiny one has the size of an anchor.
-    enlarged = InputConfig(canvases=((256, 256),))
-    anchor_coverage.check(DETECTOR, data_set([TINY]), enlarged)
-
-
 def test_objects_are_measured_on_the_canvases_of_training():
     # Four times as large as an anchor; at a quarter it has the size of one.
     large = data_set([(0, 0, 64, 64, 0)], size=(128, 128))
