@@ -248,7 +248,7 @@ def _draw_box(
 
 def _draw_mask(image: np.ndarray, mask: np.ndarray, color: Color, line: int) -> None:
     """Blends a color into the pixels of a mask, in place, and outlines it inside."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -306,7 +306,7 @@ def _font(size: tuple[int, int], text: str) -> ImageFont.FreeTypeFont:
     while points > _SMALLEST_FONT and font.getlength(text) + points > size[0]:
         points -= 1
         font = ImageFont.load_default(points)
-    return font
+    return font  # type: ignore[return-value]  # one of a size is a FreeTypeFont
 
 
 def _luminance(color: Color) -> float:

@@ -141,6 +141,7 @@ def _check_images(data_set: DataSet) -> None:
             data_set.read_image(position)
         except DataError as error:
             return error
+        return None
 
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:

@@ -62,7 +62,7 @@ def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
     _check_suffix(file)
     entries = _read_npz_entries(file) if file.suffix == ".npz" else _read_entries(file)
     positions = {str(image_id): i for i, image_id in enumerate(data_set.image_ids)}
-    proposals = [None] * len(data_set)
+    proposals: list[Proposals | None] = [None] * len(data_set)
     dropped = 0
     for entry in entries:
         where = f"{file}: image {entry['image_id']!r}"

@@ -1,6 +1,6 @@
 """The interface: a detector is three pure functions, and what builds them again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ def from_network(
         that no recipe can hold.
     """
 
-    def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
+    def init(key: jax.Array, batch: Batch) -> Mapping[str, Any]:
         return network.init(key, jnp.zeros((1, *batch.images.shape[1:]), jnp.float32))
 
     try:

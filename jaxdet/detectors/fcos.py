@@ -208,7 +208,10 @@ def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
     # 1. Assign to every point on the image the smallest object around it, if any.
     points, strides, inside = _points(pixels.shape, sizes, config)
     ranges = assignment_ranges(pixels.shape[1:3], config)
-    match = partial(matching.match_points, points, **ranges)
+
+    def match(boxes, valid):
+        return matching.match_points(points, boxes, valid, **ranges)
+
     index, positive = jax.vmap(match)(truth.boxes, truth.valid & ~truth.crowd)
     positive &= inside
     # 2. Compute the targets of the points.

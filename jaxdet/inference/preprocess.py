@@ -84,7 +84,7 @@ def preprocess(
     example = transforms.Example(image, *no_objects, regions=regions)
     blank = np.zeros((*canvas, 3), np.float32 if spec.float_pixels else np.uint8)
     example, scale = transforms.resize_to_canvas(example, canvas, **rule, out=blank)
-    arrays = {
+    arrays: dict[str, Any] = {
         "images": example.image[None],
         "sizes": np.array([transforms.fitted_size(size, canvas, **rule)], np.int32),
         "scales": scale[None],

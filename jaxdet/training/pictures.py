@@ -64,7 +64,7 @@ def draw_validation_images(
     batches = batching.evaluation_batches(
         validation, one_thread, batch_size=config.batch_size // jax.process_count()
     )
-    with contextlib.closing(batches):
+    with contextlib.closing(batches):  # type: ignore[type-var]
         batch = next(batches)  # of a shape that is compiled
     detections = to_host(predict_on_devices(detector, variables)(batch))
     names = validation.class_names

@@ -48,7 +48,7 @@ class Published(NamedTuple):
 class Model(NamedTuple):
     """A detector of torchvision."""
 
-    make: Callable[[nn.Module], Detector]  # from its backbone
+    make: Callable[..., Detector]  # from its backbone
     backbone: nn.Module
     network: NetworkMap
     first_id: int  # the category id of label 0

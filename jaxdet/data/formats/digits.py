@@ -140,7 +140,9 @@ class Scenes:
         )
 
 
-class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Digits(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Draws and stores both splits; `load` is the way to it."""
 
     # To be raised with every change of what is stored, so that nobody reads the old.

@@ -183,7 +183,7 @@ class _Split(NamedTuple):
     name: str
     layout: Layout
     source: Sequence[dict]
-    index: index.Index
+    index: index.Index  # type: ignore[assignment]
 
     def read_encoded(self, position: int) -> bytes:
         return _read(self.source, self.name, position)[self.layout.image]
