@@ -35,7 +35,7 @@ def convolve(
     margins: tuple[int, int] = (0, 0),
     dilation: int = 1,
 ) -> jax.Array:
-    """A square convolution of images.
+    """Convolves images with a square kernel.
 
     Args:
       x: `[B, H, W, C]`.

@@ -32,7 +32,7 @@ class ExtraStages(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalised pixels -> the backbone's features, and a level for each stage.
+        """Normalized pixels -> the backbone's features, and a level for each stage.
 
         Args:
           pixels: `[B, H, W, 3]`, zero outside the true images.

@@ -81,7 +81,7 @@ class Conv(nn.Module):
 def max_pool(
     x: jax.Array, window: int = 3, padding: tuple[int, int] = (1, 1), stride: int = 2
 ) -> jax.Array:
-    """The maximum over square windows, as a rule at every second cell; outside is 0.
+    """Returns the maximum over square windows; outside the map there is 0.
 
     As maxima of shifted copies, rows first: XLA's gradient of a window's maximum
     searches each window again, and on CPU takes seven times as long.
@@ -141,7 +141,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018): statistics of a few channels of one image.
+    """Group normalization (Wu & He 2018): statistics of a few channels of one image.
 
     They are summed channel by channel first, in one pass over the features; groups are
     then joined on `[B, C]` numbers.
@@ -232,7 +232,7 @@ class Norm(nn.Module):
 
 
 def inside_mask(sizes: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
-    """True for the feature cells that touch the true image.
+    """Tells which cells of features touch the true image.
 
     Args:
       sizes: `[B, 2]` true (height, width) in canvas pixels.
@@ -251,7 +251,7 @@ def inside_mask(sizes: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Ar
 def zero_outside(
     features: jax.Array, sizes: jax.Array | None, stride: int
 ) -> jax.Array:
-    """Features whose cells outside the true images are zero.
+    """Zeroes the cells of features that lie outside the true images.
 
     Args:
       features: `[B, H, W, C]`.
@@ -268,7 +268,7 @@ def zero_outside(
 
 
 def _on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 7x7 convolution of stride 2 as a 4x4 one on blocks of 2x2 pixels."""
+    """Computes a 7x7 convolution of stride 2 as a 4x4 one on blocks of 2x2 pixels."""
     batch, height, width, channels = x.shape
     # Taps 2i - 3 to 2i + 3, with one of weight 0 before, are blocks i - 2 to i + 1.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))

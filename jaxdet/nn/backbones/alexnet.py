@@ -43,7 +43,7 @@ class AlexNet(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalised pixels -> conv5 after its ReLU.
+        """Normalized pixels -> conv5 after its ReLU.
 
         Args:
           pixels: `[B, H, W, 3]`, zero outside the true images.
@@ -79,7 +79,7 @@ class AlexNet(nn.Module):
 
 
 def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """The first layers' parameters as patterns, for `TrainingConfig.frozen`.
+    """Returns patterns of the first layers' parameters, for `TrainingConfig.frozen`.
 
     Args:
       count: 5 are all (SPP-net).
@@ -98,7 +98,7 @@ def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
 
 
 def layers(centered: bool = True) -> tuple[tuple[int, int, int], ...]:
-    """(kernel, stride, padding before) of all layers up to conv5."""
+    """Returns (kernel, stride, padding before) of all layers up to conv5."""
     stack = [conv[1:] for conv in _CONVS]
     for index in (2, 1):  # from the end, so that places before stay
         stack.insert(index, (_WINDOW, 2, _pool_padding(index, centered)))

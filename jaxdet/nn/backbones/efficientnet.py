@@ -41,7 +41,7 @@ class EfficientNetLite0(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalised pixels -> the features of stages 2 to 5.
+        """Normalized pixels -> the features of stages 2 to 5.
 
         Args:
           pixels: `[B, H, W, 3]`, zero outside the true images.

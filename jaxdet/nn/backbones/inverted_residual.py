@@ -35,7 +35,7 @@ def stages(
     pixels: jax.Array,
     sizes: jax.Array | None,
 ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-    """A 3x3 convolution of stride 2 and blocks, made within the network that calls.
+    """Runs a 3x3 convolution of stride 2 and the blocks, made within the caller.
 
     Args:
       network: has `width`, `norm`, `epsilon` and `dtype`.
@@ -84,7 +84,7 @@ def stages(
 
 
 def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """The first stages' parameters as patterns, for `TrainingConfig.frozen`.
+    """Returns patterns of the first stages' parameters, for `TrainingConfig.frozen`.
 
     Args:
       count: 1 is all of stride 2, 2 adds stage 2 of stride 4, up to 5.
@@ -105,7 +105,7 @@ def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
 class InvertedResidual(nn.Module):
     """Narrow, wide, narrow, and the shortcut between the narrow (Sandler 2018, 3.3).
 
-    A 1x1 convolution widens, a depthwise one looks around, a 1x1 one narrows again. The
+    A 1x1 convolution widens, a depthwise one mixes cells, a 1x1 one narrows again. The
     shortcut is there where the input has the output's shape.
 
     Attributes:
@@ -208,7 +208,7 @@ def pad(
     sizes: jax.Array | None = None,
     pixels: int = 1,
 ) -> jax.Array:
-    """Zeros around features, for a convolution of `ceil(extent / stride)` cells.
+    """Pads features with zeros for a convolution of `ceil(extent / stride)` cells.
 
     An image is padded by its own extents, not by the canvas's, so that its features are
     those it would have on a canvas of its own size.

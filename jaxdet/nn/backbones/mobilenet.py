@@ -49,7 +49,7 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalised pixels -> the features of stages 2 to 5, and of the extra ones.
+        """Normalized pixels -> the features of stages 2 to 5, and of the extra ones.
 
         Args:
           pixels: `[B, H, W, 3]`, zero outside the true images.

@@ -47,7 +47,7 @@ class ResNet(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalised pixels -> the features of stages 2 to `coarsest`.
+        """Normalized pixels -> the features of stages 2 to `coarsest`.
 
         Args:
           pixels: `[B, H, W, 3]`, zero outside the true images.
@@ -106,7 +106,7 @@ class ResNetHead(nn.Module):
 
 
 def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """The first stages' parameters as patterns, for `TrainingConfig.frozen`.
+    """Returns patterns of the first stages' parameters, for `TrainingConfig.frozen`.
 
     Args:
       count: 1 is the stem, 2 adds stage 2 (the usual choice), up to 5.
@@ -125,7 +125,7 @@ def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
 
 
 def layers(level: int, depth: int = 50) -> tuple[tuple[int, int, int], ...]:
-    """(kernel, stride, padding before) of all layers up to a stage, past no shortcut.
+    """Returns (kernel, stride, padding before) of a stage's layers, past no shortcut.
 
     Args:
       level: of the stage, 2 to 5.

@@ -34,7 +34,7 @@ class VGG16(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalised pixels -> conv5_3 after its ReLU.
+        """Normalized pixels -> conv5_3 after its ReLU.
 
         Args:
           pixels: `[B, H, W, 3]`, zero outside the true images.
@@ -69,7 +69,7 @@ class VGG16SSD(nn.Module):
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalised pixels -> conv4_3, scaled to a learned length, and conv7.
+        """Normalized pixels -> conv4_3, scaled to a learned length, and conv7.
 
         Args:
           pixels: `[B, H, W, 3]`, zero outside the true images.
@@ -110,7 +110,7 @@ class L2Norm(nn.Module):
 
 
 def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
-    """The first layers' parameters as patterns, for `TrainingConfig.frozen`.
+    """Returns patterns of the first layers' parameters, for `TrainingConfig.frozen`.
 
     Args:
       count: 4 are conv1_1 to conv2_2 (Fast R-CNN), 13 are all (SPP-net).
@@ -130,7 +130,7 @@ def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
 
 
 def layers() -> tuple[tuple[int, int, int], ...]:
-    """(kernel, stride, padding before) of all layers up to conv5_3."""
+    """Returns (kernel, stride, padding before) of all layers up to conv5_3."""
     pool = (_POOL_WINDOW, 2, _POOL_PADDING[0])
     first, *others = (((3, 1, 1),) * count for count, _ in _BLOCKS)
     return sum(((pool, *convs) for convs in others), first)
