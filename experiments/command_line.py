@@ -1,4 +1,4 @@
-"""What the scripts share: their command line, and options that depend on the data."""
+"""Runs a command: shared options, one message for each user error, exit codes."""
 
 import argparse
 import errno
@@ -28,14 +28,14 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(main: Callable | dict[str, Callable]) -> None:
-    """Calls `main`, or that of the name that comes first, with the command line.
+    """Calls `main`, or the one that the first argument names, with the command line.
 
     With `--coordinator`, `--processes` and `--process`, on a TPU pod and in SLURM it is
     one of several processes that share the work. Compiled programs are kept in
     `--compilation-cache`, unless `--no-compilation-cache` is given.
 
-    What a user can mend becomes one message and exit code 1 (2 where an argument cannot
-    be parsed); Ctrl-C becomes exit code 130. Any other error keeps its traceback.
+    What a user can correct becomes one message and exit code 1 (2 where an argument
+    cannot be parsed); Ctrl-C becomes exit code 130. Other errors keep their traceback.
     """
     logger = logging.getLogger("jaxdet")
     handler = logging.StreamHandler()
@@ -44,7 +44,7 @@ def run(main: Callable | dict[str, Callable]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False  # libraries put handlers of their own on the root
     try:
-        arguments = _take_shared_options(sys.argv[1:])
+        arguments = _parse_shared_options(sys.argv[1:])
         if isinstance(main, dict):
             tyro.extras.subcommand_cli_from_dict(main, args=arguments)
         else:
@@ -52,7 +52,7 @@ def run(main: Callable | dict[str, Callable]) -> None:
     except KeyboardInterrupt:
         _exit(130)  # training has said how to go on
     except Exception as error:
-        if isinstance(error, _mendable()):
+        if isinstance(error, _user_errors()):
             _exit(1, f"error: {error}")
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             _exit(1, f"error: {error}; what was saved before is still there")
@@ -61,8 +61,8 @@ def run(main: Callable | dict[str, Callable]) -> None:
         _exit(1, traceback.format_exc())
 
 
-def _mendable() -> tuple[type[Exception], ...]:
-    """What a user can do something about; modules that are not there raise nothing."""
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors that a user can correct, of the modules that are imported."""
     named = {
         "jaxdet.training.checkpoint": ("CheckpointError",),
         "jaxdet.training.run_folder": ("RunError",),
@@ -81,14 +81,14 @@ def _mendable() -> tuple[type[Exception], ...]:
     )
 
 
-def _take_shared_options(arguments: list[str]) -> list[str]:
-    """Does what options that every script has ask for; what is left are main's."""
+def _parse_shared_options(arguments: list[str]) -> list[str]:
+    """Parses the options that every command has, and returns the other arguments."""
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False
     )
     programs = parser.add_argument_group(
         "compiled programs",
-        "they are kept, so that the next run starts without compiling them again",
+        "kept on disk, so that the next run starts without compiling them again",
     )
     programs.add_argument(
         "--compilation-cache",
@@ -97,7 +97,7 @@ def _take_shared_options(arguments: list[str]) -> list[str]:
         help=f"where (default: JAX_COMPILATION_CACHE_DIR, or {CACHE})",
     )
     programs.add_argument(
-        "--no-compilation-cache", action="store_true", help="compile everything anew"
+        "--no-compilation-cache", action="store_true", help="compile everything again"
     )
     group = parser.add_argument_group(
         "several hosts",
@@ -114,7 +114,7 @@ def _take_shared_options(arguments: list[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         print(parser.format_help())
         return rest
-    _keep_programs(shared.compilation_cache, not shared.no_compilation_cache)
+    _set_compilation_cache(shared.compilation_cache, not shared.no_compilation_cache)
     try:
         parallel.initialize(shared.coordinator, shared.processes, shared.process)
     except ValueError as error:
@@ -122,8 +122,8 @@ def _take_shared_options(arguments: list[str]) -> list[str]:
     return rest
 
 
-def _keep_programs(folder: pathlib.Path | None, wanted: bool) -> None:
-    """Turns JAX's cache of compiled programs on, or off."""
+def _set_compilation_cache(folder: pathlib.Path | None, wanted: bool) -> None:
+    """Turns JAX's cache of compiled programs on or off."""
     if not wanted and folder is not None:
         _refuse(f"--compilation-cache {folder} and --no-compilation-cache; one of them")
     wanted = wanted and jax.config.jax_enable_compilation_cache
@@ -145,7 +145,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _exit(code: int, message: str = "") -> NoReturn:
-    """Ends this process; of several at once, though they have not ended.
+    """Ends this process; one of several hosts ends without waiting for the others.
 
     Python's own exit would wait for them, and they, in the next step, for this one.
     When it is gone, JAX ends them too.

@@ -1,4 +1,4 @@
-"""Named boxes on pictures: python -m experiments.detect photo.jpg
+"""Detects objects in pictures: python -m experiments.detect photo.jpg
 
 Draws what a detector finds, masks too, into copies of the pictures, prints it, and
 writes it as a COCO-format json. The detector is SSD-MobileNetV2 of COCO's 80 classes
@@ -21,7 +21,7 @@ Where the detector needs region proposals, selective search makes them.
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -35,10 +35,14 @@ from jaxdet.inference import export
 from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.visualize import draw, enlarge, enlarge_masks
 
-# What answers about an image, the names of its labels, and the ids of its categories.
-_Asked = tuple[
-    Callable[[np.ndarray], ImageDetections], tuple[str, ...], tuple[int, ...]
-]
+
+class Loaded(NamedTuple):
+    """A detector, ready to run."""
+
+    detect: Callable[[np.ndarray], ImageDetections]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -60,10 +64,10 @@ def main(
 
     Args:
       pictures: image files and folders, for a pretrained SSD-MobileNetV2. If the first
-        is the run folder that training wrote, its detector is asked about the others.
-      weights: a checkpoint of one of torchvision's detectors on COCO, to be asked
-        instead of the SSD.
-      artifact: a detector that experiments.export has written, to be asked instead.
+        is the run folder that training wrote, its detector is used for the others.
+      weights: a checkpoint of one of torchvision's detectors on COCO, instead of the
+        SSD.
+      artifact: a detector that experiments.export has written, instead of the SSD.
       output: folder for the pictures with boxes.
       json_file: where to write the detections in COCO's format; `detections.json` in
         the output folder if not given.
@@ -74,6 +78,66 @@ def main(
     Raises:
       DataError: for options that do not go together, and if no picture can be read.
     """
+    workdir, pictures = _split_run_folder(pictures, step)
+    if not 0 <= min_score <= 1:
+        raise DataError(f"--min-score is {min_score}; it must be in [0, 1]")
+    sources = {"--artifact": artifact, "--weights": weights, "the run folder": workdir}
+    named = [f"{option} {path}" for option, path in sources.items() if path]
+    if len(named) > 1:
+        raise DataError(f"{' and '.join(named)}; one detector at a time")
+    files = _list_pictures(pictures, output)
+    targets = _name_drawings(files, output)
+    if artifact is not None:
+        loaded = _load_artifact(artifact, min_score)
+    else:
+        loaded = _load_detector(workdir or weights, step, min_score)
+    output.mkdir(parents=True, exist_ok=True)
+    json_file = json_file or output / "detections.json"
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    _detect_all(loaded, files, targets, json_file)
+
+
+def _detect_all(
+    loaded: Loaded,
+    files: Sequence[pathlib.Path],
+    targets: Sequence[pathlib.Path],
+    json_file: pathlib.Path,
+) -> None:
+    """Draws, prints and writes the detections in all pictures that can be read.
+
+    Raises:
+      DataError: if none can.
+    """
+    # A detector that tells no classes apart has one name, of several ids.
+    categories = zip(loaded.category_ids, loaded.class_names, strict=False)
+    categories = [{"id": number, "name": name} for number, name in categories]
+    results = {"images": [], "annotations": [], "categories": categories}
+    progress = tqdm(zip(files, targets, strict=True), total=len(files))
+    try:
+        for file, target in progress:
+            try:
+                image = image_files.read(file)
+                detections = loaded.detect(image)
+            except DataError as error:
+                progress.write(f"left out: {file}: {error}")
+                continue
+            progress.write(f"{file}: {_summarize(detections)}")
+            _draw(image, detections, loaded.class_names).save(target)
+            _add(results, file, image.shape[:2], detections)
+    finally:  # an interruption keeps what has been detected
+        json_file.write_text(json.dumps(results))
+    count, read = len(results["annotations"]), len(results["images"])
+    if not read:
+        raise DataError(f"none of {len(files)} pictures could be read; see above")
+    print(
+        f"{count} objects in {read} of {len(files)} pictures: see {targets[0].parent}"
+    )
+
+
+def _split_run_folder(
+    pictures: Sequence[pathlib.Path], step: int | str
+) -> tuple[pathlib.Path | None, Sequence[pathlib.Path]]:
+    """Takes the run folder, if there is one, from the front of the pictures."""
     workdir = None
     if pictures and (pictures[0] / "config.json").is_file():
         workdir, *pictures = pictures
@@ -86,89 +150,50 @@ def main(
             raise DataError(
                 f"{path} is a run folder; it must be the first that is named"
             )
-    if not 0 <= min_score <= 1:
-        raise DataError(f"--min-score is {min_score}; it must be in [0, 1]")
-    detectors = {"--artifact": artifact, "--weights": weights}
-    detectors["the run folder"] = workdir
-    named = [f"{option} {path}" for option, path in detectors.items() if path]
-    if len(named) > 1:
-        raise DataError(f"{' and '.join(named)}; one detector at a time")
-    files = _files(pictures, output)
-    targets = _targets(files, output)
-    if artifact is not None:
-        detect, names, category_ids = _exported(artifact, min_score)
-    else:
-        detect, names, category_ids = _built(workdir, weights, step, min_score)
-    categories = dict(zip(category_ids, names, strict=False))  # one without classes
-    output.mkdir(parents=True, exist_ok=True)
-    json_file = json_file or output / "detections.json"
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    as_coco = _no_detections(categories)
-    progress = tqdm(zip(files, targets, strict=True), total=len(files))
-    try:
-        for file, target in progress:
-            try:
-                image = image_files.read(file)
-                found = detect(image)
-            except DataError as error:
-                progress.write(f"left out: {file}: {error}")
-                continue
-            progress.write(f"{file}: {_summary(found)}")
-            _drawn(image, found, names).save(target)
-            _add(as_coco, file, image.shape[:2], found)
-    finally:  # an interruption loses nothing that was found
-        json_file.write_text(json.dumps(as_coco))
-    count, seen = (len(as_coco[key]) for key in ("annotations", "images"))
-    if not seen:
-        raise DataError(f"none of {len(files)} pictures could be read; see above")
-    print(f"{count} objects in {seen} of {len(files)} pictures: see {output}")
+    return workdir, pictures
 
 
-def _exported(artifact: pathlib.Path, min_score: float) -> _Asked:
+def _load_artifact(artifact: pathlib.Path, min_score: float) -> Loaded:
     exported = export.load(artifact)
     detect = export.make_detect(exported, min_score=min_score)
-    names, category_ids = exported.class_names, exported.category_ids
-    return lambda image: detect([image])[0], names, category_ids
+    return Loaded(
+        lambda image: detect([image])[0], exported.class_names, exported.category_ids
+    )
 
 
-def _built(
-    workdir: pathlib.Path | None,
-    weights: pathlib.Path | None,
-    step: int | str,
-    min_score: float,
-) -> _Asked:
+def _load_detector(
+    source: pathlib.Path | None, step: int | str, min_score: float
+) -> Loaded:
+    """Loads the detector of a run folder or checkpoint, or the pretrained SSD."""
     # They import every network, and flax: nothing that an exported detector takes.
     from jaxdet.evaluation.evaluate import label_names
     from jaxdet.inference import load
 
-    source = workdir or weights or "ssd_mobilenet_v2"
-    trained = load.load_detector(source, step=step)
+    trained = load.load_detector(source or "ssd_mobilenet_v2", step=step)
     detect = load.make_detect(trained, min_score=min_score)
     names = label_names(trained.detector, trained.class_names)
-    return detect, names, trained.category_ids
+    return Loaded(detect, names, trained.category_ids)
 
 
-def _files(
+def _list_pictures(
     pictures: Sequence[pathlib.Path], output: pathlib.Path
 ) -> list[pathlib.Path]:
-    """The files, and those in the folders but not in an output folder there, in order.
+    """Returns files, and those in folders but not in an output folder there, in order.
 
     Raises:
       DataError: if there is no picture, or a path does not exist.
     """
     files, written = [], output.resolve()
     for path in pictures:
-        if path.is_dir():
-            inside = sorted(path.rglob("*"))
-            if not path.resolve().is_relative_to(written):
-                inside = [
-                    at for at in inside if not at.resolve().is_relative_to(written)
-                ]
-            files += [file for file in inside if file.suffix.lower() in SUFFIXES]
-        elif path.exists():
-            files.append(path)
-        else:
+        if not path.exists():
             raise DataError(f"{path}: no such file or folder")
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [at for at in sorted(path.rglob("*")) if at.suffix.lower() in SUFFIXES]
+        if not path.resolve().is_relative_to(written):
+            inside = [at for at in inside if not at.resolve().is_relative_to(written)]
+        files += inside
     if not files:
         named = ", ".join(map(str, pictures)) or "nothing named"
         raise DataError(
@@ -177,57 +202,59 @@ def _files(
     return list(dict.fromkeys(files))  # a file named twice is one picture
 
 
-def _summary(found: ImageDetections) -> str:
-    if not found.names:
-        return "nothing found"
-    pairs = zip(found.names, found.scores, strict=True)
+def _summarize(detections: ImageDetections) -> str:
+    if not detections.names:
+        return "no detections"
+    pairs = zip(detections.names, detections.scores, strict=True)
     return ", ".join(f"{name} {score:.2f}" for name, score in pairs)
 
 
-def _no_detections(categories: dict[int, str]) -> dict:
-    named = [{"id": number, "name": name} for number, name in categories.items()]
-    return {"images": [], "annotations": [], "categories": named}
-
-
 def _add(
-    as_coco: dict, file: pathlib.Path, size: tuple[int, int], found: ImageDetections
+    results: dict,
+    file: pathlib.Path,
+    size: tuple[int, int],
+    detections: ImageDetections,
 ) -> None:
-    """A picture, and every detection in it as an annotation with a score."""
-    images, annotations = as_coco["images"], as_coco["annotations"]
-    about = {"id": len(images) + 1, "file_name": str(file)}
-    images.append(about | {"height": size[0], "width": size[1]})
-    for index, box in enumerate(found.boxes):
+    """Adds a picture, and every detection in it as an annotation with a score."""
+    images, annotations = results["images"], results["annotations"]
+    entry = {"id": len(images) + 1, "file_name": str(file)}
+    images.append(entry | {"height": size[0], "width": size[1]})
+    for index, box in enumerate(detections.boxes):
         x1, y1, x2, y2 = box.tolist()
         annotation = {
             "id": len(annotations) + 1,
-            "image_id": about["id"],
-            "category_id": as_coco["categories"][found.labels[index]]["id"],
+            "image_id": entry["id"],
+            "category_id": results["categories"][detections.labels[index]]["id"],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": (x2 - x1) * (y2 - y1),
             "iscrowd": 0,
-            "score": float(found.scores[index]),
+            "score": float(detections.scores[index]),
         }
-        if found.masks is not None:
-            annotation["area"] = int(found.masks[index].sum())
-            annotation["segmentation"] = masks.encode_rle(found.masks[index])
+        if detections.masks is not None:
+            annotation["area"] = int(detections.masks[index].sum())
+            annotation["segmentation"] = masks.encode_rle(detections.masks[index])
         annotations.append(annotation)
 
 
-def _drawn(image: np.ndarray, found: ImageDetections, class_names) -> Image.Image:
+def _draw(image: np.ndarray, detections: ImageDetections, class_names) -> Image.Image:
     picture, factor = enlarge(image)
     drawn = draw(
         picture,
-        found.boxes * factor,
-        found.labels,
-        found.scores,
+        detections.boxes * factor,
+        detections.labels,
+        detections.scores,
         class_names=class_names,
-        masks=None if found.masks is None else enlarge_masks(found.masks, factor),
+        masks=None
+        if detections.masks is None
+        else enlarge_masks(detections.masks, factor),
     )
     return Image.fromarray(drawn)
 
 
-def _targets(files: list[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
-    """A name for each in the output folder, numbered where it is taken already.
+def _name_drawings(
+    files: list[pathlib.Path], output: pathlib.Path
+) -> list[pathlib.Path]:
+    """Names the drawing of each picture, with a number where a name is taken already.
 
     Raises:
       DataError: if one of them is a picture among `files`.

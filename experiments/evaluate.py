@@ -100,22 +100,9 @@ def main(
       DataError: for options that do not go together, and classes that are not the
         detector's.
     """
-    for name, value, least in (
-        ("batch-size", batch_size, 1),
-        ("canvas-multiple", canvas_multiple, 1),
-        ("pictures", pictures, 0),
-    ):
-        if value is not None and value < least:
-            raise DataError(f"--{name} is {value}; it must be at least {least}")
-    if workdir is not None and weights is not None:
-        raise DataError(
-            f"--weights {weights} and the run folder {workdir}; one detector at a time"
-        )
-    if canvas_multiple is not None and weights is None:
-        raise DataError(
-            f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
-            "torchvision's"
-        )
+    _check_options(
+        workdir, weights, canvas_multiple, batch_size=batch_size, pictures=pictures
+    )
     trained, documented = None, None
     if workdir is not None:  # the run knows its classes, which VOC is read for
         trained = load_detector(workdir, step=step)
@@ -139,9 +126,36 @@ def main(
     if documented is not None and "AP" in measured:
         print(_beside_published(measured, documented))
     if pictures:
-        shown = [found for found in detections if found["score"] >= min_score]
+        shown = [one for one in detections if one["score"] >= min_score]
         names = label_names(detector, data_set.class_names)
         _draw_first(pictures, data_set, shown, output, detection_names=names)
+
+
+def _check_options(
+    workdir: pathlib.Path | None,
+    weights: pathlib.Path | None,
+    canvas_multiple: int | None,
+    *,
+    batch_size: int,
+    pictures: int,
+) -> None:
+    """Raises a DataError for numbers out of range and options that contradict."""
+    for name, value, least in (
+        ("batch-size", batch_size, 1),
+        ("canvas-multiple", canvas_multiple, 1),
+        ("pictures", pictures, 0),
+    ):
+        if value is not None and value < least:
+            raise DataError(f"--{name} is {value}; it must be at least {least}")
+    if workdir is not None and weights is not None:
+        raise DataError(
+            f"--weights {weights} and the run folder {workdir}; one detector at a time"
+        )
+    if canvas_multiple is not None and weights is None:
+        raise DataError(
+            f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
+            "torchvision's"
+        )
 
 
 def _load_data(
@@ -210,9 +224,9 @@ def _draw_first(
     detection_names: tuple[str, ...] | None = None,
 ) -> None:
     """Writes `POSITION_ID.png` for the first images; detections are COCO's results."""
-    found_in = collections.defaultdict(list)
-    for found in detections:
-        found_in[found["image_id"]].append(found)
+    of_image = collections.defaultdict(list)
+    for detection in detections:
+        of_image[detection["image_id"]].append(detection)
     labels = {number: label for label, number in enumerate(data_set.category_ids)}
     output.mkdir(parents=True, exist_ok=True)
     for position, image_id in enumerate(data_set.image_ids[:count]):
@@ -221,20 +235,20 @@ def _draw_first(
         except DataError as error:
             print(f"left out: {error}")
             continue
-        found = found_in[image_id]
-        boxes = np.array([one["bbox"] for one in found], float).reshape(-1, 4)
+        results = of_image[image_id]
+        boxes = np.array([one["bbox"] for one in results], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         masks = None
-        if found and "segmentation" in found[0]:
-            runs = [one["segmentation"] for one in found]
+        if results and "segmentation" in results[0]:
+            runs = [one["segmentation"] for one in results]
             masks = np.moveaxis(run_lengths.decode(runs), -1, 0).astype(bool)
         picture = truth_beside_detections(
             image,
             data_set.objects[position],
             (
                 boxes,
-                np.array([labels[one["category_id"]] for one in found], int),
-                np.array([one["score"] for one in found], float),
+                np.array([labels[one["category_id"]] for one in results], int),
+                np.array([one["score"] for one in results], float),
             ),
             class_names=data_set.class_names,
             detection_names=detection_names,

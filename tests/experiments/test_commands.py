@@ -144,14 +144,14 @@ def test_flags_of_several_hosts_are_taken_out_and_explained(monkeypatch, capsys)
     monkeypatch.setattr(parallel, "initialize", lambda *options: calls.append(options))
     hosts = ["--coordinator", "first:1234", "--processes", "2", "--process", "1"]
     rest = ["--data", "coco", "--training.steps", "7"]
-    assert command_line._take_shared_options([*hosts, *rest]) == rest
-    assert command_line._take_shared_options(rest) == rest
+    assert command_line._parse_shared_options([*hosts, *rest]) == rest
+    assert command_line._parse_shared_options(rest) == rest
     assert calls == [("first:1234", 2, 1), (None, None, None)]
-    command_line._take_shared_options(["--help"])
+    command_line._parse_shared_options(["--help"])
     assert len(calls) == 2 and "--coordinator HOST:PORT" in capsys.readouterr().out
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="several processes need all three"):
-        command_line._take_shared_options(["--processes", "2"])
+        command_line._parse_shared_options(["--processes", "2"])
 
 
 PROGRAM = """
@@ -181,7 +181,7 @@ def programs_folder():
     def folder(*options, named=None):
         jax.config.update("jax_enable_compilation_cache", True)
         jax.config.update("jax_compilation_cache_dir", named)
-        assert command_line._take_shared_options([*map(str, options)]) == []
+        assert command_line._parse_shared_options([*map(str, options)]) == []
         return jax.config.jax_compilation_cache_dir
 
     yield folder
@@ -208,7 +208,7 @@ def test_where_compiled_programs_are_kept(
 def test_keeping_programs_and_not_is_refused():
     options = ["--compilation-cache", "here", "--no-compilation-cache"]
     with pytest.raises(ConfigError, match="--compilation-cache here and --no-"):
-        command_line._take_shared_options(options)
+        command_line._parse_shared_options(options)
 
 
 def test_quickstart_leaves_all_that_was_promised(run):
@@ -418,7 +418,7 @@ def test_detect_says_that_only_runs_have_steps(tmp_path):
 
 def test_drawings_have_names_of_their_own():
     files = [pathlib.Path(name) for name in ("a.jpg", "a.png", "a_2.jpg", "b/A.gif")]
-    targets = detect._targets(files, pathlib.Path("out"))
+    targets = detect._name_drawings(files, pathlib.Path("out"))
     assert [path.name for path in targets] == [
         "a.png",
         "a_2.png",
@@ -440,9 +440,9 @@ def test_detect_passes_over_its_own_drawings(tmp_path):
     (tmp_path / "found").mkdir()
     for name in ("one.png", "found/one.png", "foundling.png"):
         (tmp_path / name).touch()
-    files = detect._files((tmp_path, tmp_path / "one.png"), tmp_path / "found")
+    files = detect._list_pictures((tmp_path, tmp_path / "one.png"), tmp_path / "found")
     assert [file.name for file in files] == ["foundling.png", "one.png"]
-    named = detect._files((tmp_path / "found" / "one.png",), tmp_path / "found")
+    named = detect._list_pictures((tmp_path / "found" / "one.png",), tmp_path / "found")
     assert len(named) == 1
 
 

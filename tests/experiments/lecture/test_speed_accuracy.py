@@ -70,7 +70,7 @@ def test_detectors_have_the_classes_of_their_data_and_the_backbone_asked(name):
 
 
 def test_the_backbone_reaches_as_far_as_the_levels():
-    levels = {"levels": (3, 4, 5, 6), "limits": (24.0, 48.0, 96.0)}
+    levels = {"levels": (3, 4, 5, 6), "regression_ranges": (24.0, 48.0, 96.0)}
     configs = Detectors(fcos=dataclasses.replace(Detectors().fcos, **levels))
     data_set = in_memory_data_set([(32, 32)], class_names=[*"0123456789"])
     detector = make("fcos", 10, configs, data_set, "float32")
