@@ -8,7 +8,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # once: workers inherit it
 
     HOME = environment.isolate()  # as long as this is referred to
     environment.set_xla_flags()
-# What is run once or twice takes less time without optimisations.
+# What is run once or twice takes less time without optimizations.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What a test compiles is nobody else's.
@@ -40,8 +40,8 @@ def transform(request):
 
 
 @pytest.fixture
-def optimised():
-    """With optimisations: a training of many steps is worth a longer compilation."""
+def optimized():
+    """With optimizations: a training of many steps is worth a longer compilation."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

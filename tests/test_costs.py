@@ -73,7 +73,7 @@ def test_a_step_asks_nothing_of_the_host():
     ],
     ids=["by IoU", "default boxes"],
 )
-def test_matching_needs_no_more_memory_than_its_overlaps(optimised, match, matrices):
+def test_matching_needs_no_more_memory_than_its_overlaps(optimized, match, matrices):
     anchors, objects = 200_000, 100
     shapes = (
         jax.ShapeDtypeStruct((anchors, 4), jnp.float32),

@@ -12,7 +12,7 @@ from jaxdet.training.train import train
 
 
 @pytest.mark.slow
-def test_retinanet_learns_large_digits(tmp_path, optimised):
+def test_retinanet_learns_large_digits(tmp_path, optimized):
     easy = {
         "data_dir": tmp_path,
         "train_images": 2000,
