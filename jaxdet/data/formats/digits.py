@@ -6,18 +6,19 @@ come with scikit-learn and scikit-image. Boxes are tight around the ink, and the
 the mask. The result is kept as a TFDS data set.
 """
 
-import dataclasses
 import functools
 import io
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Annotated
 
 import cv2
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
+from jaxdet.config import Count, InRange, Size, checked_dataclass
 from jaxdet.data.boxes import pairwise_intersection
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import cache_folder
@@ -51,9 +52,9 @@ def load(
     max_digits: int = 10,
     seed: int = 0,
 ) -> DataSet:
-    """The split, drawn and stored on first use (both splits, some seconds), then read.
+    """Draws and stores the digits on first use (both splits, some seconds); reads them.
 
-    Scenes depend on the parameters alone; every set of parameters is stored on its own.
+    Images depend on the parameters alone; every set of parameters is stored on its own.
     Image i is the same however many there are. No digit and no pixel of a photograph is
     in both splits.
 
@@ -69,16 +70,22 @@ def load(
       max_digits: an image has 1 to `max_digits` digits, one image in twenty none.
       seed: of all that is random.
 
+    Returns:
+      The data set.
+
     Raises:
       DataError: a parameter is out of range.
     """
     if split not in _SPLITS:
         raise DataError(f"digits: no split {split!r}; allowed: {', '.join(_SPLITS)}")
-    scenes = Scenes(
-        train_images, validation_images, side, tuple(digit_sides), max_digits, seed
-    )
+    try:
+        config = DigitsConfig(
+            train_images, validation_images, side, tuple(digit_sides), max_digits, seed
+        )
+    except ValueError as error:
+        raise DataError(f"digits: {error}") from None
     folder = pathlib.Path(data_dir).expanduser() if data_dir else cache_folder()
-    builder = Digits(scenes, folder / scenes.name)
+    builder = Digits(config, folder / config.name)
     try:
         # Into a folder that gets its name when all is written: never half a data set.
         builder.download_and_prepare()
@@ -88,47 +95,28 @@ def load(
     return load_directory(builder.data_path, split)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scenes:
-    """The parameters of `load`, checked.
+@checked_dataclass
+class DigitsConfig:
+    """The parameters of `load`."""
 
-    Attributes:
-      train_images: of the split "train", at least 1.
-      validation_images: of the split "validation", at least 1.
-      side: height and width of the images, 32 to 256 pixels.
-      digit_sides: least and greatest height, in pixels, of a digit's 8x8 grid: 8 to
-        half of `side`.
-      max_digits: of an image, at least 1.
-      seed: of all that is random, at least 0.
-
-    Raises:
-      DataError: a parameter is out of range.
-    """
-
-    train_images: int
-    validation_images: int
-    side: int
+    train_images: Count
+    """Of the split "train"."""
+    validation_images: Count
+    """Of the split "validation"."""
+    side: Annotated[int, InRange(32, 256)]
+    """Height and width of the images, in pixels."""
     digit_sides: tuple[int, int]
-    max_digits: int
-    seed: int
+    """Least and greatest height, in pixels, of a digit's 8x8 grid."""
+    max_digits: Count
+    """Of an image."""
+    seed: Size
+    """Of all that is random."""
 
-    def __post_init__(self):
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that digits are not smaller than scanned, nor larger than half."""
         smallest, largest = self.digit_sides
-        limits = {
-            "train_images": (self.train_images >= 1, "1 or more"),
-            "validation_images": (self.validation_images >= 1, "1 or more"),
-            "side": (32 <= self.side <= 256, "32 to 256"),
-            "digit_sides": (
-                8 <= smallest <= largest <= self.side / 2,
-                "8 <= least <= greatest <= side / 2",
-            ),
-            "max_digits": (self.max_digits >= 1, "1 or more"),
-            "seed": (self.seed >= 0, "0 or more"),
-        }
-        for name, (good, allowed) in limits.items():
-            if not good:
-                value = getattr(self, name)
-                raise DataError(f"digits: {name} is {value}; allowed: {allowed}")
+        fits = 8 <= smallest <= largest <= self.side / 2
+        yield "digit_sides", fits, "8 <= least <= greatest <= side / 2"
 
     @property
     def name(self) -> str:
@@ -151,12 +139,12 @@ class Digits(  # type: ignore[call-arg]
     # does not come with it.
     url_infos = None
 
-    def __init__(self, scenes: Scenes, folder: str | os.PathLike):
-        self.scenes = scenes
+    def __init__(self, config: DigitsConfig, folder: str | os.PathLike):
+        self.config = config
         super().__init__(data_dir=os.fspath(folder), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        side = self.scenes.side
+        side = self.config.side
         digit = {
             "bbox": tfds.features.BBoxFeature(),
             "label": tfds.features.ClassLabel(names=list("0123456789")),
@@ -180,19 +168,19 @@ class Digits(  # type: ignore[call-arg]
 
     def _split_generators(self, dl_manager) -> dict:
         del dl_manager
-        counts = (self.scenes.train_images, self.scenes.validation_images)
+        counts = (self.config.train_images, self.config.validation_images)
         return {
             split: self._generate_examples(split, count)
             for split, count in zip(_SPLITS, counts, strict=True)
         }
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict]]:
-        scenes = self.scenes
+        config = self.config
         glyphs, labels = _digits(split)
         photographs = _photographs(split)
         for index in range(count):
-            rng = np.random.default_rng([scenes.seed, _SPLITS.index(split), index])
-            pixels, boxes, masks, chosen = _draw_scene(rng, scenes, glyphs, photographs)
+            rng = np.random.default_rng([config.seed, _SPLITS.index(split), index])
+            pixels, boxes, masks, chosen = _draw_scene(rng, config, glyphs, photographs)
             yield (
                 index,
                 {
@@ -200,7 +188,7 @@ class Digits(  # type: ignore[call-arg]
                     "objects": [
                         {
                             "bbox": tfds.features.BBox(
-                                *(box[[1, 0, 3, 2]] / scenes.side).tolist()
+                                *(box[[1, 0, 3, 2]] / config.side).tolist()
                             ),
                             "label": int(labels[glyph]),
                             "mask": mask,
@@ -254,18 +242,18 @@ def _photographs(split: str) -> tuple[np.ndarray, ...]:
 
 def _draw_scene(
     rng: np.random.Generator,
-    scenes: Scenes,
+    config: DigitsConfig,
     glyphs: np.ndarray,
     photographs: tuple[np.ndarray, ...],
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[int]]:
     """Pixels `[side, side, 3]` uint8, boxes `[N, 4]`, each one's mask and glyph."""
-    canvas = _crop_photograph(rng, photographs, scenes.side).astype(np.float32)
-    wanted = 0 if rng.random() < _EMPTY else rng.integers(1, scenes.max_digits + 1)
+    canvas = _crop_photograph(rng, photographs, config.side).astype(np.float32)
+    wanted = 0 if rng.random() < _EMPTY else rng.integers(1, config.max_digits + 1)
     boxes, masks, chosen = np.zeros((0, 4)), [], []
     for _ in range(wanted):
         glyph = int(rng.integers(len(glyphs)))
-        ink = _write(rng, glyphs[glyph], scenes.digit_sides)
-        corner = _find_place(rng, ink.shape, scenes.side, boxes)
+        ink = _write(rng, glyphs[glyph], config.digit_sides)
+        corner = _find_place(rng, ink.shape, config.side, boxes)
         if corner is None:
             continue
         x, y = corner
