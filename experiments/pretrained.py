@@ -79,7 +79,7 @@ def _of_torchvision(recipe: Recipe, state: Mapping[str, np.ndarray]) -> Replace:
 def _into_ssd(state: Mapping[str, np.ndarray]) -> Replace:
     """Puts VGG-16's layers into SSD's backbone, in which some others are new.
 
-    The fully connected layers look at 7x7 cells; every third is kept, which dilation
+    The fully connected layers take 7x7 cells; every third is kept, which dilation
     puts back in about its place, and every fourth channel (3, after Chen et al. 2015).
     """
     layers = backbones.load(state, "vgg16")["params"]

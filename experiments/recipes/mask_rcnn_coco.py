@@ -19,7 +19,7 @@ _BASE = faster_rcnn_coco.RECIPE
 RECIPE = dataclasses.replace(
     _BASE,
     detector=MaskRCNNConfig(_BASE.detector),
-    # Twice the cells of the masks that are learned, as regions cut out parts of them.
+    # Twice the cells of the masks that are predicted, as regions cut out parts of them.
     training=dataclasses.replace(
         _BASE.training,
         input=dataclasses.replace(_BASE.training.input, mask_size=56),

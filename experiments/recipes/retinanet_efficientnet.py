@@ -1,4 +1,4 @@
-r"""RetinaNet fine-tuned from an EfficientNet-Lite0 that has learned ImageNet.
+r"""RetinaNet fine-tuned from an EfficientNet-Lite0 pretrained on ImageNet.
 
     python -m experiments.train retinanet_efficientnet --data train.json \
         --images photos --validation-data test.json

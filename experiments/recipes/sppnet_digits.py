@@ -1,4 +1,4 @@
-"""SPP-net on digits, with the convolutions of a Fast R-CNN, which stay as they are.
+"""SPP-net on digits, with frozen convolutions of a Fast R-CNN.
 
     python -m experiments.train fast_rcnn_digits
     python -m experiments.train sppnet_digits
@@ -20,7 +20,7 @@ RECIPE = dataclasses.replace(
         num_classes=10,
         level=3,
         scales=(1.0, 2.0),
-        region_size=40.0,  # a large one of the sizes that Fast R-CNN has learned
+        region_size=40.0,  # a large one of the sizes that Fast R-CNN is trained on
         roi_heads=_BASE.detector.roi_heads,
     ),
     training=dataclasses.replace(_BASE.training, steps=1000),

@@ -19,7 +19,7 @@ from jaxdet.detectors import ssd
 from jaxdet.training.config import TrainingConfig
 
 RECIPE = Recipe(
-    # Pixels as torchvision's VGG-16 has learned them, not as the authors'.
+    # Pixels as torchvision's VGG-16 takes them, not as the authors'.
     detector=dataclasses.replace(ssd.PAPER, preprocessing=Preprocessing()),
     backbone=ssd.vgg16_300(),
     training=TrainingConfig(

@@ -94,6 +94,7 @@ def test_a_run_is_measured_by_its_own_numbers(tmp_path, capsys):
     model = build(RECIPE)
     data_set = digits.load("train")
     save_run(tmp_path, model, data_set, RECIPE.training)
+    capsys.readouterr()  # what TFDS prints where it draws them
     main(RunFolder(tmp_path), output=tmp_path / "drawn.svg")
     text = capsys.readouterr().out
     assert ">= 0.5" in text and "< 0.4" in text
