@@ -203,8 +203,8 @@ def _draw_counts(axes, coverage: Coverage, rows: Sequence[Row]) -> None:
         (missed, MISSED, f"below {low}"),
     ]
     edges, bottom = np.array([row.low for row in rows]), np.zeros(len(rows))
-    for share, colour, label in parts if low != high else parts[::2]:
-        style = {"align": "edge", "color": colour, "edgecolor": "white"}
+    for share, color, label in parts if low != high else parts[::2]:
+        style = {"align": "edge", "color": color, "edgecolor": "white"}
         axes.bar(edges, counts * share, edges, bottom, label=label, **style)
         bottom += counts * share
     for row in rows:

@@ -58,16 +58,16 @@ def test_the_table_ends_with_all_objects():
 
 
 @pytest.mark.parametrize(
-    ("found", "colours"),
+    ("found", "colors"),
     [(FOUND, 3), (Coverage(np.array([0, 1, 9, 9, 30]), 1, 1, "points"), 2)],
 )
-def test_the_bars_are_the_objects(found, colours):
+def test_the_bars_are_the_objects(found, colors):
     above, below = figure(SIDES, found, title="five objects").axes
     dots = above.lines[0].get_xydata()
     np.testing.assert_array_equal(dots, np.stack([SIDES, found.best], axis=1))
     assert above.get_ylabel() == found.measure
     assert "canvas pixels" in below.get_xlabel()
-    assert len(below.containers) == colours
+    assert len(below.containers) == colors
     heights = np.array(
         [[bar.get_height() for bar in part] for part in below.containers]
     )
