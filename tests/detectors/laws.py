@@ -22,6 +22,7 @@ import pytest
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.ops import boxes as box_ops
 from tests.detectors import scenes
+from tests.test_structs import assert_shapes_as_annotated
 
 # For what runs hundreds of times: with the optimizations that `conftest` leaves out.
 optimized_jit = partial(
@@ -173,6 +174,7 @@ class DetectorLaws:
         variables = trained[0] if learned else noisy(compiled.variables)
         detections = jax.device_get(compiled.predict(variables, batch))
         chex.assert_tree_all_finite(detections)
+        assert_shapes_as_annotated(detections)
         overlap = np.asarray(overlaps(detections.boxes, detections.boxes))
         assert np.any(detections.valid)
         for i, (height, width) in enumerate(batch.sizes):
