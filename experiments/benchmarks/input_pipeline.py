@@ -3,32 +3,33 @@
     python -m experiments.benchmarks.input_pipeline \
         --data train.json --images photos
 
-Images a second of training's input, beside reading, decoding (libjpeg-turbo, by OpenCV)
-and resizing (OpenCV) alone on as many threads. The two take turns, so that a busy
-machine is fair to both. Then the share of its time that training a small RetinaNet on
-the first canvas waits for batches.
+Measures the images a second of training's input, in turns with reading, decoding
+(libjpeg-turbo, by OpenCV) and resizing (OpenCV) alone on as many threads, so that a
+busy machine is fair to both. Then it trains a small RetinaNet on the first canvas, and
+tells the share of the time that training waits for batches.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import cv2
 import jax
 import numpy as np
 import PIL.Image
+import skimage.data
 
 from experiments import command_line
+from experiments.benchmarks import report
 from experiments.data_option import NO_DATA, DataOption, Flat
 from experiments.recipes import retinanet_small
 from jaxdet.config import ConfigError
-from jaxdet.data import batching, transforms
+from jaxdet.data import batching, files, transforms
 from jaxdet.data.dataset import DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.retinanet import retinanet
@@ -37,7 +38,7 @@ from jaxdet.training.config import TrainingConfig
 from jaxdet.training.metrics import RecentMetrics
 from jaxdet.training.step import create_state, make_train_step
 
-PHOTOGRAPHS = 64  # made where none are given
+PHOTOGRAPHS = 64  # made if none are given
 INPUT = InputConfig(canvases=((640, 640),), too_many_objects="drop")
 
 
@@ -50,10 +51,10 @@ def main(
     repeats: int = 5,
     steps: int = 10,
 ):
-    """Measures, and prints what it found.
+    """Measures both, and prints images a second and the share of waiting.
 
     Args:
-      source: the photographs; without them some are made on the spot.
+      source: the photographs; if there is none, some are made.
       input_config: how they become batches, and on how many threads.
       batch_size: images a batch.
       batches: made in each turn, at least 1.
@@ -67,72 +68,52 @@ def main(
     for name, value in (("batches", batches), ("repeats", repeats)):
         if value < 1:
             raise ConfigError(f"--{name} is {value}; it must be at least 1")
-    with contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         if not source.data:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            file = _make_photographs(pathlib.Path(folder))
+            file = make_photographs(pathlib.Path(folder))
             source = dataclasses.replace(source, data=(str(file),))
         data_set = source.load()
-        _compare(data_set, input_config, batch_size, batches, repeats)
+        options = {"batch_size": batch_size, "seed": 0, "stop": batches}
+
+        def whole():
+            for _ in batching.training_batches(data_set, input_config, **options):
+                pass
+
+        count = batch_size * batches
+        alone = decode_and_resize(data_set, input_config, count)
+        turns = [(speed(alone, count), speed(whole, count)) for _ in range(repeats)]
+        print(
+            f"{data_set.name}: {len(data_set)} images, {input_config.workers} threads"
+        )
+        print(speed_table(turns), end="")
         if steps:
-            share = _share_waited(data_set, input_config, batch_size, steps)
+            share = share_waited(data_set, input_config, batch_size, steps)
             print(f"training waits for {share:.1%} of its time")
 
 
-def _make_photographs(folder: pathlib.Path) -> pathlib.Path:
-    """JPEG files of 480 x 640, as most of COCO's, cut out of two photographs."""
-    from skimage import data
+def make_photographs(folder: pathlib.Path) -> pathlib.Path:
+    """Makes JPEG files of 480 x 640, as most of COCO's, of two photographs.
 
+    Returns:
+      Their json in COCO's format.
+    """
     rng = np.random.default_rng(0)
     entries = []
     for index in range(PHOTOGRAPHS):
-        photo = (data.astronaut(), data.coffee())[index % 2]
+        photo = (skimage.data.astronaut(), skimage.data.coffee())[index % 2]
         left, top = rng.integers(0, 120, 2)
         part = PIL.Image.fromarray(photo[top : top + 270, left : left + 360])
         name = f"{index}.jpg"
         part.resize((640, 480), PIL.Image.Resampling.BICUBIC).save(folder / name)
-        size = {"height": 480, "width": 640}
-        entries.append({"id": index, "file_name": name, **size})
+        entries.append({"id": index, "file_name": name, "height": 480, "width": 640})
     categories = [{"id": 1, "name": "thing"}]
-    described = {"images": entries, "annotations": [], "categories": categories}
-    (folder / "photographs.json").write_text(json.dumps(described))
+    content = {"images": entries, "annotations": [], "categories": categories}
+    files.write_json(folder / "photographs.json", content)
     return folder / "photographs.json"
 
 
-def _compare(
-    data_set: DataSet,
-    config: InputConfig,
-    batch_size: int,
-    batches: int,
-    repeats: int,
-) -> None:
-    """Prints the medians of images a second, and of the ratio."""
-
-    def ours():
-        run = batching.training_batches(
-            data_set, config, batch_size=batch_size, seed=0, stop=batches
-        )
-        for _ in run:
-            pass
-
-    count = batch_size * batches
-    bare = _decode_and_resize(data_set, config, count)
-    speeds = np.array(
-        [(_speed(bare, count), _speed(ours, count)) for _ in range(repeats)]
-    )
-    alone, whole = np.median(speeds, axis=0)
-    print(
-        f"{data_set.name}: {len(data_set)} images, {config.workers} threads\n"
-        f"{'images a second':<28}{'by the clock':>14}{'of CPU time':>14}\n"
-        f"{'decoding and resizing alone':<28}{alone[0]:>14.0f}{alone[1]:>14.0f}\n"
-        f"{'the batches of training':<28}{whole[0]:>14.0f}{whole[1]:>14.0f}"
-    )
-    ratios = np.median(speeds[:, 1] / speeds[:, 0], axis=0)
-    print(f"{'ratio':<28}{ratios[0]:>14.2f}{ratios[1]:>14.2f}")
-
-
-def _speed(work: Callable[[], None], count: int) -> tuple[float, float]:
-    """Images a second, by the clock and of the processor time of this process."""
+def speed(work: Callable[[], None], count: int) -> tuple[float, float]:
+    """Returns images a second, of the clock and of this process's CPU time."""
     clock, processor = time.perf_counter(), time.process_time()
     work()
     return (
@@ -141,17 +122,31 @@ def _speed(work: Callable[[], None], count: int) -> tuple[float, float]:
     )
 
 
-def _decode_and_resize(
+def speed_table(turns: Sequence[tuple]) -> str:
+    """Returns the medians of both speeds, and of their ratio.
+
+    Args:
+      turns: for each turn, the speeds of decoding alone, and of the batches.
+    """
+    speeds = np.array(turns)  # [turns, 2, 2]
+    alone, whole = np.median(speeds, axis=0)
+    ratio = np.median(speeds[:, 1] / speeds[:, 0], axis=0)
+    rows = [
+        ["decoding and resizing alone", *(f"{value:.0f}" for value in alone)],
+        ["the batches of training", *(f"{value:.0f}" for value in whole)],
+        ["ratio", *(f"{value:.2f}" for value in ratio)],
+    ]
+    return report.table(("images a second", "by the clock", "of CPU time"), rows)
+
+
+def decode_and_resize(
     data_set: DataSet, config: InputConfig, count: int
 ) -> Callable[[], None]:
-    """What no input can do without, on as many threads: `count` images each call."""
+    """Returns a function that decodes and resizes `count` images on as many threads."""
+    rule = {"keep_aspect": config.keep_aspect, "min_max_size": config.min_max_size}
     canvas = transforms.assign_canvases(
         data_set.sizes, config.canvases, min_max_size=config.min_max_size
     )
-    rule = {
-        "keep_aspect": config.keep_aspect,
-        "min_max_size": config.min_max_size,
-    }
 
     def one(index: int) -> None:
         encoded = np.frombuffer(data_set.read_encoded(index), np.uint8)
@@ -160,30 +155,27 @@ def _decode_and_resize(
         fitted = transforms.fitted_size(size, config.canvases[canvas[index]], **rule)
         cv2.resize(image, fitted[::-1])
 
-    def all_of_them() -> None:
+    def work() -> None:
         indices = itertools.islice(itertools.cycle(range(len(data_set))), count)
         with concurrent.futures.ThreadPoolExecutor(max(1, config.workers)) as threads:
-            for _ in threads.map(one, indices):
-                pass
+            list(threads.map(one, indices))
 
-    return all_of_them
+    return work
 
 
-def _share_waited(
+def share_waited(
     data_set: DataSet, config: InputConfig, batch_size: int, steps: int
 ) -> float:
-    """Of the time of training on the first canvas, without the first step."""
+    """Trains on the first canvas; returns `data_time`, without the first step."""
     one_canvas = dataclasses.replace(
         config, canvases=config.canvases[:1], multi_scale=(1.0,)
     )
     training = TrainingConfig(batch_size=batch_size, input=one_canvas)
-    detector = retinanet(
-        dataclasses.replace(
-            retinanet_small.RECIPE.detector, num_classes=len(data_set.class_names)
-        ),
-        retinanet_small.RECIPE.backbone,
-    )
-    batches: Iterator = batching.training_batches(
+    recipe = retinanet_small.RECIPE
+    classes = len(data_set.class_names)
+    numbers = dataclasses.replace(recipe.detector, num_classes=classes)
+    detector = retinanet(numbers, recipe.backbone)
+    batches = batching.training_batches(
         data_set, one_canvas, batch_size=batch_size, seed=0, transfer=shard_to_devices
     )
     with contextlib.closing(batches):
@@ -194,8 +186,8 @@ def _share_waited(
         recent = RecentMetrics(data_set, training)
         for step in range(steps):
             batch, pieces = recent.next_batch(batches)
-            state, terms = update(state, pieces, key)
-            recent.add(step + 1, batch.image_ids, terms)
+            state, metrics = update(state, pieces, key)
+            recent.add(step + 1, batch.image_ids, metrics)
         return recent.read()["data_time"]
 
 

@@ -1,11 +1,11 @@
-"""Torchvision's detectors as `experiments.benchmarks.speed --compare` times them.
+"""Torchvision's detectors and operators, for `--compare` of `speed` and `ops`.
 
-The same weights and images as ours, at the best of three settings: eager, channels
-last, and with the backbone and the heads of dense detectors and RPNs compiled besides;
-one that does not work is left out. With bfloat16 under autocast; else with TF32 where
-the device has it, as JAX. Numbers too small for a float's full precision are zero, as
-XLA has it. Norms keep their statistics, as ours, and nobody resizes images or pastes
-masks.
+Detectors have the same weights and images as ours, in three settings: eager, channels
+last, and with the backbone and the heads of dense detectors and RPNs compiled, too;
+one that does not work is left out. bfloat16 is under autocast; float32 uses TF32 where
+the device has it, as JAX does. Numbers too small for a float's full precision are zero,
+as in XLA. Norms keep their statistics, as ours, and images are not resized, nor masks
+pasted.
 
 `OMP_WAIT_POLICY=passive` must be set before torch is imported, or its waiting threads
 keep the cores from ours. It is set here; a script that imports torch earlier sets it.
@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import torch
 import torchvision
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from jaxdet.config import ConfigError
 from jaxdet.structs import Batch
@@ -42,7 +43,7 @@ class Rival(NamedTuple):
     """A call to time, which has been made once."""
 
     call: Callable
-    answer: float  # detections an image, or the first step's loss
+    output: float  # detections an image, or the first step's loss
 
 
 def require_device(backend: str) -> None:
@@ -56,7 +57,7 @@ def require_device(backend: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """For the report."""
+    """Returns versions and the number of threads, for the report."""
     return {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -65,10 +66,10 @@ def versions() -> dict[str, str]:
 
 
 def release() -> None:
-    """Gives back the memory of what is no longer used.
+    """Frees the memory of what is no longer used, and what torch has compiled.
 
-    What torch has compiled goes, too: it would compile for any canvas the next time,
-    which is slower, and not at all after several.
+    Otherwise torch would compile for any canvas the next time, which is slower, and
+    not at all after several.
     """
     torch.compiler.reset()
     gc.collect()
@@ -83,12 +84,12 @@ def calls(
     precision: str,
     training: bool,
 ) -> dict[str, Rival]:
-    """What to time, by the settings that work.
+    """Makes the calls to time, by the settings that work.
 
     Args:
       name: of torchvision's function.
       variables: ours.
-      batch: as ours has it; its images fill the canvas.
+      batch: the one of ours, whose images fill the canvas.
       precision: "float32" or "bfloat16".
       training: whether a call is a step, with SGD, or else a prediction.
     """
@@ -100,16 +101,17 @@ def calls(
     for setting in SETTINGS:
         model = _model(name, state, setting)
         if training:
-            call, told = _step(model, images, targets, precision), float
+            call, summary = _step(model, images, targets, precision), float
         else:
-            call, told = partial(_predict, model.eval(), images, precision), _found
+            call = partial(_predict, model.eval(), images, precision)
+            summary = _mean_detections
         try:
-            answer = told(call())
+            output = summary(call())
         except RuntimeError as error:  # what torch.compile raises is one, too
-            told = str(error).partition("\n")[0]
-            print(f"torchvision, {setting}: {told}", flush=True)
+            message = str(error).partition("\n")[0]
+            print(f"torchvision, {setting}: {message}", flush=True)
         else:
-            working[setting] = Rival(call, answer)
+            working[setting] = Rival(call, output)
     return working
 
 
@@ -119,7 +121,7 @@ def _model(name: str, state: Mapping[str, np.ndarray], setting: str):
     tensors = {key: torch.tensor(np.array(values)) for key, values in state.items()}
     model.load_state_dict(tensors)
     model.transform.resize = lambda image, target: (image, target)
-    model.transform.postprocess = lambda answers, *_: answers
+    model.transform.postprocess = lambda detections, *_: detections
     model.to(DEVICE)
     if setting != "eager":
         model.to(memory_format=torch.channels_last)
@@ -139,13 +141,13 @@ def _compilable(model) -> Iterator[Any]:
 
 def _predict(model, images, precision: str):
     with torch.inference_mode(), _arithmetic(precision):
-        answers = model(images)
+        detections = model(images)
     _wait()
-    return answers
+    return detections
 
 
-def _found(answers) -> float:
-    return float(np.mean([len(answer["scores"]) for answer in answers]))
+def _mean_detections(detections) -> float:
+    return float(np.mean([len(one["scores"]) for one in detections]))
 
 
 def _step(model, images, targets, precision: str) -> Callable:
@@ -169,7 +171,7 @@ def _step(model, images, targets, precision: str) -> Callable:
 
 
 def _targets(batch: Batch, first_label: int) -> list[dict[str, Any]]:
-    """Masks are all of their boxes, on the whole canvas."""
+    """Converts the objects; masks of the whole canvas fill their boxes."""
     height, width = batch.images.shape[1:3]
     targets = []
     for boxes, labels in zip(
@@ -197,3 +199,67 @@ def _arithmetic(precision: str):
 def _wait() -> None:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+def operators() -> dict[str, Callable]:
+    """Returns what makes the calls of a case of `benchmarks.ops`, by the case's name.
+
+    They are lists by "forward" and "with gradient", with a call for each setting.
+    """
+    ops = torchvision.ops
+
+    def roi_align(features, boxes, scale, samples):
+        return ops.roi_align(features[None], [boxes], 7, scale, samples, aligned=True)
+
+    functions = {
+        "RoI Align": partial(roi_align, scale=1 / 4, samples=2),
+        "RoI Align, adaptive": partial(roi_align, scale=1 / 16, samples=-1),
+        "RoI pooling": lambda features, boxes: ops.roi_pool(
+            features[None], [boxes], 7, 1 / 16
+        ),
+        "NMS": partial(ops.nms, iou_threshold=0.7),
+    }
+    return {
+        **{name: partial(_operator, function) for name, function in functions.items()},
+        **dict.fromkeys(("ResNet-50, batch 1", "ResNet-50, batch 2"), _backbone),
+    }
+
+
+def _operator(function: Callable, case: Any) -> dict[str, list[Callable]]:
+    """Makes calls with copies of the arguments, features as torch has them."""
+    first, second = (torch.tensor(np.asarray(x)) for x in case.arguments)
+    if not case.differentiable:
+        return {"forward": [partial(function, first, second)]}
+    first = first.permute(2, 0, 1).contiguous()  # [C, H, W]
+    features = first.clone().requires_grad_()
+
+    def with_gradient():
+        features.grad = None
+        value = function(features, second)
+        value.backward(value.detach())
+
+    forward = partial(function, first, second)
+    return {"forward": [forward], "with gradient": [with_gradient]}
+
+
+def _backbone(case: Any) -> dict[str, list[Callable]]:
+    """Makes calls of a ResNet-50 with frozen norms; then channels last."""
+    pixels = torch.tensor(np.asarray(case.arguments[-1])).permute(0, 3, 1, 2)
+    norm = torchvision.ops.FrozenBatchNorm2d
+
+    def calls(layout):
+        whole = torchvision.models.resnet50(norm_layer=norm).to(memory_format=layout)
+        names = [f"layer{index}" for index in range(1, 5)]
+        network = create_feature_extractor(whole, names)
+        images = pixels.contiguous(memory_format=layout)
+
+        def with_gradient():
+            network.zero_grad()
+            values = [*network(images).values()]
+            torch.autograd.backward(values, [value.detach() for value in values])
+
+        return torch.inference_mode()(partial(network, images)), with_gradient
+
+    layouts = (torch.contiguous_format, torch.channels_last)
+    forward, with_gradient = zip(*map(calls, layouts), strict=True)
+    return {"forward": [*forward], "with gradient": [*with_gradient]}

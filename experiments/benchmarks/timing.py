@@ -1,4 +1,4 @@
-"""How the benchmarks measure: calls in turns, gradients, boxes to work on."""
+"""What all benchmarks measure with: medians of calls in turns, gradients, boxes."""
 
 import statistics
 import time
@@ -7,14 +7,25 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from jaxdet.config import ConfigError
+
 
 def medians(calls: Sequence[Callable], repeats: int) -> list[float]:
-    """Milliseconds of each; they take turns, so that a busy machine is fair to all.
+    """Times calls that take turns, so that a busy machine is fair to all of them.
 
     Args:
-      calls: each is made once more, at first, to be compiled.
-      repeats: how often each is timed.
+      calls: functions without arguments; each is called once more, before it is timed,
+        to be compiled.
+      repeats: how often each is timed, at least once.
+
+    Returns:
+      The median of each, in milliseconds.
+
+    Raises:
+      ConfigError: if `repeats` is below 1.
     """
+    if repeats < 1:
+        raise ConfigError(f"repeats is {repeats}; it must be at least 1")
     durations = [[] for _ in calls]
     for _ in range(repeats + 1):
         for call, taken in zip(calls, durations, strict=True):
@@ -25,18 +36,18 @@ def medians(calls: Sequence[Callable], repeats: int) -> list[float]:
 
 
 def with_gradient(function: Callable, first, *others):
-    """A call and the gradient of half its sum of squares by its first argument.
+    """Calls a function and differentiates half of the sum of its squared outputs.
 
-    So the answer is its own incoming gradient: data, where ones would be a constant,
-    and XLA may compute in advance what is made of constants.
+    Then the incoming gradient is the output itself. It is data: were it a constant,
+    XLA could compute parts of the gradient at compilation.
 
     Args:
-      function: of arrays, to a tree of arrays.
+      function: takes arrays, and returns a tree of arrays.
       first: the argument to differentiate by.
-      *others: what the function takes besides.
+      *others: the other arguments.
 
     Returns:
-      The function's answer, and a gradient of the shape of `first`.
+      The output, and a gradient of the shape of `first`.
     """
     value, pull = jax.vjp(lambda first: function(first, *others), first)
     (gradient,) = pull(value)
@@ -46,16 +57,19 @@ def with_gradient(function: Callable, first, *others):
 def random_boxes(
     rng: np.random.Generator, count: int, canvas: tuple[int, int]
 ) -> np.ndarray:
-    """Boxes of a detector's shapes, within the canvas, `[count, 4]` float32.
+    """Samples boxes of the sizes and shapes that detectors see, within the canvas.
 
     Args:
-      rng: draws centres, sizes and shapes.
+      rng: draws centers, sizes and shapes.
       count: how many.
       canvas: (height, width) in pixels.
+
+    Returns:
+      `[count, 4]` float32.
     """
     limits = np.array(canvas[::-1])
-    centres = rng.uniform(0, limits, (count, 2))
+    centers = rng.uniform(0, limits, (count, 2))
     sides = np.exp(rng.uniform(np.log(16), np.log(limits.min()), (count, 1)))
     sides = sides * np.exp(rng.uniform(-0.7, 0.7, (count, 2)))
-    corners = np.stack([centres - sides / 2, centres + sides / 2], axis=1)
+    corners = np.stack([centers - sides / 2, centers + sides / 2], axis=1)
     return np.clip(corners, 0, limits).reshape(count, 4).astype(np.float32)

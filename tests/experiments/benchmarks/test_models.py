@@ -1,4 +1,4 @@
-"""What the benchmark measures, and the same with tiny networks for tests."""
+"""The detectors that benchmarks time, and the same with tiny networks for tests."""
 
 import dataclasses
 import functools
@@ -116,24 +116,24 @@ def shapes(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_boxes_rest_and_class_scores_and_residuals_are_scaled(name):
+def test_boxes_and_class_scores_and_residuals_are_scaled(name):
     """The names of the layers, in the networks as they are measured."""
     ones = jax.tree.map(lambda x: np.ones(x.shape[-1:], np.float32), shapes(name))
-    rested = flatten_dict(models.at_rest(ones), sep="/")
-    still = {path for path, values in rested.items() if not np.any(values)}
+    calibrated = flatten_dict(models.calibrate_boxes(ones), sep="/")
+    still = {path for path, values in calibrated.items() if not np.any(values)}
     expected = {
         "retinanet": {"box_head/output"},
         "fcos": {"head/ltrb"},
         "ssd": {f"deltas{level}" for level in range(3, 9)},
     }.get(name, {"rpn_head/deltas", "box_predictor/deltas"})
     assert still == {f"params/{layer}/kernel" for layer in expected}
-    moved = {path for path, values in rested.items() if np.all(values == 3)}
+    moved = {path for path, values in calibrated.items() if np.all(values == 3)}
     assert moved == ({"params/head/ltrb/bias"} if name == "fcos" else set())
-    residuals = {path for path, values in rested.items() if np.all(values == 0.25)}
+    residuals = {path for path, values in calibrated.items() if np.all(values == 0.25)}
     blocks = {path.split("/")[2] for path in residuals}
     assert len(residuals) == len(blocks) == (0 if name == "ssd" else 3 + 4 + 6 + 3)
     assert all(re.fullmatch(r"params/.*_block\d/conv3/kernel", x) for x in residuals)
-    scaled = {path for path in rested if re.fullmatch(models._CLASSES, path)}
+    scaled = {path for path in calibrated if re.fullmatch(models._CLASSES, path)}
     expected = {
         "retinanet": {"class_head/output"},
         "fcos": {"head/classes"},
@@ -150,17 +150,18 @@ def test_the_networks_are_torchvisions(name):
     chex.assert_trees_all_equal_shapes(shapes(name), theirs)
 
 
-def test_variables_find_about_fifty(monkeypatch):
-    """Where each doubling of the scores finds ten more, 2**5 finds fifty."""
-    asked = []
+def test_bisection_detects_about_fifty():
+    """If each doubling of the scores detects ten more, 2**5 detects fifty."""
+    powers = []
 
     def predict(variables, batch):
         power = np.log2(variables["params"]["head"]["classes"]["kernel"])
-        asked.append(float(power))
+        powers.append(float(power))
         return types.SimpleNamespace(valid=np.ones((1, max(0, math.floor(10 * power)))))
 
     variables = {"params": {"head": {"classes": {"kernel": 1.0, "bias": 7.0}}}}
-    found = models.with_answers(predict, variables, None)["params"]["head"]
-    assert np.log2(found["classes"]["kernel"]) == pytest.approx(5, abs=20 / 2**8)
-    assert found["classes"]["bias"] == 7.0 and len(asked) == 8
-    assert np.log2(found["classes"]["kernel"]) >= 5  # at least so many
+    scaled = models.calibrate_scores(predict, variables, None)
+    scaled = scaled["params"]["head"]
+    assert np.log2(scaled["classes"]["kernel"]) == pytest.approx(5, abs=20 / 2**8)
+    assert scaled["classes"]["bias"] == 7.0 and len(powers) == 8
+    assert np.log2(scaled["classes"]["kernel"]) >= 5  # at least so many

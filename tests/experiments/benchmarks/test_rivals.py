@@ -1,4 +1,4 @@
-"""Torchvision's detectors beside ours: they find and lose the same.
+"""Torchvision's detectors beside ours: the same detections and losses.
 
 Skipped where torch and torchvision with its operators are not installed.
 """
@@ -32,24 +32,26 @@ def rivals():
     ("name", "tolerance"),
     [("retinanet", 1e-3), ("faster_rcnn", 0.2)],  # the latter samples
 )
-def test_both_sides_find_and_lose_the_same(monkeypatch, rivals, name, tolerance):
+def test_both_sides_have_the_same_detections_and_losses(
+    monkeypatch, rivals, name, tolerance
+):
     monkeypatch.setattr(rivals, "SETTINGS", ("eager", "channels last"))
     model = models.MODELS[name]
     detector = model.detector("float32")
     batch = models.random_batch(1, (64, 96), 3, detector.num_classes)
     variables = jax.jit(detector.init)(jax.random.key(0), batch)
-    variables = models.at_rest(variables)
+    variables = models.calibrate_boxes(variables)
     predict = jax.jit(detector.predict)
-    variables = models.with_answers(predict, variables, batch)
-    found = models.found(predict(variables, batch))
+    variables = models.calibrate_scores(predict, variables, batch)
+    count = models.mean_detections(predict(variables, batch))
     loss, _ = jax.jit(detector.loss)(variables, batch, jax.random.key(0))
-    assert found > 0
+    assert count > 0
     given = model.rival, variables, batch, "float32"
     theirs = rivals.calls(*given, training=False)
-    assert {k: x.answer for k, x in theirs.items()} == dict.fromkeys(theirs, found)
+    assert {k: x.output for k, x in theirs.items()} == dict.fromkeys(theirs, count)
     theirs = rivals.calls(*given, training=True)
     assert [*theirs] == ["eager", "channels last"]
-    losses = [rival.answer for rival in theirs.values()]
+    losses = [rival.output for rival in theirs.values()]
     np.testing.assert_allclose(losses, float(loss), rtol=tolerance)
     rivals.release()
 
@@ -69,8 +71,8 @@ def test_a_setting_that_does_not_work_is_left_out(monkeypatch, rivals, capsys):
     monkeypatch.setattr(rivals.translation, "export", lambda variables, name: {})
     batch = models.random_batch(2, (32, 32), 1, 3)
     working = rivals.calls("any", {}, batch, "float32", training=False)
-    answers = {setting: rival.answer for setting, rival in working.items()}
-    assert answers == {"eager": 3.5, "channels last": 3.5}
+    outputs = {setting: rival.output for setting, rival in working.items()}
+    assert outputs == {"eager": 3.5, "channels last": 3.5}
     assert capsys.readouterr().out == "torchvision, compiled: no compiler\n"
 
 
