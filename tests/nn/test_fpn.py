@@ -32,7 +32,7 @@ def test_levels_have_the_extents_of_their_strides(stages):
     }
 
 
-def test_top_down_path_is_a_sum_of_nearest_neighbours(stages):
+def test_top_down_path_is_a_sum_of_nearest_neighbors(stages):
     fpn = FPN(3, 5, 4)
     variables = jax.jit(fpn.init)(jax.random.key(0), stages)
     params = variables["params"]
@@ -65,9 +65,9 @@ def test_where_the_extra_levels_come_from(stages, extra, fan_in):
     variables = jax.jit(fpn.init)(jax.random.key(0), stages)
     assert variables["params"]["output6"]["kernel"].shape == (3, 3, fan_in, 8)
     pyramid = jax.jit(fpn.apply)(variables, stages)
-    # One cell with zeros around: the convolution is its centre tap. P7 sees relu(P6).
-    centre = variables["params"]["output7"]["kernel"][1, 1]
-    seven = jax.nn.relu(pyramid[6]) @ centre
+    # One cell with zeros around: the convolution is its center tap. P7 sees relu(P6).
+    center = variables["params"]["output7"]["kernel"][1, 1]
+    seven = jax.nn.relu(pyramid[6]) @ center
     chex.assert_trees_all_close(pyramid[7], seven, atol=1e-5)
 
 

@@ -37,14 +37,6 @@ def test_area_by_hand(transform):
     chex.assert_trees_all_equal(areas, jnp.array([6.0, 4.0, 0.0, 0.0, 0.0]))
 
 
-def test_area_takes_leading_axes(rng):
-    many = random_boxes(rng, 2, 3)
-    expected = [[oracles.area(box) for box in row] for row in many]
-    chex.assert_trees_all_close(
-        boxes.area(jnp.asarray(many)), np.array(expected), rtol=1e-6
-    )
-
-
 def test_iou_with_the_unit_box(transform):
     unit = jnp.array([[0.0, 0.0, 1.0, 1.0]])
     same, half, touching, padding = [0, 0, 1, 1], [0, 0, 1, 2], [1, 0, 2, 1], [0] * 4
@@ -113,13 +105,6 @@ def test_degenerate_boxes_have_finite_values_and_gradients(measure):
         DEGENERATE, DEGENERATE
     )
     chex.assert_tree_all_finite((value, gradients))
-
-
-@pytest.mark.parametrize("measure", [boxes.pairwise_iou, boxes.pairwise_giou])
-def test_pairs_map_over_images(rng, measure):
-    a, b = random_boxes(rng, 3, 6), random_boxes(rng, 3, 5)
-    mapped = jax.jit(jax.vmap(measure))(a, b)
-    chex.assert_trees_all_close(mapped[1], jax.jit(measure)(a[1], b[1]), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,6 @@ def test_padding_is_zero_whatever_it_holds(rng):
     np.testing.assert_allclose(scaled[:3, :4], expected, atol=1e-5)
 
 
-def test_an_image_of_no_size_is_all_padding():
-    pixels = np.full((4, 4, 3), 200, np.uint8)
-    assert (jax.jit(normalize)(pixels, np.array([0, 0])) == 0).all()
-
-
 def test_leading_axes_and_vmap_agree(rng):
     pixels = rng.integers(0, 256, (2, 3, 5, 7, 3), np.uint8)
     sizes = rng.integers(1, 6, (2, 3, 2))
@@ -66,7 +61,7 @@ def test_crops_by_hand(transform):
         ..., 0
     ]
     assert crops[0].tolist() == [[6.0, 7.0], [10.0, 11.0]]  # pixel for pixel
-    # A pixel enlarged twice: a quarter of the way to its neighbours.
+    # A pixel enlarged twice: a quarter of the way to its neighbors.
     assert crops[1].tolist() == [[4.75, 5.25], [6.75, 7.25]]
     assert crops[2].tolist() == [[8.0, 0.0], [12.0, 0.0]]  # half outside
 

@@ -45,14 +45,14 @@ class TestMasksInRegions:
             [
                 [10, 20, 30, 60],  # the box itself
                 [20, 20, 40, 60],  # its right half, and as much beside it
-                [15, 30, 25, 50],  # between the cells' centres
+                [15, 30, 25, 50],  # between the cells' centers
                 [40, 20, 60, 60],  # elsewhere
             ],
             np.float32,
         )
         crop = jax.jit(partial(masks.crop_and_resize_masks, output_size=2))
         targets = crop(CORNERS, BOX, regions, np.zeros(4, int))
-        # The third one's points lie 1/4 and 3/4 of the way between the cells' centres.
+        # The third one's points lie 1/4 and 3/4 of the way between the cells' centers.
         near, far = 0.75, 0.25
         expected = [
             [[0, 1], [0.5, 0]],

@@ -167,17 +167,6 @@ def test_agrees_with_torchvision_without_best_matches(golden_ops):
     np.testing.assert_array_equal(compact(matches), golden)
 
 
-def test_maps_over_images(rng, rpn_anchors):
-    boxes = np.stack([random_boxes(rng, 4), random_boxes(rng, 4)])
-    valid = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
-    match = partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7)
-    mapped = jax.jit(jax.vmap(match, (None, 0, 0)))(rpn_anchors, boxes, valid)
-    for i in range(2):
-        one = jax.jit(match)(rpn_anchors, boxes[i], valid[i])
-        np.testing.assert_array_equal(compact(mapped)[i], compact(one))
-        np.testing.assert_allclose(mapped.iou[i], one.iou, rtol=1e-6)
-
-
 def matched_points(points, boxes, valid=None, *, low=0.0, high=np.inf, **options):
     """As the oracle writes it: -1 for points in no object."""
     points, boxes = np.array(points, np.float32), np.array(boxes, np.float32)
@@ -263,18 +252,6 @@ def test_points_agree_with_the_oracle(rng, inclusive, radius):
         np.testing.assert_array_equal(np.where(positive, index, -1), expected)
         seen |= set(expected)
     assert len(seen) > 5
-
-
-def test_points_map_over_images(rng):
-    points = np.asarray(anchors.cell_centers((48, 64), levels=(3,)))
-    ranges = jnp.full((len(points), 2), jnp.array([[0, jnp.inf]]))
-    boxes = np.stack([random_boxes(rng, 4), random_boxes(rng, 4)])
-    valid = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
-    match = partial(matching.match_points, regression_ranges=ranges)
-    index, positive = jax.jit(jax.vmap(match, (None, 0, 0)))(points, boxes, valid)
-    for i in range(2):
-        one = jax.jit(match)(points, boxes[i], valid[i])
-        chex.assert_trees_all_equal((index[i], positive[i]), one)
 
 
 def match_default_boxes(anchors, boxes, valid, positive_iou=0.5):

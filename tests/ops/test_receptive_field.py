@@ -92,18 +92,12 @@ def test_centres_of_cells_and_of_what_they_see(rng):
     np.testing.assert_allclose(rf.unproject(there, field), some[:, :2], atol=1e-4)
 
 
-def test_vgg_agrees_with_the_conventions():
-    boxes = jnp.array([[8.0, 24.0, 16.0, 100.0]])
-    field = rf.receptive_field(vgg.layers())
-    np.testing.assert_array_equal(rf.project(boxes, field), boxes / 16)
-
-
 def test_anchors_of_vgg_stand_where_its_cells_look():
     boxes = anchors.pyramid_anchors((48, 70), sizes=[[40]], ratios=[1.0], levels=[4])
     cells = jnp.stack(jnp.indices((3, 5)), -1).reshape(-1, 2)
     seen = rf.receptive_boxes(cells, rf.receptive_field(vgg.layers()))
-    centres = [(x[:, :2] + x[:, 2:]) / 2 for x in (boxes, seen)]
-    np.testing.assert_array_equal(*centres)
+    centers = [(x[:, :2] + x[:, 2:]) / 2 for x in (boxes, seen)]
+    np.testing.assert_array_equal(*centers)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +114,7 @@ def test_the_box_around_pixels_answers_most_when_they_change(pool, reach):
     network, side, rng = vgg.VGG16(width=1), 224, np.random.default_rng(0)
     cells = np.array([[6, 7], [7, 6], [5, 8]])  # (row, column)
     image = jnp.asarray(rng.uniform(size=(side, side, 3)), jnp.float32)
-    # Four pixels change, with the centre of a cell in their middle.
+    # Four pixels change, with the center of a cell in their middle.
     pixels = jnp.stack([image] * len(cells))
     for n, (row, column) in enumerate(16 * cells + 8):
         pixels = pixels.at[n, row - 1 : row + 1, column - 1 : column + 1].add(100.0)

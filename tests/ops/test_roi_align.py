@@ -30,7 +30,7 @@ def features(rng):
 
 
 def sample(features, x, y):
-    """The value at (x, y), counted in cells, the first centre being at 0."""
+    """The value at (x, y), counted in cells, the first center being at 0."""
     height, width, channels = features.shape
     if not (-1 <= x <= width and -1 <= y <= height):
         return np.zeros(channels)

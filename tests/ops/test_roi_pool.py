@@ -154,12 +154,6 @@ def test_zeros_beyond_the_image_change_nothing(rng, features, pool):
     chex.assert_trees_all_equal(pool(positive, boxes), pool(longer, boxes))
 
 
-def test_equal_boxes_pool_equally(features):
-    boxes = np.repeat(BOXES[:1], 9, axis=0)
-    pooled = jax.jit(partial(roi_pool.roi_max_pool, stride=STRIDE))(features, boxes)
-    assert (np.asarray(pooled) == np.asarray(pooled[:1])).all()
-
-
 def test_no_boxes(features):
     none, upstream = np.zeros((0, 4), np.float32), np.zeros((0, 7, 7, 3), np.float32)
     pool = partial(roi_pool.roi_max_pool, stride=STRIDE)
