@@ -28,11 +28,9 @@ from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco, digits
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.inference.load import load_detector
 from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.training import optimizer
 from jaxdet.training.metrics import NonFiniteLossError
-from jaxdet.training.run_folder import RunError
 from jaxdet.weights import published, state_dict
 from jaxdet.weights.published import TrainedDetector
 from tests.experiments.test_recipes import SHORT
@@ -205,12 +203,6 @@ def test_where_compiled_programs_are_kept(
     assert f"are not kept: --compilation-cache {below}" in caplog.text
 
 
-def test_keeping_programs_and_not_is_refused():
-    options = ["--compilation-cache", "here", "--no-compilation-cache"]
-    with pytest.raises(ConfigError, match="--compilation-cache here and --no-"):
-        command_line._parse_shared_options(options)
-
-
 def test_quickstart_leaves_all_that_was_promised(run):
     assert json.loads((run / "config.json").read_text())["class_names"] == [
         *"0123456789"
@@ -264,36 +256,6 @@ def test_evaluate_prints_writes_and_draws(
 def test_evaluate_refuses_contradictions(tmp_path, options, problem):
     with pytest.raises(DataError, match=problem):
         evaluate.main(**{"workdir": tmp_path} | options)
-
-
-def test_evaluate_of_torchvisions_weights(
-    run, coco_folder, tmp_path, monkeypatch, capsys
-):
-    name, multiples = "maskrcnn_resnet50_fpn_v2", []
-    tensors = evaluate.torchvision.MODELS[name].network.tensors
-    state = {tensor.theirs: np.zeros(0) for tensor in tensors}
-    np.savez(tmp_path / "some.npz", **state)
-
-    def trained(given, recognized, *, canvas_multiple):
-        assert given.keys() == state.keys() and recognized == name
-        multiples.append(canvas_multiple)
-        return load_detector(run)
-
-    monkeypatch.setattr(published, "torchvision_detector", trained)
-    measured = {"AP": 0.471, "mask/AP": 0.4181}
-    monkeypatch.setattr(evaluate, "default_metrics", lambda _: lambda *_: measured)
-    monkeypatch.setattr(evaluate, "detect_all", lambda *_, **__: [])
-    for multiple in (None, 64):
-        weights = tmp_path / "some.npz"
-        source = DataOption((str(coco_folder),))
-        evaluate.main(source=source, weights=weights, canvas_multiple=multiple)
-    assert multiples == [32, 64]
-    *_, line = capsys.readouterr().out.splitlines()
-    assert line == (
-        "torchvision documents for maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth, on the "
-        "5,000 images of val2017: AP 47.4, here 47.1 (-0.3); mask/AP 41.8, here 41.8 "
-        "(+0.0)"
-    )
 
 
 @pytest.mark.slow
@@ -351,11 +313,6 @@ def test_evaluate_searches_for_as_many_regions_as_the_run(
     assert asked == [{"max_proposals": 7}]
 
 
-def test_evaluate_loads_the_run_before_the_data(tmp_path):
-    with pytest.raises(RunError, match="holds no run"):
-        evaluate.main(tmp_path, DataOption((f"{tmp_path}/none.json",)))
-
-
 def test_detect_draws_every_picture_and_names_those_it_cannot_read(run, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -399,23 +356,6 @@ def test_detect_needs_no_run(tmp_path, monkeypatch, capsys):
     assert f"{photo}: cat 0.75" in capsys.readouterr().out
 
 
-def test_detect_takes_torchvisions_weights(run, tmp_path, monkeypatch):
-    photo, weights = tmp_path / "photo.png", tmp_path / "some.pth"
-    Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(photo)
-    loaded = {weights: load_detector(run)}
-    monkeypatch.setattr(published, "torchvision_detector", loaded.__getitem__)
-    output = tmp_path / "found"
-    detect.main((photo,), weights=weights, output=output)
-    assert (output / "photo.png").exists()
-    with pytest.raises(DataError, match=r"some\.pth and the run folder"):
-        detect.main((run, photo), weights=weights)
-
-
-def test_detect_says_that_only_runs_have_steps(tmp_path):
-    with pytest.raises(DataError, match="--step latest without a run folder"):
-        detect.main((tmp_path / "photo.png",), step="latest")
-
-
 def test_drawings_have_names_of_their_own():
     files = [pathlib.Path(name) for name in ("a.jpg", "a.png", "a_2.jpg", "b/A.gif")]
     targets = detect._name_drawings(files, pathlib.Path("out"))
@@ -446,11 +386,22 @@ def test_detect_passes_over_its_own_drawings(tmp_path):
     assert len(named) == 1
 
 
-@pytest.mark.parametrize("pictures", [(), ("nowhere.png",), (".",)])
-def test_detect_without_pictures(run, tmp_path, monkeypatch, pictures):
+@pytest.mark.parametrize(
+    ("pictures", "options", "problem"),
+    [
+        ((), {}, "no pictures"),
+        (("nowhere.png",), {}, "no such file"),
+        ((".",), {}, "no pictures"),
+        ((), {"weights": "some.pth"}, r"some\.pth and the run folder"),
+        ((), {"min_score": 2}, "--min-score is 2"),
+    ],
+)
+def test_detect_refuses(run, tmp_path, monkeypatch, pictures, options, problem):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"no pictures|no such file"):
-        detect.main((run, *map(pathlib.Path, pictures)))
+    with pytest.raises(DataError, match=problem):
+        detect.main((run, *map(pathlib.Path, pictures)), **options)
+    with pytest.raises(DataError, match="--step latest without a run folder"):
+        detect.main((tmp_path / "photo.png",), step="latest")
 
 
 def test_evaluate_takes_only_the_classes_of_the_run(run, coco_folder, tmp_path):

@@ -24,7 +24,6 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import optimizer
 from jaxdet.training.step import create_state
 from jaxdet.weights import backbones
-from jaxdet.weights.state_dict import WeightsError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = tuple(recipes.summaries())
@@ -265,11 +264,6 @@ def test_data_is_checked_before_weights_are_read(asked, monkeypatch, tmp_path):
         asked("ssd300_voc", detector=seven, weights="some.pth")
     with pytest.raises(DataError, match=r"proposals p\.npz; the detector takes none"):
         asked("ssd300_voc", proposal_files=(pathlib.Path("p.npz"),))
-
-
-def test_weights_that_are_not_there(asked):
-    with pytest.raises(WeightsError, match=r"some\.pth: no such file or run folder"):
-        asked("retinanet_coco", weights="some.pth")
 
 
 @pytest.fixture
