@@ -281,13 +281,6 @@ class TestEvaluation:
         chex.assert_trees_all_equal(shares[0], whole[0::2])
         chex.assert_trees_all_equal(shares[1], whole[1::2])
 
-    def test_nothing_is_flipped(self):
-        image = images_of([(16, 32)])[0]
-        data_set = in_memory_data_set([image] * 20)
-        config = dataclasses.replace(CONFIG, flip=1.0)
-        (batch,) = batching.evaluation_batches(data_set, config, batch_size=20)
-        np.testing.assert_array_equal(batch.images, [image] * 20)
-
     def test_too_many_objects_are_no_error(self):
         boxes = [(0, 0, side, side, 0) for side in (2, 3, 4, 5)]
         data_set = in_memory_data_set(images_of([(16, 32)]), [boxes])
@@ -349,10 +342,6 @@ class TestRegions:
         expected = [[0, 0, 32, 16], [22, 1, 30, 6]]
         np.testing.assert_array_equal(batch.regions.boxes[row], expected)
         np.testing.assert_array_equal(batch.truth.boxes[row, 0], expected[1])
-
-    def test_nobody_asked(self, proposed):
-        (batch,) = batching.evaluation_batches(proposed, CONFIG, batch_size=2)
-        assert batch.regions is None
 
     def test_a_data_set_without_proposals(self, mixed):
         for call in (
@@ -566,11 +555,6 @@ class TestMultiScale:
             joined = jax.tree.map(lambda *parts: np.concatenate(parts), first, second)
             chex.assert_trees_all_equal(joined, batch)
 
-    def test_evaluation_has_the_canvases_as_they_are(self, mixed):
-        run = batching.evaluation_batches(mixed, self.CONFIG, batch_size=4)
-        shapes = {batch.images.shape[1:3] for batch in run}
-        assert shapes == set(self.CONFIG.canvases)
-
 
 class TestStretch:
     @pytest.mark.parametrize("training", [True, False])
@@ -620,9 +604,6 @@ class TestTorchvisionsPixels:
 
 
 class TestCheck:
-    def test_good_input_passes(self, mixed):
-        batching.check(mixed, CONFIG, batch_size=8, devices=4)
-
     def test_empty_data_set(self):
         with pytest.raises(DataError, match="'in memory' holds no images"):
             batching.check(in_memory_data_set([]), CONFIG, batch_size=1)

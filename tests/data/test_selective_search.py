@@ -248,12 +248,6 @@ class TestCache:
         assert len(made.proposals[0].boxes) and not len(made.proposals[1].boxes)
         assert "unreadable image: image 1 cannot be read" in caplog.text
 
-    def test_workers(self, tmp_path):
-        with pytest.raises(ValueError, match="workers is 0; it must be at least 1"):
-            with_selective_search(
-                scenes(1), cache_dir=tmp_path, workers=0, progress=False
-            )
-
 
 @pytest.fixture
 def data_set():
@@ -302,7 +296,3 @@ class TestRecall:
         data_set = in_memory_data_set([scene(0)[0]])
         numbers = recall(dataclasses.replace(data_set, proposals=[of()]))
         assert np.isnan(numbers["recall@0.5"]) and numbers["proposals"] == 0
-
-    def test_no_proposals(self):
-        with pytest.raises(DataError, match="'in memory' has no region proposals"):
-            recall(scenes(1))

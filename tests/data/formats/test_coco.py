@@ -153,12 +153,6 @@ def test_bad_boxes_are_errors_or_skipped(load, content, caplog, box):
     assert [a["id"] for a in data.ground_truth()["annotations"]] == [5]
 
 
-def test_a_missing_bbox_is_a_bad_box(load, content):
-    del content["annotations"][0]["bbox"]
-    with pytest.raises(DataError, match="annotation 5"):
-        load(content)
-
-
 def test_ground_truth_is_the_json_itself(load, content):
     content["annotations"][0] |= {"iscrowd": 1, "area": 77.5, "segmentation": [[1, 2]]}
     content["annotations"][1]["bbox"] = [-1, 0, 9.5, 10]
@@ -458,10 +452,6 @@ class TestMasks:
         assert data.read_masks(1, 4).shape == (1, 4, 4)
         assert [entry["id"] for entry in data.ground_truth()["annotations"]] == [5, 10]
         assert "dropped 1 objects with bad boxes or segmentations" in caplog.text
-
-    def test_a_json_of_boxes_only(self, load, content):
-        with pytest.raises(DataError, match="annotation 5 has no segmentation"):
-            load(content, masks=True)
 
 
 @pytest.mark.parametrize("area", [-1, float("nan"), float("inf"), "60", True, []])

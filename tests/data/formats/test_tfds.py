@@ -31,20 +31,6 @@ COCO = {
         }
     ),
 }
-VOC = {
-    "image": FEATURES.Image(),
-    "image/filename": FEATURES.Text(),
-    "objects": FEATURES.Sequence(
-        {
-            "label": FEATURES.ClassLabel(names=["aeroplane", "bicycle", "bird"]),
-            "bbox": FEATURES.BBoxFeature(),
-            "pose": FEATURES.ClassLabel(names=["frontal", "rear"]),
-            "is_truncated": np.bool_,
-            "is_difficult": np.bool_,
-        }
-    ),
-    "labels": FEATURES.Sequence(FEATURES.ClassLabel(names=["aeroplane", "bicycle"])),
-}
 
 
 class TinySet(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
@@ -98,16 +84,6 @@ def coco_example(image_id, image, *objects):
     }
 
 
-def voc_example(image, *objects):
-    keys = ("label", "bbox", "pose", "is_truncated", "is_difficult")
-    return {
-        "image": image,
-        "image/filename": "000.jpg",
-        "objects": [dict(zip(keys, values, strict=True)) for values in objects],
-        "labels": [],
-    }
-
-
 def test_the_layout_of_coco(prepare):
     box = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
     line = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.25, xmax=1.0)
@@ -145,19 +121,6 @@ def test_the_layout_of_coco(prepare):
     assert (first["bbox"], first["iscrowd"]) == ([16, 4, 16, 4], 0)
     assert (second["area"], second["iscrowd"]) == (6, 1)
     json.dumps(data.ground_truth())
-
-
-def test_the_layout_of_voc(prepare):
-    box = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
-    objects = [("bird", box, "rear", True, False), ("bicycle", box, "rear", True, True)]
-    folder = prepare(VOC, [voc_example(encoded(8, 8), *objects) for _ in range(2)])
-    data = tfds.load_directory(folder, "train")
-    assert data.class_names == ("aeroplane", "bicycle", "bird")
-    assert data.image_ids == (0, 1)
-    np.testing.assert_array_equal(data.objects[1].labels, [2, 1])
-    np.testing.assert_array_equal(data.objects[1].crowd, [False, True])
-    assert [a["area"] for a in data.ground_truth()["annotations"]] == [8.0] * 4
-    assert data.read_masks is None
 
 
 BOX = FEATURES.BBox(ymin=0.25, xmin=0.5, ymax=0.5, xmax=1.0)
