@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from experiments import command_line
 from experiments.benchmarks import models, report, speed
@@ -234,6 +235,11 @@ def figure(points: Sequence[Point]) -> Figure:
                 values, height, STYLES[task], color=color, marker="o", label=label
             )
             panel.loglog(values, straight, ":", color=color, linewidth=0.7)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:,g}")
+            panel.tick_params("x", rotation=30)
+            panel.minorticks_off()
             panel.set(xlabel=varied, ylabel=unit)
     panels[0, 0].legend(fontsize=7, title="dotted: linear", title_fontsize=7)
     return drawing

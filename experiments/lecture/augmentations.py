@@ -2,7 +2,7 @@
 
     python -m experiments.lecture.augmentations
 
-Leaves a sheet of pictures with boxes, each as it comes onto its canvas.
+Writes a sheet of pictures with boxes, each on its canvas.
 """
 
 import functools
@@ -34,7 +34,7 @@ def main(*, output: pathlib.Path = pathlib.Path("augmentations.jpg"), seed: int 
 
     Args:
       output: file for it; its ending names the format.
-      seed: of what is drawn at random.
+      seed: of the random numbers.
     """
     named = views(np.random.default_rng(seed))
     pairs = [
@@ -47,7 +47,7 @@ def main(*, output: pathlib.Path = pathlib.Path("augmentations.jpg"), seed: int 
 
 
 def views(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
-    """What was done to the photograph, and a picture of it, `[H, W, 3]` uint8."""
+    """Returns names of augmentations, and the pictures `[H, W, 3]` uint8 they make."""
     given = Example(
         data.astronaut(),
         np.array(BOXES, np.float32),
@@ -77,11 +77,11 @@ def drawn(
     *,
     canvas: tuple[int, int] = CANVAS,
 ) -> np.ndarray:
-    """An example on its canvas with its boxes, as large as `size` or as fits.
+    """Draws an example on its canvas with its boxes, as large as `size` or as fits.
 
     Args:
       example: put into the upper left corner, black around it.
-      size: (height, width) that its image gets; None: the largest that fits.
+      size: (height, width) of its image; None: the largest that fits.
       canvas: (height, width).
 
     Returns:

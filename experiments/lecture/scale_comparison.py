@@ -4,21 +4,20 @@
 
 Digits of 10 to 64 pixels on scenes of 128, and one RetinaNet, for as many steps each:
 
-    image_pyramid  one level of features, made for objects of one octave, which learns
-                   images of half, of their own and of twice their size, and predicts
-                   on all three
+    image_pyramid  one level of features, for objects of one octave, trained on images
+                   of half, of their own and of twice their size, and predicting on
+                   all three
     plain_stages   three levels, each a stage of the backbone: the finer, the shallower
     fpn            the same three levels, joined by the top-down path
 
-The heads, the anchors' sizes in the pixels that they see, and everything else are the
-same; the image pyramid learns three views of each image, so its steps are dearer. AP
-by size is COCO's with boxes three times as large, since a scene is about a
-third of a photograph: small objects have areas below 10.7 x 10.7 pixels, large ones
-above 32 x 32. Measured numbers stand in experiments/README.md.
+The heads, the anchors' sizes in the pixels that they see, and all else are the same;
+the image pyramid is trained on three views of each image, so its steps take longer. AP
+by size is COCO's with boxes three times as large, since a scene is about a third of a
+photograph: small objects have areas below 10.7 x 10.7 pixels, large ones above 32 x 32.
+Measured numbers stand in experiments/README.md.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Literal
@@ -28,6 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import command_line
+from experiments.benchmarks import report
 from experiments.recipes import retinanet_digits
 from jaxdet.config import Anchors
 from jaxdet.data.formats import digits
@@ -61,9 +61,9 @@ ONE_LEVEL = dataclasses.replace(
     anchors=dataclasses.replace(LEVELS.anchors, sizes=((16.0, 22.6),)),
 )
 SCALES = (0.5, 1.0, 2.0)
-# An octave and a little more, so that objects between two scales are learned in both.
-LEARNED = AllScalesConfig(scales=SCALES, object_sizes=(11.3, 32.0))
-LOOKED_AT = ImagePyramidConfig(scales=SCALES, max_detections=50)
+# An octave and a little more, so that objects between two scales train both.
+TRAINED_ON = AllScalesConfig(scales=SCALES, object_sizes=(11.3, 32.0))
+PREDICTING = ImagePyramidConfig(scales=SCALES, max_detections=50)
 TRAINING = dataclasses.replace(SMALL.training, steps=1600)
 
 Way = Literal["image_pyramid", "plain_stages", "fpn"]
@@ -87,7 +87,7 @@ def main(
     ways: tuple[Way, ...] = WAYS,
     workdir: pathlib.Path = pathlib.Path("runs/scale_comparison"),
 ):
-    """Trains all three and leaves their APs: `scales.json`, `scales.md`, `scales.png`.
+    """Trains all three and writes their APs: `scales.json`, `scales.md`, `scales.png`.
 
     Args:
       training: numbers of each training.
@@ -126,41 +126,39 @@ def main(
             )
     text = table(rows)
     if jax.process_index() > 0:
-        return  # every host has all rows, and the first one tells
-    (workdir / "scales.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (workdir / "scales.md").write_text(text)
-    figure(rows).savefig(workdir / "scales.png")
+        return  # every host has all rows, and the first one writes them
+    report.save(workdir / "scales", rows, text, figure(rows))
     print(text, end="")
 
 
 def detector(way: Way) -> Detector:
-    """One of the three, on the quickstart's backbone."""
+    """Returns one of the three, on the quickstart's backbone."""
     if way == "image_pyramid":
         backbone = dataclasses.replace(SMALL.backbone, coarsest=3)
-        one_level = at_all_scales(retinanet(ONE_LEVEL, backbone), LEARNED)
-        return image_pyramid(one_level, LOOKED_AT)
+        one_level = at_all_scales(retinanet(ONE_LEVEL, backbone), TRAINED_ON)
+        return image_pyramid(one_level, PREDICTING)
     levels = dataclasses.replace(LEVELS, top_down=way == "fpn")
     return retinanet(levels, SMALL.backbone)
 
 
 def metrics_by_size(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
-    """COCO's metrics with all boxes magnified, so that its sizes fit small scenes."""
+    """Returns COCO's metrics of magnified boxes, so that its sizes fit small scenes."""
     annotations = list(_magnified(ground_truth["annotations"]))
     truth = ground_truth | {"annotations": annotations}
     return coco_metrics(truth, list(_magnified(detections)))
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Markdown: a row a way, its APs in per cent."""
-    lines = ["| | " + " | ".join(PRECISIONS) + " |", "|---" * 7 + "|"]
-    for way, numbers in rows.items():
-        cells = [f"{100 * numbers[name]:.1f}" for name in PRECISIONS]
-        lines.append(f"| {TITLES[way]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    """Returns a row for each way, its APs in percent."""
+    cells = [
+        [TITLES[way], *(f"{100 * numbers[name]:.1f}" for name in PRECISIONS)]
+        for way, numbers in rows.items()
+    ]
+    return report.table(["", *PRECISIONS], cells)
 
 
 def figure(rows: dict[str, dict[str, float]]) -> Figure:
-    """Bars: a group for objects of each size, in it a bar a way, of its AP."""
+    """Draws AP by the size of objects, a bar for each way."""
     drawn = Figure(figsize=(8, 4.5), layout="constrained", dpi=110)
     axes = drawn.subplots()
     places, width = np.arange(len(DRAWN)), 0.8 / len(rows)

@@ -10,27 +10,25 @@ milliseconds an image, as a figure and a table.
         --training.input.multi-scale 0.5 0.75 1 1.25 1.5    # a GPU
 
 A time is that from an image in the host's memory to its detections, after NMS, on the
-device. All detectors look at each image in turn, so that a busy machine is fair to all.
+device. The detectors take turns, so that a busy machine is fair to all of them.
 Measured numbers stand in experiments/README.md.
 """
 
 import dataclasses
 import itertools
-import json
-import os
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import command_line
 from experiments import recipe as recipes
+from experiments.benchmarks import report
+from experiments.benchmarks.models import MODELS
+from experiments.benchmarks.timing import medians
 from experiments.command_line import Precision
 from experiments.data_option import (
     DIGITS,
@@ -60,12 +58,6 @@ from jaxdet.training.train import train
 
 Name = Literal["retinanet", "fcos", "ssd", "faster_rcnn"]
 NAMES: tuple[Name, ...] = get_args(Name)
-TITLES = {
-    "retinanet": "RetinaNet",
-    "fcos": "FCOS",
-    "ssd": "SSD",
-    "faster_rcnn": "Faster R-CNN",
-}
 BESIDE = {"textcoords": "offset points", "xytext": (5, -10), "fontsize": 8}
 RECIPES = {
     "retinanet": retinanet_digits.RECIPE,
@@ -84,14 +76,7 @@ TRAINING = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Detectors:
-    """The numbers of all four, by default those of the recipes on digits.
-
-    Attributes:
-      retinanet: the classes of each are those of the data.
-      fcos: likewise.
-      ssd: likewise.
-      faster_rcnn: likewise.
-    """
+    """The numbers of all four, by default those of the recipes on digits."""
 
     retinanet: RetinaNetConfig = retinanet_digits.RECIPE.detector
     fcos: FCOSConfig = fcos_digits.RECIPE.detector
@@ -100,7 +85,7 @@ class Detectors:
 
 
 class Point(NamedTuple):
-    """What one detector does on one canvas."""
+    """Speed and accuracy of one detector on one canvas."""
 
     detector: Name
     depth: int  # of its ResNet
@@ -145,37 +130,29 @@ def main(
     data_set, validation = validation_source.load(source)
     if validation is None:
         raise ConfigError("--validation-data is missing: what to evaluate on")
-    qualities, looks = [], []
+    rows, calls = [], []
     for name, depth in itertools.product(names, depths):
         model = make(name, depth, detector, data_set, precision)
-        state = train(
-            model,
-            data_set,
-            training,
-            workdir=workdir / f"{name}_resnet{depth}",
-            validation=validation,
-        )
+        folder = workdir / f"{name}_resnet{depth}"
+        state = train(model, data_set, training, workdir=folder, validation=validation)
         variables = jax.device_get(state.variables)
         for one_size in sizes(training.input):
-            numbers = evaluate(model, variables, validation, one_size)
-            canvas = one_size.canvases[0]
-            qualities.append((name, depth, canvas, numbers["AP"], numbers["AP50"]))
-            looks.append(_looks(model, variables, validation, one_size, timed))
+            metrics = evaluate(model, variables, validation, one_size)
+            rows.append((name, depth, one_size.canvases[0], metrics))
+            calls.append(predictions(model, variables, validation, one_size, timed))
     points = [
-        Point(name, depth, canvas, milliseconds, ap, ap50)
-        for (name, depth, canvas, ap, ap50), milliseconds in zip(
-            qualities, milliseconds_in_turns(looks), strict=True
+        Point(name, depth, canvas, time, metrics["AP"], metrics["AP50"])
+        for (name, depth, canvas, metrics), time in zip(
+            rows, medians(calls, timed), strict=True
         )
     ]
-    setting = {"steps": training.steps, "precision": precision, "timed": timed}
-    setting |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-    report = {"setting": setting, "points": [point._asdict() for point in points]}
-    text = table(points)
     if jax.process_index() > 0:
-        return  # every host has all points, and the first one tells
-    (workdir / "speed_accuracy.json").write_text(json.dumps(report, indent=2) + "\n")
-    (workdir / "speed_accuracy.md").write_text(text)
-    figure(points).savefig(workdir / "speed_accuracy.png", dpi=110)
+        return  # every host has all points, and the first one writes them
+    setting = {"steps": training.steps, "precision": precision, "timed": timed}
+    measured = {"machine": report.machine(), "setting": setting}
+    measured["points"] = [point._asdict() for point in points]
+    text = table(points)
+    report.save(workdir / "speed_accuracy", measured, text, figure(points))
     print(text, end="")
 
 
@@ -186,7 +163,7 @@ def make(
     data_set: DataSet,
     precision: Precision,
 ) -> Detector:
-    """A detector of the data set's classes.
+    """Returns a detector of the data set's classes.
 
     Args:
       name: of the detector.
@@ -212,7 +189,7 @@ def make(
 
 
 def sizes(config: InputConfig) -> list[InputConfig]:
-    """From small to large, for each factor of the canvases one with those alone."""
+    """Returns a config for each size of the canvases, from small to large."""
     every = {
         dataclasses.replace(config, multi_scale=(factor,)).training_canvases
         for factor in config.multi_scale
@@ -223,74 +200,63 @@ def sizes(config: InputConfig) -> list[InputConfig]:
     ]
 
 
-def milliseconds_in_turns(looks: Sequence[Sequence[Callable[[], Any]]]) -> list[float]:
-    """The median time of each row's calls, all rows of the same length.
-
-    Every call is made twice, at first to be compiled; then the rows take turns.
-    """
-    for look in itertools.chain(*looks):
-        jax.block_until_ready(look())
-    seconds = [[_seconds(look) for look in turn] for turn in zip(*looks, strict=True)]
-    return (1000 * np.median(seconds, axis=0)).tolist()
+def predictions(
+    detector: Detector,
+    variables: Any,
+    data_set: DataSet,
+    config: InputConfig,
+    count: int,
+) -> Callable[[], Any]:
+    """Returns a function that predicts the next of the first images, one at a time."""
+    variables, predict = jax.device_put(variables), jax.jit(detector.predict)
+    nothing_ahead = dataclasses.replace(config, workers=0)
+    images = batching.evaluation_batches(data_set, nothing_ahead, batch_size=1)
+    images = list(itertools.islice(images, count))
+    for image in images:  # compiles for every canvas
+        jax.block_until_ready(predict(variables, image))
+    images = itertools.cycle(images)
+    return lambda: predict(variables, next(images))
 
 
 def table(points: Sequence[Point]) -> str:
-    """Markdown: a row a point, its APs in per cent."""
-    lines = [
-        "| detector | backbone | canvas, pixels | ms an image | AP | AP50 |",
-        "|---" * 6 + "|",
-    ]
-    for point in points:
-        cells = [TITLES[point.detector], f"ResNet-{point.depth}", _size(point.canvas)]
-        cells += [f"{point.milliseconds:.3g}"]
-        cells += [f"{100 * point.ap:.1f}", f"{100 * point.ap50:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    """Returns a row for each point, its APs in percent."""
+    heads = "detector", "backbone", "canvas, pixels", "ms an image", "AP", "AP50"
+    return report.table(
+        heads,
+        [
+            [
+                MODELS[point.detector].title,
+                f"ResNet-{point.depth}",
+                _size(point.canvas),
+                f"{point.milliseconds:.3g}",
+                f"{100 * point.ap:.1f}",
+                f"{100 * point.ap50:.1f}",
+            ]
+            for point in points
+        ],
+    )
 
 
 def figure(points: Sequence[Point]) -> Figure:
-    """A colour a detector, a marker a backbone, a line through the sizes of one."""
+    """Draws a line through the sizes of each detector and backbone."""
     drawing = Figure(figsize=(8, 5), layout="constrained")
     panel = drawing.subplots()
     depths = sorted({point.depth for point in points})
     markers = dict(zip(depths, itertools.cycle("os^Dv*"), strict=False))
     for (name, depth), line in itertools.groupby(points, lambda point: point[:2]):
         line = list(line)
-        colour, label = f"C{NAMES.index(name)}", f"{TITLES[name]}, ResNet-{depth}"
+        color = f"C{NAMES.index(name)}"
         places = [(point.milliseconds, 100 * point.ap) for point in line]
-        style = {"color": colour, "marker": markers[depth], "label": label}
-        panel.plot(*zip(*places, strict=True), **style)
+        style = {"color": color, "marker": markers[depth]}
+        label = f"{MODELS[name].title}, ResNet-{depth}"
+        panel.plot(*zip(*places, strict=True), **style, label=label)
         for point, place in zip(line, places, strict=True):
-            panel.annotate(_size(point.canvas), place, color=colour, **BESIDE)
-    panel.set_xlabel("ms an image (median, one at a time)")
-    panel.set_ylabel("AP, %")
+            panel.annotate(_size(point.canvas), place, color=color, **BESIDE)
+    panel.set(xlabel="ms an image (median, one at a time)", ylabel="AP, %")
     panel.set_title("Speed against accuracy, by pixels of the canvas")
     panel.grid(alpha=0.3)
     panel.legend()
     return drawing
-
-
-def _looks(
-    detector: Detector,
-    variables: Any,
-    data_set: DataSet,
-    config: InputConfig,
-    count: int,
-) -> list[Callable[[], Any]]:
-    """Calls of the compiled `predict`, each with one of the first images."""
-    variables = jax.device_put(variables)
-    predict = jax.jit(detector.predict)
-    nothing_ahead = dataclasses.replace(config, workers=0)
-    batches = batching.evaluation_batches(data_set, nothing_ahead, batch_size=1)
-    return [
-        partial(predict, variables, batch) for batch in itertools.islice(batches, count)
-    ]
-
-
-def _seconds(look: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(look())
-    return time.perf_counter() - start
 
 
 def _size(canvas: tuple[int, int]) -> str:

@@ -15,77 +15,33 @@ from flax.traverse_util import flatten_dict
 
 from experiments.benchmarks import models
 from experiments.benchmarks.models import MODELS
-from jaxdet.config import Postprocessing
-from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
-from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
+from jaxdet.detectors import faster_rcnn, ssd
+from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.heads import FCHead
 from jaxdet.structs import Batch
 from jaxdet.weights import torchvision
 
-DENSE = {"num_classes": 4, "channels": 4, "head_depth": 1}
-DENSE["postprocessing"] = Postprocessing(
-    score_threshold=0.2, pre_nms_topk=20, max_detections=8
-)
-RPN = {
-    "pre_nms_topk": 12,
-    "post_nms_topk": 6,
-    "pre_nms_topk_train": 12,
-    "post_nms_topk_train": 6,
-}
-ROI_HEADS = {
-    "batch_size_per_image": 8,
-    "postprocessing": Postprocessing(pre_nms_topk=20, max_detections=4),
-}
+RPN = {"pre_nms_topk": 12, "pre_nms_topk_train": 12}
+RPN |= {"post_nms_topk": 6, "post_nms_topk_train": 6, "channels": 4}
 
 
-def boxes_config(config, **rpn):
-    return dataclasses.replace(
-        config,
-        num_classes=4,
-        rpn=dataclasses.replace(config.rpn, **RPN, **rpn),
-        roi_heads=dataclasses.replace(config.roi_heads, **ROI_HEADS),
-    )
-
-
-def ssd_backbone(dtype):
+def small_ssd_backbone(dtype):
     return ExtraStages(ResNet(10, 4, coarsest=4, dtype=dtype), ((4, 8),), dtype=dtype)
 
 
-SMALL = partial(ResNet, 10, 4)
-HEAD = partial(FCHead, 8, depth=1)
-FASTER_RCNN = boxes_config(faster_rcnn.TORCHVISION, channels=4)
-C4 = boxes_config(
-    dataclasses.replace(
-        faster_rcnn.DETECTRON2_C4,
-        pooler=dataclasses.replace(faster_rcnn.DETECTRON2_C4.pooler, output_size=4),
-    )
-)
 TINY = {
-    "retinanet": {
-        "config": dataclasses.replace(retinanet.TORCHVISION, **DENSE),
-        "backbone": SMALL,
-    },
-    "fcos": {
-        "config": dataclasses.replace(fcos.TORCHVISION, **DENSE),
-        "backbone": SMALL,
-    },
     "faster_rcnn": {
-        "config": FASTER_RCNN,
-        "backbone": SMALL,
-        "box_head": HEAD,
-    },
-    "faster_rcnn_c4": {
-        "config": C4,
-        "backbone": partial(SMALL, coarsest=4),
-        "box_head": partial(ResNetHead, 10, 4),
-    },
-    "mask_rcnn": {
-        "config": mask_rcnn.MaskRCNNConfig(
-            FASTER_RCNN, mask_pool_size=4, mask_channels=4, mask_depth=1
+        "config": dataclasses.replace(
+            faster_rcnn.TORCHVISION,
+            num_classes=4,
+            rpn=dataclasses.replace(faster_rcnn.TORCHVISION.rpn, **RPN),
+            roi_heads=dataclasses.replace(
+                faster_rcnn.TORCHVISION.roi_heads, batch_size_per_image=8
+            ),
         ),
-        "backbone": SMALL,
-        "box_head": HEAD,
+        "backbone": partial(ResNet, 10, 4),
+        "box_head": partial(FCHead, 8, depth=1),
     },
     "ssd": {
         "config": ssd.SSDConfig(
@@ -97,7 +53,7 @@ TINY = {
                 ssd.PAPER.postprocessing, pre_nms_topk=8, max_detections=8
             ),
         ),
-        "backbone": ssd_backbone,
+        "backbone": small_ssd_backbone,
         "canvas": (64, 64),
     },
 }

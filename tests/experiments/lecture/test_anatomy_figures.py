@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_hex
 
 from experiments.lecture import anatomy_figures as figures
 from jaxdet.ops.matching import Matches
@@ -33,16 +32,6 @@ def test_pooling_snaps_to_the_cells_of_both_corners():
         [[x[0], y[0], x[1], y[1]] for x in (left, right)] for y in (upper, lower)
     ]
     np.testing.assert_array_equal(bins, expected)
-    figure = figures.roi_pool_and_align(PICTURE, box, stride=16)
-    assert "moved by\n-4, -4, +12, +12" in figure.axes[0].get_title()
-
-
-def test_bins_and_the_region_have_colours_of_their_own():
-    box = np.array([20, 36, 100, 132], np.float32)
-    left, _ = figures.roi_pool_and_align(PICTURE, box, stride=16).axes
-    ((region,), _) = left.get_legend_handles_labels()
-    bins = {to_hex(patch.get_facecolor()) for patch in left.patches}
-    assert len(bins) == 4 and to_hex(region.get_color()[0]) not in bins
 
 
 def test_pooling_ends_with_the_map_and_leaves_bins_without_a_cell():
@@ -96,37 +85,6 @@ def test_each_anchor_stands_in_the_panel_of_its_label():
         assert axes.get_title() == f"{name}: 1 anchors"
 
 
-def test_of_many_anchors_some_are_drawn():
-    boxes = np.tile(np.array([[0, 0, 10, 10]], np.float32), (100, 1))
-    negative = np.ones(100, bool)
-    matches = Matches(np.zeros(100, np.int32), ~negative, negative, np.zeros(100))
-    *_, axes = figures.anchor_labels(PICTURE, boxes, matches, boxes[:1]).axes
-    assert len(boxes_in(axes)) == 34  # every third
-    assert axes.get_title() == "negative: 100 anchors, 34 drawn"
-
-
-def test_maps_lie_on_their_cells():
-    maps = {3: np.arange(4).reshape(2, 2) / 4, 4: np.array([[0.5]])}
-    _, fine, coarse, _ = figures.objectness(PICTURE, maps).axes
-    for axes, scores in zip((fine, coarse), maps.values(), strict=True):
-        np.testing.assert_array_equal(axes.images[-1].get_array(), scores)
-        assert axes.images[-1].get_extent() == [0, 16, 16, 0]
-    of_point = np.array([[[0.1, 0.2, 0.02]]])
-    figure = figures.fcos_maps({4: of_point})
-    drawn = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    np.testing.assert_array_equal(drawn, of_point.reshape(3, 1, 1))
-
-
-def test_proposals_before_and_after_suppression():
-    boxes = np.array([[0, 0, 9, 9], [1, 1, 9, 9], [20, 20, 30, 30]], np.float32)
-    scores, kept = np.array([0.9, 0.8, 0.7]), np.array([0, 2])
-    figure = figures.proposals(PICTURE, boxes, scores, kept, threshold=0.7)
-    before, after, _ = figure.axes
-    np.testing.assert_array_equal(boxes_in(before), boxes[::-1])  # the best on top
-    np.testing.assert_array_equal(boxes_in(after), boxes[[2, 0]])
-    np.testing.assert_array_equal(after.collections[0].get_array(), [0.7, 0.9])
-
-
 def test_regions_go_to_levels_by_their_size():
     sides = np.array([100, 120, 250, 500], np.float32)  # 4 + log2(side / 224), floored
     boxes = np.stack([0 * sides, 0 * sides, sides, sides], axis=-1)
@@ -166,17 +124,6 @@ def test_shares_of_the_loss(gamma):
     np.testing.assert_allclose([*shares.values()], expected, rtol=1e-5)
 
 
-def test_bars_are_the_shares():
-    (axes,) = figures.loss_shares(LOGITS, TARGETS, (0.0, 2.0)).axes
-    widths = [[bar.get_width() for bar in part] for part in axes.containers]
-    rows = [figures.shares_of_loss(LOGITS, TARGETS, gamma=gamma) for gamma in (0, 2)]
-    expected = [[100 * share for share in row.values()] for row in rows]
-    np.testing.assert_allclose(np.transpose(widths), expected)
-    ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]
-    np.testing.assert_allclose(ends, [100, 100])
-    assert axes.get_title() == "4 answers, 1 of them should be yes"
-
-
 def test_centerness_of_two_points_and_of_all():
     box = np.array([40, 40, 120, 120], np.float32)
     left, right, _ = figures.centerness(PICTURE, box, stride=16).axes
@@ -186,11 +133,3 @@ def test_centerness_of_two_points_and_of_all():
     central = right.images[-1].get_array()
     assert central.shape == (10, 10) and central[2, 2] == 0  # (40, 40), on the corner
     np.testing.assert_allclose(central[4, 3], np.sqrt((32 / 48) * (16 / 64)))
-
-
-def test_distances_make_boxes():
-    points = np.array([[50.0, 60.0]])
-    distances, scores = np.array([[10.0, 20.0, 30.0, 40.0]]), np.array([0.25])
-    (axes,) = figures.fcos_distances(PICTURE, points, distances, scores).axes
-    np.testing.assert_array_equal(boxes_in(axes), [[40, 40, 80, 100]])
-    assert texts_of(axes) == ["score 0.25"]

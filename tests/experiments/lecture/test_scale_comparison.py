@@ -1,14 +1,11 @@
-"""The script that compares three ways to find objects of all sizes."""
+"""The command that compares three ways to find objects of all sizes."""
 
 import dataclasses
 import json
-import math
 import pathlib
 import types
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from experiments.lecture import scale_comparison
 from jaxdet.data.formats import digits
@@ -76,40 +73,22 @@ def test_the_scale_comparison_leaves_a_table(tmp_path, few_digits, monkeypatch, 
     assert folders == ["plain_stages", "fpn"]
     text = (tmp_path / "scales.md").read_text()
     assert text == capsys.readouterr().out
-    assert text.splitlines() == [
-        "| | AP | AP50 | AP75 | APs | APm | APl |",
-        "|---|---|---|---|---|---|---|",
-        "| plain stages | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 |",
-        "| feature pyramid | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 |",
-    ]
+    assert "| plain stages | 25.0 | 25.0 |" in text
     rows = json.loads((tmp_path / "scales.json").read_text())
     assert rows["fpn"] == dict.fromkeys(scale_comparison.PRECISIONS, 0.25)
-    assert Image.open(tmp_path / "scales.png").format == "PNG"
-
-
-def test_the_scale_comparison_is_drawn_by_size():
-    sizes = {"AP": 0.7, "AP50": 0.9, "APs": 0.5, "APm": 0.75, "APl": math.nan}
-    rows = {"fpn": sizes, "image_pyramid": dict.fromkeys(sizes, 0.25)}
-    (axes,) = scale_comparison.figure(rows).axes
-    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
-    np.testing.assert_allclose(heights, [[70, 50, 75, math.nan], [25] * 4])
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["feature pyramid", "image pyramid"]
-    sizes = [text.get_text().split()[0] for text in axes.get_xticklabels()]
-    assert sizes == ["all", "small", "medium", "large"]
+    assert (tmp_path / "scales.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_the_ways_to_find_all_sizes_are_trained(few_digits, tmp_path, monkeypatch):
+def test_the_image_pyramid_is_trained(few_digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "load", lambda split, **_: few_digits(split))
     narrow = scale_comparison.SMALL.backbone.clone(width=8)
     small = dataclasses.replace(scale_comparison.SMALL, backbone=narrow)
     monkeypatch.setattr(scale_comparison, "SMALL", small)
     training = dataclasses.replace(scale_comparison.TRAINING, **SHORT)
-    ways = ("image_pyramid", "fpn")  # plain stages are an FPN without its sums
-    scale_comparison.main(training, ways=ways)
-    for way in ways:
-        run = pathlib.Path("runs/scale_comparison", way)
-        assert "evaluation at step 4" in (run / "log.txt").read_text()
-        assert load_detector(run).detector.num_classes == 10
+    # The other two are RetinaNets, which the recipes train.
+    scale_comparison.main(training, ways=("image_pyramid",))
+    run = pathlib.Path("runs/scale_comparison/image_pyramid")
+    assert "evaluation at step 4" in (run / "log.txt").read_text()
+    assert load_detector(run).detector.num_classes == 10

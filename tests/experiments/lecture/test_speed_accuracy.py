@@ -1,27 +1,21 @@
-"""The script that draws speed against accuracy."""
+"""The command that draws speed against accuracy."""
 
 import dataclasses
 import functools
 import json
-import re
 import types
 
 import numpy as np
 import pytest
-import tyro
 
 from experiments.lecture import speed_accuracy
 from experiments.lecture.speed_accuracy import (
     NAMES,
     TRAINING,
     Detectors,
-    Point,
-    figure,
     main,
     make,
-    milliseconds_in_turns,
     sizes,
-    table,
 )
 from jaxdet.config import ConfigError
 from jaxdet.data.formats import digits
@@ -29,12 +23,6 @@ from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.serialization import deserialize
 from tests.data.in_memory import in_memory_data_set
 
-POINTS = [
-    Point("ssd", 10, (96, 96), 2.5, 0.25, 0.5),
-    Point("ssd", 10, (128, 128), 4.0, 0.5, 0.75),
-    Point("ssd", 18, (96, 96), 5.0, 0.375, 0.625),
-    Point("faster_rcnn", 10, (96, 192), 12.346, 0.8125, 1.0),
-]
 FIRST_FOUR = {"steps": 4, "warmup_steps": 1, "log_every": 2}
 
 
@@ -77,57 +65,6 @@ def test_the_backbone_reaches_as_far_as_the_levels():
     assert '"coarsest": 5' in json.dumps(detector.recipe)
 
 
-@pytest.mark.parametrize("name", ["fcos", "faster_rcnn"])
-def test_options_are_refused_as_they_are_spelt(name):
-    option = f"--detector.{name.replace('_', '-')}.num-classes"
-    with pytest.raises(ConfigError, match=f"^{re.escape(option)} is 7, but"):
-        tyro.cli(main, args=[option, "7", "--names", name])
-
-
-def test_calls_are_made_in_turns_and_their_medians_taken(monkeypatch):
-    now, made = [0.0], []
-
-    def look(name, seconds):
-        made.append(name)
-        now[0] += seconds
-
-    monkeypatch.setattr(speed_accuracy.time, "perf_counter", lambda: now[0])
-    rows = [
-        [functools.partial(look, f"a{i}", s) for i, s in enumerate((0.5, 0.25, 4.0))],
-        [functools.partial(look, f"b{i}", s) for i, s in enumerate((1.0, 2.0, 3.0))],
-    ]
-    assert milliseconds_in_turns(rows) == [500, 2000]
-    assert made[6:] == ["a0", "b0", "a1", "b1", "a2", "b2"]
-    assert sorted(made[:6]) == sorted(made[6:])  # compiled before any is timed
-
-
-def test_the_table():
-    assert table(POINTS).splitlines() == [
-        "| detector | backbone | canvas, pixels | ms an image | AP | AP50 |",
-        "|---|---|---|---|---|---|",
-        "| SSD | ResNet-10 | 96 | 2.5 | 25.0 | 50.0 |",
-        "| SSD | ResNet-10 | 128 | 4 | 50.0 | 75.0 |",
-        "| SSD | ResNet-18 | 96 | 5 | 37.5 | 62.5 |",
-        "| Faster R-CNN | ResNet-10 | 96x192 | 12.3 | 81.2 | 100.0 |",
-    ]
-
-
-def test_a_line_joins_the_sizes_of_a_detector():
-    (panel,) = figure(POINTS).axes
-    lines = [line.get_xydata().tolist() for line in panel.lines]
-    assert lines == [[[2.5, 25], [4, 50]], [[5, 37.5]], [[12.346, 81.25]]]
-    colours, markers = (
-        [getattr(line, f"get_{what}")() for line in panel.lines]
-        for what in ("color", "marker")
-    )
-    assert colours[0] == colours[1] != colours[2]  # by detector
-    assert markers[0] == markers[2] != markers[1]  # by backbone
-    assert [text.get_text() for text in panel.texts] == ["96", "128", "96", "96x192"]
-    legend = [text.get_text() for text in panel.get_legend().get_texts()]
-    assert legend == ["SSD, ResNet-10", "SSD, ResNet-18", "Faster R-CNN, ResNet-10"]
-    assert "ms" in panel.get_xlabel() and "AP" in panel.get_ylabel()
-
-
 def test_each_is_trained_once_and_evaluated_at_each_size(monkeypatch, tmp_path, capsys):
     folders, canvases = [], []
 
@@ -140,12 +77,12 @@ def test_each_is_trained_once_and_evaluated_at_each_size(monkeypatch, tmp_path, 
         canvases.append(config.canvases)
         return {"AP": 0.25, "AP50": 0.5}
 
-    def no_looks(model, variables, data_set, config, count):
-        return [lambda: None] * count
+    def no_predictions(model, variables, data_set, config, count):
+        return lambda: None
 
     monkeypatch.setattr(speed_accuracy, "train", no_train)
     monkeypatch.setattr(speed_accuracy, "evaluate", no_evaluation)
-    monkeypatch.setattr(speed_accuracy, "_looks", no_looks)
+    monkeypatch.setattr(speed_accuracy, "predictions", no_predictions)
     digits.load("train")
     capsys.readouterr()  # what TFDS says where it draws them
     main(names=("fcos", "ssd"), depths=(10, 18), timed=2, workdir=tmp_path)
