@@ -55,58 +55,37 @@ class Model(NamedTuple):
 
 
 # Torchvision's networks: 91 outputs, of which the R-CNNs and SSD call one background.
-_DENSE, _REGIONS = {"num_classes": 91}, {"num_classes": 90}
-_FASTER_RCNN = replace(faster_rcnn.TORCHVISION, **_REGIONS)
-_C4 = replace(faster_rcnn.DETECTRON2_C4, **_REGIONS)
-_MASK_RCNN = replace(mask_rcnn.TORCHVISION, faster_rcnn=_FASTER_RCNN)
+_RETINANET = replace(retinanet.TORCHVISION, num_classes=91)
+_FCOS = replace(fcos.TORCHVISION, num_classes=91)
+_SSD = replace(ssd.TORCHVISION, num_classes=90)
+_FASTER = replace(faster_rcnn.TORCHVISION, num_classes=90)
+_C4 = replace(faster_rcnn.DETECTRON2_C4, num_classes=90)
+_MASK = replace(mask_rcnn.TORCHVISION, faster_rcnn=_FASTER)
 _RESNET, _FC_HEAD = partial(ResNet, 50), partial(FCHead, 1024)
-MODELS = {
-    "retinanet": Model(
-        "RetinaNet",
-        retinanet.retinanet,
-        replace(retinanet.TORCHVISION, **_DENSE),
-        _RESNET,
-        rival="retinanet_resnet50_fpn",
-    ),
-    "fcos": Model(
-        "FCOS",
-        fcos.fcos,
-        replace(fcos.TORCHVISION, **_DENSE),
-        _RESNET,
-        rival="fcos_resnet50_fpn",
-    ),
-    "faster_rcnn": Model(
+_C4_LAYERS = partial(ResNet, 50, coarsest=4), partial(ResNetHead, 50)
+_RIVALS = {
+    "retinanet": "retinanet_resnet50_fpn",
+    "fcos": "fcos_resnet50_fpn",
+    "faster_rcnn": "fasterrcnn_resnet50_fpn",
+    "mask_rcnn": "maskrcnn_resnet50_fpn",
+    "ssd": "ssd300_vgg16",
+}
+_MODELS = {
+    "retinanet": ("RetinaNet", retinanet.retinanet, _RETINANET, _RESNET),
+    "fcos": ("FCOS", fcos.fcos, _FCOS, _RESNET),
+    "faster_rcnn": (
         "Faster R-CNN",
         faster_rcnn.faster_rcnn,
-        _FASTER_RCNN,
+        _FASTER,
         _RESNET,
         _FC_HEAD,
-        rival="fasterrcnn_resnet50_fpn",
     ),
-    "faster_rcnn_c4": Model(
-        "Faster R-CNN, C4",
-        faster_rcnn.faster_rcnn,
-        _C4,
-        partial(_RESNET, coarsest=4),
-        partial(ResNetHead, 50),
-    ),
-    "mask_rcnn": Model(
-        "Mask R-CNN",
-        mask_rcnn.mask_rcnn,
-        _MASK_RCNN,
-        _RESNET,
-        _FC_HEAD,
-        rival="maskrcnn_resnet50_fpn",
-    ),
-    "ssd": Model(
-        "SSD",
-        ssd.ssd,
-        replace(ssd.TORCHVISION, **_REGIONS),
-        ssd.vgg16_300,
-        rival="ssd300_vgg16",
-        canvas=(300, 300),
-    ),
+    "faster_rcnn_c4": ("Faster R-CNN, C4", faster_rcnn.faster_rcnn, _C4, *_C4_LAYERS),
+    "mask_rcnn": ("Mask R-CNN", mask_rcnn.mask_rcnn, _MASK, _RESNET, _FC_HEAD),
+    "ssd": ("SSD", ssd.ssd, _SSD, ssd.vgg16_300),
 }
+MODELS = {name: Model(*x, rival=_RIVALS.get(name)) for name, x in _MODELS.items()}
+MODELS["ssd"] = MODELS["ssd"]._replace(canvas=(300, 300))
 
 
 def random_batch(

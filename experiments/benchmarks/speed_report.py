@@ -109,7 +109,7 @@ def line(row: dict) -> str:
     rivals = [f"{name} {value:.4g}" for name, value in row.get("rivals", {}).items()]
     if rivals:
         text += f"; torchvision {', '.join(rivals)} ms; ours / its {row['ratio']:.2f}"
-    parts = ["    " + ", ".join(cells) for cells in _part_cells(row)]
+    parts = ["    {}: {} ms, {}".format(*cells) for cells in _part_cells(row)]
     return "\n".join([text, *notes, *parts])
 
 
