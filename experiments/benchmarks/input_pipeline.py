@@ -142,7 +142,13 @@ def speed_table(turns: Sequence[tuple]) -> str:
 def decode_and_resize(
     data_set: DataSet, config: InputConfig, count: int
 ) -> Callable[[], None]:
-    """Returns a function that decodes and resizes `count` images on as many threads."""
+    """Returns a function that decodes and resizes on as many threads as training.
+
+    Args:
+      data_set: its images, again from the first if they are too few.
+      config: canvases and number of threads.
+      count: images of a call.
+    """
     rule = {"keep_aspect": config.keep_aspect, "min_max_size": config.min_max_size}
     canvas = transforms.assign_canvases(
         data_set.sizes, config.canvases, min_max_size=config.min_max_size
@@ -166,7 +172,14 @@ def decode_and_resize(
 def share_waited(
     data_set: DataSet, config: InputConfig, batch_size: int, steps: int
 ) -> float:
-    """Trains on the first canvas; returns `data_time`, without the first step."""
+    """Returns the share of the time that training on the first canvas waits.
+
+    Args:
+      data_set: images to train on.
+      config: how they become batches.
+      batch_size: images a batch.
+      steps: after the first one, which is compiled.
+    """
     one_canvas = dataclasses.replace(
         config, canvases=config.canvases[:1], multi_scale=(1.0,)
     )

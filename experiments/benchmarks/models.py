@@ -96,7 +96,7 @@ def random_batch(
     *,
     masks: bool = False,
 ) -> Batch:
-    """Makes images of noise that fill the canvas, with objects anywhere.
+    """Returns images of noise that fill the canvas, with objects anywhere.
 
     Args:
       count: images.
@@ -147,7 +147,7 @@ def calibrate_boxes(variables: dict[str, Any]) -> dict[str, Any]:
 def calibrate_scores(
     predict: Callable, variables: dict[str, Any], batch: Batch
 ) -> dict[str, Any]:
-    """Scales fresh variables so that images have `DETECTIONS_PER_IMAGE` detections.
+    """Returns variables with which images have `DETECTIONS_PER_IMAGE` detections.
 
     The layers of class logits are multiplied by one factor, which bisection finds: of
     a fresh network no score is above the threshold, or all are.

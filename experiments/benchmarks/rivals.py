@@ -84,7 +84,7 @@ def calls(
     precision: str,
     training: bool,
 ) -> dict[str, Rival]:
-    """Makes the calls to time, by the settings that work.
+    """Returns the calls to time, by the settings that work.
 
     Args:
       name: of torchvision's function.

@@ -51,7 +51,7 @@ class Setting:
     anchor_sizes: int = 3  # in every cell, of three ratios each
     objects: int = 20  # in every image
     proposals: int = 200  # of the RPN; the RoI heads are trained on half of them
-    classes: int = 80
+    classes: int = 80  # without background
     width: int = 16  # of the ResNet
 
 

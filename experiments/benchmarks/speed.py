@@ -153,7 +153,13 @@ def measure(
 
 
 def prepare(detector: Detector, batch: Batch, task: str) -> Program:
-    """Compiles a detector's "predict" or "train" for a batch, with fresh variables."""
+    """Returns a compiled prediction or training step, with fresh variables.
+
+    Args:
+      detector: what is timed.
+      batch: of every call.
+      task: "predict" or "train".
+    """
     variables = jax.jit(detector.init)(jax.random.key(0), batch)
     variables = models.calibrate_boxes(variables)
     if task == "predict":

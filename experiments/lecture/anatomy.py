@@ -154,7 +154,7 @@ def main(
 def scene_of(
     image: np.ndarray, config: InputConfig, objects: Objects | ImageDetections | None
 ) -> Scene:
-    """Puts a photo and its objects on the canvas of a network.
+    """Returns a photo and its objects on the canvas of a network.
 
     Args:
       image: `[H, W, 3]` uint8.
@@ -221,7 +221,12 @@ def network_of(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]
 
 
 def forward(network: nn.Module, variables: Any, batch: Batch) -> Any:
-    """Runs a network of `network_of`, up to its RPN's head if it has one.
+    """Runs a network, up to its RPN's head if it has one.
+
+    Args:
+      network: see `network_of`.
+      variables: of it.
+      batch: whose truth is not used.
 
     Returns:
       Logits and boxes before they are decoded, as the heads return them.

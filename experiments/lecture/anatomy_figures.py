@@ -33,7 +33,7 @@ COLORS = (BLUE, GREEN, BROWN, VIOLET, BLACK)
 def receptive_fields(
     picture: np.ndarray, layers: Sequence[tuple], *, name: str
 ) -> Figure:
-    """Draws what the middle cell sees, after the last layer of each stride.
+    """Returns a figure of the middle cell's receptive field at each stride.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -59,7 +59,7 @@ def receptive_fields(
 def projected_region(
     picture: np.ndarray, box: np.ndarray, field: Field, *, name: str
 ) -> Figure:
-    """Draws a region on the features, and its whole cells back on the picture.
+    """Returns a figure of a region on the features, and of its whole cells.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -99,7 +99,7 @@ def roi_pool_and_align(
     size: int = 2,
     samples: int = 2,
 ) -> Figure:
-    """Draws the cells that RoI pooling reads and the points that RoI Align reads.
+    """Returns a figure of what RoI pooling and RoI Align read.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -192,7 +192,7 @@ def align_points(
 def anchor_labels(
     picture: np.ndarray, boxes: np.ndarray, matches: Matches, objects: np.ndarray
 ) -> Figure:
-    """Draws positive, ignored and negative anchors, `MOST` of each at most.
+    """Returns a figure of positive, ignored and negative anchors, at most `MOST` each.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -221,7 +221,7 @@ def anchor_labels(
 
 
 def objectness(picture: np.ndarray, maps: dict[int, np.ndarray]) -> Figure:
-    """Draws the score of the best anchor in each cell, level by level.
+    """Returns a figure of the score of the best anchor in each cell, level by level.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -244,7 +244,7 @@ def proposals(
     *,
     threshold: float,
 ) -> Figure:
-    """Draws the best boxes of an RPN, and those that non-maximum suppression keeps.
+    """Returns a figure of the best boxes of an RPN, and those that NMS keeps.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -274,7 +274,7 @@ def region_levels(
     canonical_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Figure:
-    """Draws which level pools which region, by size and in place (FPN, equation 1).
+    """Returns a figure of the level that pools each region (FPN, equation 1).
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -312,7 +312,7 @@ def region_levels(
 
 
 def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
-    """Draws the focal loss by the right class's probability (Lin et al., Figure 1).
+    """Returns a figure of the focal loss by probability (Lin et al., Figure 1).
 
     Args:
       gammas: a curve each; 0 is the cross-entropy.
@@ -364,7 +364,7 @@ def shares_of_loss(
 def loss_shares(
     logits: np.ndarray, targets: np.ndarray, gammas: Sequence[float] = GAMMAS
 ) -> Figure:
-    """Draws `shares_of_loss` of one network as bars.
+    """Returns a figure of `shares_of_loss` of one network as bars.
 
     Args:
       logits: as of `shares_of_loss`.
@@ -396,7 +396,7 @@ def loss_shares(
 
 
 def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figure:
-    """Draws distances from points to the sides of a box, and their centerness.
+    """Returns a figure of points' distances to the sides of a box, and centerness.
 
     Args:
       picture: `[H, W, 3]` uint8.
@@ -422,7 +422,7 @@ def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figu
 
 
 def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
-    """Draws class score, centerness, and their product, level by level.
+    """Returns a figure of class score, centerness, and their product, level by level.
 
     Args:
       maps: `{level: [rows, columns, 3]}` in [0, 1], level l of stride `2**l`.

@@ -221,7 +221,7 @@ def summary(rows: dict[str, Times]) -> str:
 
 
 def figure(rows: dict[str, Times], *, where: str) -> Figure:
-    """Draws training and test times as bars, measured above published.
+    """Returns bars of training and test times, measured above published.
 
     Args:
       rows: times of each detector.

@@ -76,7 +76,14 @@ TRAINING = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Detectors:
-    """The numbers of all four, by default those of the recipes on digits."""
+    """The numbers of all four, by default those of the recipes on digits.
+
+    Attributes:
+      retinanet: numbers of RetinaNet; the classes are those of the data.
+      fcos: numbers of FCOS.
+      ssd: numbers of SSD.
+      faster_rcnn: numbers of Faster R-CNN.
+    """
 
     retinanet: RetinaNetConfig = retinanet_digits.RECIPE.detector
     fcos: FCOSConfig = fcos_digits.RECIPE.detector
@@ -207,7 +214,15 @@ def predictions(
     config: InputConfig,
     count: int,
 ) -> Callable[[], Any]:
-    """Returns a function that predicts the next of the first images, one at a time."""
+    """Returns a function that predicts the next image.
+
+    Args:
+      detector: with a compiled `predict`.
+      variables: of it.
+      data_set: of the images, which are repeated.
+      config: how they come onto a canvas.
+      count: how many of them are used, the first ones.
+    """
     variables, predict = jax.device_put(variables), jax.jit(detector.predict)
     nothing_ahead = dataclasses.replace(config, workers=0)
     images = batching.evaluation_batches(data_set, nothing_ahead, batch_size=1)

@@ -50,6 +50,7 @@ def test_the_ratio_is_that_to_the_best_setting(monkeypatch):
     assert ops._cells(row) == ["sum", "few", "5.0", "2.00", "", ""]
 
 
+@pytest.mark.slow
 def test_the_resnets_gradient_is_that_of_all_its_parameters():
     one, two = ops.backbone_cases(TINY)
     assert one.arguments[-1].shape == (1, 32, 32, 3) and not one.differentiable

@@ -8,8 +8,15 @@ from experiments.benchmarks import models, parts
 from tests.experiments.benchmarks.test_models import TINY
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", ["ssd", "faster_rcnn"])
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("ssd", False),
+        pytest.param("ssd", True, marks=pytest.mark.slow),
+        pytest.param("faster_rcnn", False, marks=pytest.mark.slow),
+        pytest.param("faster_rcnn", True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_parts_are_what_is_between_the_layers(name, training, monkeypatch):
     """Of 10 ms, 4 are the backbone's and 7 its and the heads'."""
     results = []

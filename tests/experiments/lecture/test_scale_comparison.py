@@ -36,6 +36,7 @@ def test_sizes_are_those_of_small_scenes():
     assert by_size == pytest.approx([1, 0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", scale_comparison.WAYS)
 def test_ways_to_find_all_sizes_fit_their_data(way, few_digits):
     data_set = few_digits("train", digit_sides=scale_comparison.DIGIT_SIDES)
