@@ -76,7 +76,7 @@ def main(
       json: file for the figures.
 
     Raises:
-      ConfigError: if `repeats` is below 1, or torchvision is not there to compare.
+      ConfigError: if `repeats` is below 1, or torchvision is not installed.
     """
     rivals = speed.import_rivals().operators() if compare else {}
     cases = [*operator_cases(sizes), *backbone_cases(sizes)]

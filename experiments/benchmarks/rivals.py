@@ -155,8 +155,8 @@ def _step(model, images, targets, precision: str) -> Callable:
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.eval().requires_grad_(False)
-    learned = [values for values in model.parameters() if values.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    trainable = [values for values in model.parameters() if values.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
     def call():
         with _arithmetic(precision):

@@ -116,7 +116,7 @@ def measure(
 
     Args:
       case: what is measured.
-      limit: the device's greatest speeds, of which shares are told.
+      limit: the device's greatest speeds, that shares are of.
       options: of the command line.
       rivals: the module that does the same with torchvision; None: no comparison.
     """
