@@ -81,7 +81,7 @@ def main(
     objects: int = 20_000,
     output: pathlib.Path = pathlib.Path("anchor_coverage.png"),
 ):
-    """Measures, prints and draws; no image is resized, and none is augmented.
+    """Measures the coverage, prints and draws it; no image is resized or augmented.
 
     Args:
       detector: whose anchors or points.
@@ -118,7 +118,7 @@ def main(
 
 
 def by_size(sides: np.ndarray, coverage: Coverage) -> list[Row]:
-    """A row for each octave of sides from the smallest object to the largest."""
+    """Returns a row for each octave of sides, from the smallest object up."""
     octaves = np.floor(np.log2(sides)).astype(int)
     return [
         _row(
@@ -129,7 +129,7 @@ def by_size(sides: np.ndarray, coverage: Coverage) -> list[Row]:
 
 
 def table(sides: np.ndarray, coverage: Coverage) -> str:
-    """The rows, and one of all objects; shares in per cent."""
+    """Returns the rows, and one of all objects; shares are in percent."""
     columns = (
         f"{f'>= {coverage.high_threshold:g}':>8} {f'< {coverage.low_threshold:g}':>8}"
     )
@@ -146,7 +146,7 @@ def table(sides: np.ndarray, coverage: Coverage) -> str:
 
 
 def figure(sides: np.ndarray, coverage: Coverage, *, title: str) -> Figure:
-    """Every object by size and best anchor, and how many of each size are matched.
+    """Draws every object by size and best anchor, and how many of a size are matched.
 
     Args:
       sides: `[N]` canvas pixels, the square roots of the objects' areas.
@@ -176,8 +176,8 @@ def _row(low: float, high: float, best: np.ndarray, coverage: Coverage) -> Row:
 def _draw_objects(
     axes, sides: np.ndarray, coverage: Coverage, rows: Sequence[Row]
 ) -> None:
-    axes.plot(sides, coverage.best, ".", color="grey", markersize=3, alpha=0.3)
-    axes.plot([], [], ".", color="grey", label="an object")
+    axes.plot(sides, coverage.best, ".", color="gray", markersize=3, alpha=0.3)
+    axes.plot([], [], ".", color="gray", label="an object")
     medians = [row.median for row in rows]
     middles = [(row.low * row.high) ** 0.5 for row in rows]
     axes.plot(middles, medians, "k_", markersize=30, label="median of an octave")

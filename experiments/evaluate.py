@@ -202,7 +202,7 @@ def _require_same_classes(
 def _beside_published(
     measured: dict[str, float], checkpoint: torchvision.Published
 ) -> str:
-    """The documented AP and how far the measured one is from it, in per cent."""
+    """Returns the documented AP and the measured one's distance from it, in percent."""
     parts = []
     documented = {"AP": checkpoint.box_ap, "mask/AP": checkpoint.mask_ap}
     for name, target in documented.items():

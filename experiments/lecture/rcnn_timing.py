@@ -83,12 +83,12 @@ class Times:
 
     @property
     def training_hours(self) -> float:
-        """Of `EPOCHS` over `VOC_IMAGES`, from the time of one; without proposals."""
+        """Returns hours of `EPOCHS` over `VOC_IMAGES`, without proposals."""
         return EPOCHS * VOC_IMAGES * self.training_image / 3600
 
     @property
     def test_with_proposals(self) -> float:
-        """From an image to its detections."""
+        """Returns the time from an image to its detections."""
         return self.test_image + self.proposals
 
 

@@ -70,7 +70,7 @@ def augment(
 
 
 def distort_colors(rng: np.random.Generator, example: Example) -> Example:
-    """Other brightness, contrast, saturation and hue (2.2, after Howard 2013).
+    """Changes brightness, contrast, saturation and hue (2.2, after Howard 2013).
 
     Each with probability 1/2: brightness by at most 32 of 255, contrast and saturation
     by a factor in [0.5, 1.5], hue by at most 18 degrees; contrast comes before or after
@@ -98,7 +98,7 @@ def distort_colors(rng: np.random.Generator, example: Example) -> Example:
 def expand(
     rng: np.random.Generator, example: Example, *, largest: float = 4.0
 ) -> Example:
-    """The image somewhere on a larger one of the mean color: small objects (3.6).
+    """Puts the image on a larger one of the mean color, for small objects (3.6).
 
     Sides grow by the same factor, uniform in [1, `largest`].
 
@@ -123,7 +123,7 @@ def expand(
 
 
 def iou_crop(rng: np.random.Generator, example: Example) -> Example:
-    """A patch of the image, or all of it (2.2).
+    """Cuts out a patch of the image, or keeps all of it (2.2).
 
     One of seven conditions is drawn: all of the image; a patch whose IoU with some
     object that stays is at least 0.1, 0.3, 0.5, 0.7 or 0.9; any patch. Its sides are
@@ -143,7 +143,7 @@ def iou_crop(rng: np.random.Generator, example: Example) -> Example:
 def random_crop(
     rng: np.random.Generator, example: Example, *, smallest: float = 0.5
 ) -> Example:
-    """A patch of any shape, whose sides are `smallest` to 1 of the image's.
+    """Cuts out a patch of any shape, with `smallest` to 1 of the image's sides.
 
     Objects stay by their visible part, and are cut to it: if a quarter of their area is
     in the patch and at least one pixel each way (of a thinner one, all). Of crowds any
@@ -167,7 +167,7 @@ def scale_jitter(
     factors: tuple[float, float] = (0.1, 2.0),
     keep_aspect: bool = True,
 ) -> tuple[Example, tuple[int, int]]:
-    """An example smaller or larger than fits its canvas (Ghiasi et al. 2021, 3).
+    """Makes an example smaller or larger than fits its canvas (Ghiasi et al. 2021, 3).
 
     What would reach out of the canvas is cut off: any part of the image may be the one
     that is seen. Objects stay as in `random_crop`.
@@ -195,7 +195,7 @@ def scale_jitter(
 
 
 def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
-    """What lies in a patch: the objects that stay, their masks, and all regions, cut.
+    """Cuts objects, their masks and regions to a patch; some objects are dropped.
 
     Regions outside the patch are left without area.
 
@@ -243,13 +243,13 @@ def _find_patch(
 def _random_patch(
     rng: np.random.Generator, example: Example, sides: np.ndarray
 ) -> np.ndarray:
-    """Somewhere in the image, `[4]` int; of `sides` (width, height)."""
+    """Returns a patch in the image, `[4]` int, of `sides` (width, height)."""
     corner = rng.integers(example.image.shape[1::-1] - sides, endpoint=True)
     return np.concatenate([corner, corner + sides])
 
 
 def _visible_in(example: Example, patch: np.ndarray) -> Example:
-    """What lies in a patch, where objects stay by their visible part."""
+    """Cuts out a patch, in which objects stay by their visible part."""
     boxes = example.boxes.astype(float)  # rounding must not make a whole one smaller
     sides, visible = boxes[:, 2:] - boxes[:, :2], _visible_sides(boxes, patch)
     enough = np.prod(visible, axis=1) >= _LEAST_VISIBLE * np.prod(sides, axis=1)
@@ -258,13 +258,13 @@ def _visible_in(example: Example, patch: np.ndarray) -> Example:
 
 
 def _centers_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """`[N]` bool; half open as pixels are, so that tiles share no center."""
+    """Returns `[N]` bool; half open as pixels are, so that tiles share no center."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     return np.all((centers >= patch[:2]) & (centers < patch[2:]), axis=1)
 
 
 def _visible_sides(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """(width, height) of the part of each box in a patch, `[N, 2]`."""
+    """Returns (width, height) of the part of each box in a patch, `[N, 2]`."""
     low, high = np.maximum(boxes[:, :2], patch[:2]), np.minimum(boxes[:, 2:], patch[2:])
     return np.maximum(high - low, 0)
 
@@ -275,7 +275,7 @@ def _cut_masks(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarra
     centers = (np.arange(cells) + 0.5) / cells
 
     def weights(axis: int) -> np.ndarray:
-        """Of the old cells in each new one, `[N, new, old]`."""
+        """Returns the share of the old cells in each new one, `[N, new, old]`."""
         (start, end), (low, high) = (
             (boxes[:, axis, None], boxes[:, axis + 2, None]) for boxes in (old, new)
         )

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def check(
     data_set: DataSet, config: InputConfig, *, batch_size: int, devices: int = 1
 ) -> None:
-    """Finds, before training, what would stop it later. Reads no pixels.
+    """Finds, before training, what would stop it later; it reads no pixels.
 
     Args:
       data_set: what will be trained on.

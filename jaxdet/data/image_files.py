@@ -159,7 +159,7 @@ def _orientation(image: PIL.Image.Image) -> int:
 
 
 def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
-    """Faster than Pillow; None where OpenCV cannot, or cannot be trusted to, decode.
+    """Decodes faster than Pillow; None where OpenCV fails or cannot be trusted.
 
     OpenCV 4 fills the missing rows of a truncated JPEG with gray and says nothing.
     """

@@ -112,7 +112,7 @@ class InputConfig:
 
     @property
     def training_canvases(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of all that training can meet; it compiles once for each."""
+        """Returns all (height, width) of training; it compiles once for each."""
         pairs = itertools.product(self.canvases, self.multi_scale)
         return tuple(dict.fromkeys(scale_canvas(*pair) for pair in pairs))
 

@@ -138,7 +138,7 @@ def paste(
 
 
 def encode_rle(pixels: np.ndarray) -> dict[str, Any]:
-    """`[H, W]` of 0 and 1 to COCO's compressed run lengths, ready for json."""
+    """Encodes `[H, W]` of 0 and 1 as COCO's compressed run lengths, ready for json."""
     runs = coco_mask.encode(np.asfortranarray(pixels, np.uint8))
     return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
 
@@ -164,7 +164,7 @@ def _parse_run_lengths(segmentation: dict, size: tuple[int, int]) -> dict[str, A
 
 
 def _read_counts(text: str) -> list[int]:
-    """COCO's compression undone.
+    """Undoes COCO's compression.
 
     A count is written in groups of five bits, lowest first, 32 added where more follow,
     its sign that of the last; from the fourth on it is the difference to that two
@@ -185,7 +185,7 @@ def _read_counts(text: str) -> list[int]:
 
 
 def _shares(start: float, stop: float, cells: int, length: int) -> np.ndarray:
-    """`[cells, length]`, how much of each cell from start to stop lies in a pixel."""
+    """Returns how much of each cell lies in a pixel, `[cells, length]`."""
     edges = np.linspace(start, stop, cells + 1)
     pixels = np.arange(length)
     low = np.maximum(edges[:-1, None], pixels)

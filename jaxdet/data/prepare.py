@@ -66,7 +66,7 @@ def save(
 
 
 def new_folder(data_dir: str | os.PathLike, name: str) -> pathlib.Path:
-    """The folder that `save` writes.
+    """Returns the folder that `save` writes.
 
     Raises:
       DataError: it is there already, or the name is not allowed.
@@ -96,7 +96,7 @@ def _check_name(kind: str, name: str) -> None:
 
 
 def _features(splits: Mapping[str, DataSet]) -> tfds.features.FeaturesDict:
-    """What an example holds: numbers as image ids if all are numbers, masks if any."""
+    """Returns an example's features: image ids are numbers if all are; masks if any."""
     class_names = {data_set.class_names for data_set in splits.values()}
     with_masks = {data_set.read_masks is not None for data_set in splits.values()}
     for what, found in (("classes", class_names), ("masks", with_masks)):
@@ -221,7 +221,7 @@ def _examples(
 
 
 def _has_area(annotation: dict, size: tuple[int, int]) -> bool:
-    """Whether the annotation is among the objects: as `coco.load` clips its box."""
+    """Tells whether an annotation is an object: as `coco.load` clips its box."""
     x, y, width, height = annotation["bbox"]
     corners = np.array([[x, y, x + width, y + height]], np.float64)
     return bool(clip_to_image(corners, size)[1])

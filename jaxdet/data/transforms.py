@@ -28,7 +28,7 @@ def assign_canvases(
     *,
     min_max_size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Where each image goes: `nearest_canvas`; with `min_max_size`, `smallest_canvas`.
+    """Assigns each image `nearest_canvas`, or with `min_max_size` `smallest_canvas`.
 
     Args:
       sizes: `[N, 2]` (height, width) of the images.
@@ -53,7 +53,7 @@ def assign_canvases(
 def nearest_canvas(
     sizes: np.ndarray, canvases: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Which canvas each image goes to: that of nearest log aspect ratio.
+    """Assigns each image the canvas of nearest log aspect ratio.
 
     `[N, 2]` (height, width) and C of them -> `[N]` indices in [0, C).
     """
@@ -71,7 +71,7 @@ def fitted_size(
     keep_aspect: bool = True,
     min_max_size: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """The largest (height, width) of the shape of `size` that fits into `canvas`.
+    """Returns the largest (height, width) of `size`'s shape that fits into `canvas`.
 
     Rounded to whole pixels, at least one a side.
 
@@ -137,7 +137,7 @@ def resize_to_canvas(
 def size_from_min_max(
     size: tuple[int, int], min_max_size: tuple[int, int]
 ) -> tuple[int, int]:
-    """The (height, width) that torchvision resizes an image to: rounded down.
+    """Returns (height, width) that torchvision resizes an image to: rounded down.
 
     Args:
       size: (height, width) of the image.
@@ -152,7 +152,7 @@ def size_from_min_max(
 def canvases_from_min_max(
     min_max_size: tuple[int, int], *, multiple: int = 32
 ) -> tuple[tuple[int, int], ...]:
-    """The canvases that torchvision puts images on, one by one: no larger than needed.
+    """Returns torchvision's canvas of each image alone: no larger than needed.
 
     Args:
       min_max_size: as in `size_from_min_max`.
@@ -171,7 +171,7 @@ def canvases_from_min_max(
 def smallest_canvas(
     sizes: np.ndarray, canvases: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """The canvas of least area that holds each image as it is.
+    """Assigns each image the canvas of least area that holds it as it is.
 
     `[N, 2]` (height, width) and C of them -> `[N]` indices in [0, C).
 
@@ -191,22 +191,22 @@ def smallest_canvas(
 
 
 def _interpolated(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, in float32 throughout.
+    """Interpolates bilinearly, in float32 throughout.
 
     OpenCV's coordinates are rounded otherwise than torch's: 1e-5 of a pixel's range,
     which a deep network makes 1e-4 of a score.
     """
     image = image.astype(np.float32)
-    low, high, weight = _neighbours(image.shape[0], size[0])
+    low, high, weight = _neighbors(image.shape[0], size[0])
     weight = weight[:, None, None]
     image = image[low] * (1 - weight) + image[high] * weight
-    low, high, weight = _neighbours(image.shape[1], size[1])
+    low, high, weight = _neighbors(image.shape[1], size[1])
     weight = weight[None, :, None]
     return image[:, low] * (1 - weight) + image[:, high] * weight
 
 
-def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each new pixel the two old ones around it, and the weight of the second."""
+def _neighbors(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns each new pixel's two old neighbors, and the weight of the second."""
     centers = np.arange(new, dtype=np.float32) + np.float32(0.5)
     # As torch's fused product and difference: exact, then rounded once.
     where = np.multiply(np.float32(old / new), centers, dtype=float) - 0.5
@@ -229,6 +229,6 @@ def flip_horizontally(example: Example) -> Example:
 
 
 def move_boxes(example: Example, move: Callable[[np.ndarray], np.ndarray]) -> Example:
-    """The example with its objects and regions elsewhere."""
+    """Moves the objects and regions of an example."""
     regions = None if example.regions is None else move(example.regions)
     return example._replace(boxes=move(example.boxes), regions=regions)

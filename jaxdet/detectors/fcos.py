@@ -276,7 +276,7 @@ def predict(network, batch: Batch, *, config: FCOSConfig) -> Detections:
 
 
 def fcos(config: FCOSConfig, backbone: nn.Module) -> Detector:
-    """FCOS on a backbone that returns `{level: features}` and has a `dtype`."""
+    """Returns FCOS on a backbone `(pixels, sizes) -> {level: features}`."""
     return from_network(
         FCOSNetwork(config, backbone),
         loss=partial(loss, config=config),
@@ -304,7 +304,7 @@ def assignment_ranges(canvas: tuple[int, int], config: FCOSConfig) -> dict:
 
 
 def _points(shape, sizes, config: FCOSConfig):
-    """(x, y) `[A, 2]` and strides `[A, 1]` of points, and which are inside `[B, A]`."""
+    """Returns points `[A, 2]`, strides `[A, 1]`, and the inside mask `[B, A]`."""
     canvas, levels = shape[1:3], config.levels
     points = anchors.cell_centers(
         canvas, levels=levels, offset=config.point_offset, rounded=config.point_rounded

@@ -157,7 +157,7 @@ def at_all_scales(detector: Detector, config: AllScalesConfig) -> Detector:
 
 
 def _recipe(make: partial, detector: Detector) -> dict | None:
-    """That of `make(detector)`, which holds the detector's own."""
+    """Returns the recipe of `make(detector)`, which holds the detector's own."""
     if detector.recipe is None:
         return None
     return serialize(make) | {"arguments": [detector.recipe]}
@@ -230,7 +230,7 @@ def _rescale_sizes(size: jax.Array, scale: float) -> jax.Array:
 
 
 def _inside(shape: Sequence[int], size: jax.Array) -> jax.Array:
-    """`[H, W, 1]` bool, True for the pixels of the true image."""
+    """Returns `[H, W, 1]` bool, True for the pixels of the true image."""
     rows, columns = jnp.arange(shape[0]) < size[0], jnp.arange(shape[1]) < size[1]
     return (rows[:, None] & columns[None])[..., None]
 

@@ -250,7 +250,7 @@ def predict(network, batch: Batch, *, config: RetinaNetConfig) -> Detections:
 
 
 def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
-    """RetinaNet on a backbone that returns `{level: features}` and has a `dtype`."""
+    """Returns RetinaNet on a backbone `(pixels, sizes) -> {level: features}`."""
     return from_network(
         RetinaNetNetwork(config, backbone),
         loss=partial(loss, config=config),

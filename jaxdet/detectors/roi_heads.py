@@ -74,7 +74,7 @@ class RoIHeadsConfig:
 
     @property
     def max_positives(self) -> int:
-        """The most RoIs of an image that are sampled as positive."""
+        """Returns the most RoIs of an image that are sampled as positive."""
         return int(self.batch_size_per_image * self.positive_fraction)
 
 

@@ -199,7 +199,7 @@ def pool_at_best_scale(
 
 
 def _pool_at(network, pixels, sizes, boxes, scale: float, config: SPPNetConfig):
-    """`[B, R, cells, C]` from features of the images at one scale."""
+    """Pools features of the images at one scale to `[B, R, cells, C]`."""
     if scale != 1:
         pixels = jax.vmap(partial(images.rescale, scale=scale))(pixels)
         if sizes is not None:

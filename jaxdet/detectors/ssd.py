@@ -158,7 +158,7 @@ TORCHVISION = SSDConfig(
 
 
 def vgg16_300(norm: NormType = "none", dtype: jnp.dtype = jnp.float32) -> ExtraStages:
-    """The paper's backbone for 300x300 pixels: 38, 19, 10, 5, 3 and 1 cells a side.
+    """Returns the paper's backbone for 300x300: 38, 19, 10, 5, 3 and 1 cells a side.
 
     Images should fill their canvas (`InputConfig.keep_aspect=False`).
     """
@@ -292,7 +292,7 @@ def predict(network, batch: Batch, *, config: SSDConfig) -> Detections:
 
 
 def ssd(config: SSDConfig, backbone: nn.Module) -> Detector:
-    """SSD on a backbone that returns `{level: features}` and has a `dtype`."""
+    """Returns SSD on a backbone `(pixels, sizes) -> {level: features}`."""
     return from_network(
         SSDNetwork(config, backbone),
         loss=partial(loss, config=config),
@@ -310,7 +310,7 @@ def num_cells(canvas: tuple[int, int], stride: float) -> tuple[int, int]:
 
 
 def _default_boxes(canvas, sizes, deltas, config: SSDConfig):
-    """Default boxes `[A, 4]`, and which lie in cells on their image `[B, A]`.
+    """Returns default boxes `[A, 4]`, and which lie in cells on their image `[B, A]`.
 
     A runs over levels, rows, columns, shapes.
     """

@@ -53,7 +53,7 @@ class CanvasObjects(NamedTuple):
 
     @property
     def sides(self) -> np.ndarray:
-        """`[N]` canvas pixels, the square roots of their areas."""
+        """Returns `[N]` canvas pixels, the square roots of their areas."""
         return np.sqrt(np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1))
 
 
@@ -306,7 +306,7 @@ def _anchor_grids(
 def _count_positive_points(
     config: FCOSConfig, canvas: tuple[int, int], boxes: np.ndarray
 ) -> np.ndarray:
-    """`[N]` points that `matching.match_points` assigns to each object, if alone."""
+    """Counts the points that `match_points` assigns to each object alone, `[N]`."""
     below, within = (np.less, np.less_equal)[:: 1 if config.inclusive_ranges else -1]
     total = np.zeros(len(boxes), int)
     ranges = itertools.pairwise((0.0, *config.regression_ranges, math.inf))

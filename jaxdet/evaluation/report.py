@@ -6,7 +6,7 @@ _COLUMNS = 6  # of numbers in a row of the table
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """Formats metrics in per cent for terminals: rows of six, then a row per class."""
+    """Formats metrics in percent for terminals: rows of six, then a row per class."""
     classes = [name for name in metrics if "AP/" in name]
     others = [name for name in metrics if "AP/" not in name]
     lines = []

@@ -120,7 +120,7 @@ def _kernel_gradient_on_cpu(x, gradient, shape, margins):
 
 
 def _kernel_gradient_in_bands(x, gradient, shape, margins):
-    """The sum over bands of rows, none of which exceeds the processor's caches."""
+    """Sums over bands of rows, none of which exceeds the processor's caches."""
     batch, height, width, _ = x.shape
     bands = min(-(-batch * height * width // _BAND_CELLS), height, _MOST_BANDS)
     rows, total = -(-height // bands), 0
@@ -167,7 +167,7 @@ def _winograd_pays(x_shape, kernel_shape, margins):
 
 
 def _winograd(x, kernel):
-    """The 3x3 convolution with a margin of 1."""
+    """Computes the 3x3 convolution with a margin of 1."""
     dtype, shape = x.dtype, (*x.shape[:3], kernel.shape[-1])
     squares, kernels = _around_squares(_widened(x)), _transformed(_widened(kernel))
     products = [square @ one for square, one in zip(squares, kernels, strict=True)]
@@ -197,7 +197,7 @@ def _around_squares(x):
 
 
 def _differences(a, b, c, d):
-    """The rows of B^T."""
+    """Computes the rows of B^T."""
     return a - c, b + c, c - b, b - d
 
 
@@ -214,7 +214,7 @@ def _from_squares(products, shape):
 
 
 def _sums(a, b, c, d):
-    """The rows of A^T."""
+    """Computes the rows of A^T."""
     return a + b + c, b - c - d
 
 

@@ -86,7 +86,7 @@ class FPN(nn.Module):
 
 
 def _upsample(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Nearest neighbour to twice the extents, less the last row or column where odd."""
+    """Repeats each cell to twice the extents, less the last row or column where odd."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(
         x[:, :, None, :, None], (batch, height, 2, width, 2, channels)

@@ -334,7 +334,7 @@ def _tower_layers(
     kernel_init: Callable = _NORMAL,
     use_bias: bool = False,
 ) -> list[tuple[Conv, Norm]]:
-    """The 3x3 convolutions that a head starts with, and their norms.
+    """Makes the 3x3 convolutions that a head starts with, and their norms.
 
     They have biases where they have no norm, and with `use_bias` before a norm too.
     """

@@ -142,7 +142,7 @@ def topk_per_level(
 def _topk(
     scores: Float[Array, "A K"], k: int
 ) -> tuple[Float[Array, " M"], Int[Array, " M"], Int[Array, " M"]]:
-    """The `k` highest of all scores, their anchors and classes."""
+    """Returns the `k` highest of all scores, their anchors and classes."""
     chosen = jnp.arange(len(scores))
     if len(scores) > k and scores.shape[1] > 1:
         # They are among those of as many anchors: far fewer to sort. Of equal scores

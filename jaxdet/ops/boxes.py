@@ -115,6 +115,6 @@ def _intersection_and_union(
 
 
 def _ratio(part: Float[Array, "M N"], whole: Float[Array, "M N"]) -> Array:
-    """`part / whole`, and 0 with finite gradients where the whole is empty."""
+    """Returns `part / whole`, and 0 with finite gradients where the whole is empty."""
     empty = whole < _SMALLEST_AREA
     return jnp.where(empty, 0.0, part / jnp.where(empty, 1.0, whole))

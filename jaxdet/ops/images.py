@@ -80,7 +80,7 @@ def crop_and_warp(
     ) / inner  # 0 and 1: the box's sides
 
     def corners(start, end, extent):
-        """For rows or columns of crops: two of the image each, and their weights."""
+        """Yields two of the image's rows or columns for each of a crop's."""
         position = start[:, None] + offsets[None] * (end - start)[:, None] - 0.5
         low = jnp.floor(position)
         high_weight = position - low
@@ -117,7 +117,7 @@ def rescale(image: Float[Array, "H W C"], scale: float) -> Float[Array, "Y X C"]
 
 
 def _blends(extent: int, scale: float) -> np.ndarray:
-    """The weights of the old pixels in each new one, `[new, old]`."""
+    """Returns the weights of the old pixels in each new one, `[new, old]`."""
     centers = (np.arange(math.ceil(extent * scale)) + 0.5) / scale
     distances = np.abs(centers[:, None] - (np.arange(extent) + 0.5))
     return np.maximum(1 - distances, 0).astype(np.float32)

@@ -31,7 +31,7 @@ def crop_and_resize_masks(
     centers = (jnp.arange(output_size) + 0.5) / output_size
 
     def weights(axis: int) -> Float[Array, "R S M"]:
-        """The share of each cell of the mask in each cell of the RoI."""
+        """Returns the share of each cell of the mask in each cell of the RoI."""
         low, high = rois[:, axis, None], rois[:, axis + 2, None]
         own = boxes[gt_index]
         start, stop = own[:, axis, None], own[:, axis + 2, None]
@@ -76,7 +76,7 @@ def paste_masks(
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=-1)
 
     def weights(axis: int, length: int) -> Float[Array, "D L M"]:
-        """The share of each cell in each pixel."""
+        """Returns the share of each cell in each pixel."""
         low, high = boxes[:, axis], boxes[:, axis + 2]
         half = (high - low) * 0.5 * ((cells + 2) / cells)
         center = (high + low) * 0.5

@@ -144,7 +144,7 @@ def match_points(
 def _anchor_object_iou(
     anchors: Float[Array, "A 4"], boxes: Float[Array, "N 4"], valid: Bool[Array, " N"]
 ) -> Float[Array, "A M"]:
-    """IoU of every anchor with every object, M being max(N, 1); -1 with padding."""
+    """Returns IoU of anchors with objects, M being max(N, 1); -1 with padding."""
     if len(boxes) == 0:  # There is no greatest of nothing: one slot of padding instead.
         boxes, valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
     iou = jnp.where(valid[None], pairwise_iou(anchors, boxes), -1.0)

@@ -192,7 +192,7 @@ def _suppress(boxes, scores, labels, valid, threshold, size):
 def _similar(
     a: _Candidates, b: _Candidates, threshold: Float[Array, ""]
 ) -> Bool[Array, "M N"]:
-    """Whether one of a pair suppresses the other, `[len(a), len(b)]`."""
+    """Tells whether one of a pair suppresses the other, `[len(a), len(b)]`."""
     overlap = pairwise_intersection(a.boxes, b.boxes)
     union = a.areas[:, None] + b.areas[None] - overlap
     similar = overlap / union > threshold  # Never if both are empty: 0/0 is NaN.

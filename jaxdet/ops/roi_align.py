@@ -228,7 +228,7 @@ def _cells(boxes: Float[Array, "R 4"], layout: _Layout, grid: _Grid) -> _Cells:
 def _axis(
     start: Float[Array, ""], end: Float[Array, ""], extent: Int[Array, ""], grid: _Grid
 ) -> tuple[Int[Array, "S T"], Float[Array, "S T"], Int[Array, ""]]:
-    """Index, weight and number of the slots of one box on one axis."""
+    """Returns index, weight and number of the slots of one box on one axis."""
     side = end - start
     if grid.aligned:
         start = start - 0.5
@@ -259,7 +259,7 @@ class _Corner(NamedTuple):
 def _corners(
     position: Float[Array, "S N"], extent: Int[Array, ""]
 ) -> tuple[_Corner, _Corner]:
-    """The cells before and after positions on one axis, the center of cell i at i."""
+    """Returns the cells around positions on one axis, the center of cell i at i."""
     inside = (position >= -1) & (position <= extent)
     position = jnp.clip(position, 0, extent - 1)
     low = jnp.floor(position).astype(jnp.int32)
@@ -336,7 +336,7 @@ _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
 def _for_each_cell(cells: _Cells, body: Callable, initial: Array) -> Array:
-    """`fori_loop` over the slots of rows times those of columns that anything uses."""
+    """Loops over the slots of rows times those of columns that anything uses."""
     rows, columns = cells.rows.used, cells.columns.used
 
     def body_of_cell(term, carry):
@@ -348,7 +348,7 @@ def _for_each_cell(cells: _Cells, body: Callable, initial: Array) -> Array:
 def _read(
     cells: _Cells, term: tuple
 ) -> tuple[Int[Array, "R S S"], Float[Array, "R S S"]]:
-    """Index and weight of one of the cells of each bin."""
+    """Returns index and weight of one of the cells of each bin."""
     row, column = term
     rows, columns = cells
     index = rows.cell[:, :, None, row] + columns.cell[:, None, :, column]

@@ -123,14 +123,14 @@ def _rounded(values: Float[Array, "*B"]) -> Int[Array, "*B"]:
 
 
 def _bin(index, extent, size):
-    """First cell of a bin on one axis, and the cell after its last."""
+    """Returns the first cell of a bin on one axis, and the cell after its last."""
     return index * extent // size, ((index + 1) * extent + size - 1) // size
 
 
 def _windows(
     first: Int[Array, ""], last: Int[Array, ""], extent: int, *, size: int
 ) -> _Windows:
-    """The bins of one box on one axis, from its first to its last cell."""
+    """Returns the bins of one box on one axis, from its first to its last cell."""
     start, end = _bin(jnp.arange(size), jnp.maximum(last - first + 1, 1), size)
     start = jnp.clip(first + start, 0, extent)
     end = jnp.clip(first + end, 0, extent)
@@ -174,7 +174,7 @@ _max_of_windows.defvjp(_max_of_windows_forward, _max_of_windows_backward)
 def _maximum(
     features: Float[Array, "H W C"], rows: _Windows, columns: _Windows
 ) -> _Maximum:
-    """The maximum of each bin, one window of each bin at a time, for all boxes.
+    """Computes the maximum of each bin, one window of each at a time, for all boxes.
 
     Where the index is not used, compiled code does not compute it.
     """
@@ -207,14 +207,14 @@ def _is_empty(rows: _Windows, columns: _Windows) -> Bool[Array, "R S S 1"]:
 
 
 def _nth_start(windows: _Windows, n: Int[Array, ""], extent: int) -> Array:
-    """The start of each bin's n-th window, or of its last where there are fewer."""
+    """Returns where each bin's n-th window starts, or its last where fewer."""
     side = 1 << windows.scale
     start = jnp.minimum(windows.start + n * side, windows.end - side)
     return jnp.clip(start, 0, extent - 1)  # for bins without a cell
 
 
 def _tables(features: Float[Array, "H W C"]) -> _Maximum:
-    """The maxima of all windows, `[heights, widths, H, W, C]`.
+    """Computes the maxima of all windows, `[heights, widths, H, W, C]`.
 
     Each stands at its first cell. Those that do not fit into the map are never read.
     """
@@ -231,11 +231,11 @@ def _tables(features: Float[Array, "H W C"]) -> _Maximum:
 
 
 def _greater(a: _Maximum, b: _Maximum) -> _Maximum:
-    """Entry by entry; of equal values the one that stands first."""
+    """Compares entry by entry; of equal values the one that stands first wins."""
     is_b = (b.value > a.value) | ((b.value == a.value) & (b.cell < a.cell))
     return _Maximum(jnp.maximum(a.value, b.value), jnp.where(is_b, b.cell, a.cell))
 
 
 def _outer(operation: Callable, rows: Array, columns: Array) -> Array:
-    """Every row with every column, `[R, S]` and `[R, S]` -> `[R, S, S]`."""
+    """Combines every row with every column, `[R, S]` twice, to `[R, S, S]`."""
     return operation(rows[:, :, None], columns[:, None])

@@ -108,7 +108,7 @@ def hash_boxes(boxes: Float[Array, "A 4"]) -> UInt32[Array, " A"]:
 def _random_priorities(
     key: Key[Array, ""], hashes: UInt32[Array, " A"]
 ) -> Float[Array, " A"]:
-    """Uniform in [0, 1), a function of key and hash."""
+    """Draws uniformly from [0, 1), as a function of key and hash."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
     bits = jax.random.key_data(keys)[:, 0]
     return (bits >> 8).astype(jnp.float32) * 2.0**-24

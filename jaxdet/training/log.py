@@ -54,7 +54,7 @@ class Log:
 
     @property
     def in_terminal(self) -> bool:
-        """Whether progress bars are shown."""
+        """Tells whether progress bars are shown."""
         return not self._bar.disable
 
     def advance(self) -> None:
@@ -92,7 +92,7 @@ class Log:
         rest = {name: value for name, value in metrics.items() if name not in classes}
         self.line(f"evaluation at step {step}  {_numbers(rest)}")
         if classes:
-            self._write(f"of each class, per cent\n{format_metrics(classes)}")
+            self._write(f"of each class, percent\n{format_metrics(classes)}")
         self._scalars(step, "validation/", rest)
         self._scalars(step, "classes/", classes)
 

@@ -70,7 +70,7 @@ def test_a_change_is_a_function_of_generator_and_example(change):
     "change",
     [augmentation.expand, augmentation.iou_crop, augmentation.random_crop, part_seen],
 )
-def test_boxes_stay_where_their_colours_are(rng, change):
+def test_boxes_stay_where_their_colors_are(rng, change):
     counts = []
     for _ in range(100):
         changed = change(rng, marked())
@@ -93,7 +93,7 @@ def test_images_without_objects(rng, change):
     assert len(sizes) > 15
 
 
-def test_expansion_surrounds_with_the_mean_colour(rng):
+def test_expansion_surrounds_with_the_mean_color(rng):
     factors = []
     for _ in range(200):
         given = marked(30, 40, [(0, 0, 40, 30)])  # all of it
@@ -149,7 +149,7 @@ def test_masks_are_cut_with_their_boxes():
     np.testing.assert_allclose(whole.masks, ramp[None], atol=1e-5)
 
 
-def test_objects_stay_in_sampled_patches_by_their_centre(monkeypatch):
+def test_objects_stay_in_sampled_patches_by_their_center(monkeypatch):
     # The first object's center (20, 35) lies in the patch, the second's (60, 15) not,
     # and the third's (40, 30) on its right border, which belongs to the next patch.
     given = marked(boxes=[(10, 20, 30, 50), (35, 5, 85, 25), (38, 28, 42, 32)])
@@ -404,7 +404,7 @@ def test_contrast_comes_before_or_after_saturation():
     assert first == [255, 202, 165] and last == [255, 225, 188]
 
 
-def test_colours_change_boxes_in_nothing(rng):
+def test_colors_change_boxes_in_nothing(rng):
     given = marked()
     changed = augmentation.distort_colors(rng, given)
     assert changed.boxes is given.boxes and changed.labels is given.labels

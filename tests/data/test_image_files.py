@@ -57,7 +57,7 @@ def test_gray_jpeg_has_three_equal_channels(photo):
     assert (pixels == pixels[..., :1]).all()
 
 
-def test_cmyk_jpeg_keeps_its_colours():
+def test_cmyk_jpeg_keeps_its_colors():
     red = PIL.Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     pixels = image_files.decode(encode(red, "JPEG", quality=100), "cmyk.jpg")
     np.testing.assert_allclose(pixels[4, 4], [255, 0, 0], atol=3)

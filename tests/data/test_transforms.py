@@ -17,13 +17,13 @@ def example(image, boxes=()):
 
 def bilinear(image, height, width):
     """Samples at the centers of the new pixels; the border pixels reach outwards."""
-    rows, row_weights = _neighbours(image.shape[0], height)
-    columns, column_weights = _neighbours(image.shape[1], width)
+    rows, row_weights = _neighbors(image.shape[0], height)
+    columns, column_weights = _neighbors(image.shape[1], width)
     picked = image.astype(float)[rows][:, :, columns]  # [2, H, 2, W, 3]
     return np.einsum("ahbwc,ah,bw->hwc", picked, row_weights, column_weights)
 
 
-def _neighbours(old, new):
+def _neighbors(old, new):
     centers = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(centers)
     weights = np.stack([1 - (centers - first), centers - first])
@@ -226,7 +226,7 @@ def test_pixels_keep_their_fractions_on_floats():
 
 def test_coordinates_are_rounded_once():
     """As torch's; if the product were rounded too, seven of these would differ."""
-    low, _, weight = transforms._neighbours(500, 1066)
+    low, _, weight = transforms._neighbors(500, 1066)
     factor = Fraction(float(np.float32(500 / 1066)))
     exact = [factor * (i + Fraction(1, 2)) - Fraction(1, 2) for i in range(1066)]
     rounded = np.array([float(max(value, 0)) for value in exact]).astype(np.float32)

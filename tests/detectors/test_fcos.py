@@ -245,8 +245,8 @@ def torchvision_points():
 
 def test_torchvisions_points(golden):
     squares = golden["eval/anchors/0"]
-    centres = (squares[:, :2] + squares[:, 2:]) / 2
-    np.testing.assert_array_equal(torchvision_points(), centres)
+    centers = (squares[:, :2] + squares[:, 2:]) / 2
+    np.testing.assert_array_equal(torchvision_points(), centers)
 
 
 @pytest.mark.parametrize("image", [0, 1])

@@ -77,7 +77,7 @@ def test_a_network_looks_where_its_field_is(network, layers):
     assert expected.any(axis=(1, 2)).all() and not expected.all(axis=(1, 2)).any()
 
 
-def test_centres_of_cells_and_of_what_they_see(rng):
+def test_centers_of_cells_and_of_what_they_see(rng):
     field = rf.Field(size=11, stride=4, center=5.5)
     points = jnp.array([[5.5, 5.5], [9.5, 17.5]])
     expected = [[0.5, 0.5], [1.5, 3.5]]

@@ -155,7 +155,7 @@ def test_the_gradient_is_the_transpose(rng, features, samples):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 0])
-def test_of_a_plane_are_its_values_at_the_bin_centres(rng, samples):
+def test_of_a_plane_are_its_values_at_the_bin_centers(rng, samples):
     corners = np.sort(rng.uniform(4, 60, (20, 2, 2)), axis=1).astype(np.float32)
     boxes = corners.reshape(20, 4)
     align = partial(

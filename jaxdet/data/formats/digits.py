@@ -208,7 +208,7 @@ def _encode(pixels: np.ndarray) -> bytes:
 
 @functools.cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ink `[number of digits, 8, 8]` float32 in [0, 1], and labels."""
+    """Returns ink `[number of digits, 8, 8]` float32 in [0, 1], and labels."""
     import sklearn.datasets  # slow to import, and needed only to draw
 
     bunch = sklearn.datasets.load_digits()
@@ -220,7 +220,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _photographs(split: str) -> tuple[np.ndarray, ...]:
-    """The split's parts, `[H, W, 3]` uint8, of photographs that lie in the packages."""
+    """Returns the split's parts of the packages' photographs, `[H, W, 3]` uint8."""
     import skimage.color
     import skimage.data
     import sklearn.datasets
@@ -282,7 +282,7 @@ def _crop_photograph(
 def _write(
     rng: np.random.Generator, glyph: np.ndarray, sides: tuple[int, int]
 ) -> np.ndarray:
-    """The glyph enlarged, turned and slanted: ink in [0, 1], cut to what is visible."""
+    """Enlarges, turns and slants a glyph: ink in [0, 1], cut to what is visible."""
     smallest, largest = sides
     # Uniform in the logarithm, so that an octave has as many digits as the next.
     scale = np.exp(rng.uniform(np.log(smallest), np.log(largest))) / 8
@@ -304,7 +304,7 @@ def _write(
 
 
 def _mask(ink: np.ndarray) -> np.ndarray:
-    """`[28, 28]` uint8: how much of each cell shows ink, 255 for all of it."""
+    """Returns how much of each cell shows ink, `[28, 28]` uint8; 255 is all of it."""
     shares = 255 * (ink > _VISIBLE).astype(np.float32)
     # One axis, then the other: where one grows and one shrinks, OpenCV takes no shares.
     for sides in ((_MASK_SIDE, len(ink)), (_MASK_SIDE, _MASK_SIDE)):
@@ -315,7 +315,7 @@ def _mask(ink: np.ndarray) -> np.ndarray:
 def _find_place(
     rng: np.random.Generator, shape: tuple[int, int], side: int, boxes: np.ndarray
 ) -> tuple[int, int] | None:
-    """The (x, y) where a box of this shape covers hardly any other's; None: nowhere."""
+    """Returns (x, y) where a box of this shape hardly covers others; None: nowhere."""
     height, width = shape
     if max(shape) > side:
         return None

@@ -217,7 +217,7 @@ def voc_folder(source: Source) -> pathlib.Path:
 
 
 def _with_validation(sources: list[Source], split: str | None) -> list[Source]:
-    """Those of the sources for training that have a split to validate on."""
+    """Returns the sources for training that have a split to validate on."""
     kinds = [layout_of(one) for one in sources]
     if set(kinds) == {"voc"}:
         # Of 2007 and 2012, only the former's test set has annotations.

@@ -37,7 +37,7 @@ def load(
     split: str = "trainval",
     class_names: Sequence[str] | None = CLASS_NAMES,
 ) -> DataSet:
-    """One split of `Annotations/*.xml`; they are checked, and that images are there.
+    """Reads one split of `Annotations/*.xml`, and checks that images exist.
 
     VOC counts pixels from 1 and its corners are the first and the last pixel of an
     object; here they become edges, (xmin - 1, ymin - 1, xmax, ymax). Difficult objects
@@ -212,7 +212,7 @@ def _read_annotation(entry: _Entry) -> _Annotation:
 
 
 def _read_size(root: ElementTree.Element, file: pathlib.Path) -> tuple[int, int] | None:
-    """(height, width); None where the file does not say."""
+    """Returns (height, width); None where the file does not say."""
     if root.find("size") is None:
         return None
     size = tuple(_number(root, f"size/{side}", file) for side in ("height", "width"))
@@ -257,7 +257,7 @@ def _number(element: ElementTree.Element, path: str, file: pathlib.Path) -> floa
 
 
 def _objects(annotation: _Annotation, labels: dict[str, int]) -> Objects:
-    """The objects of one image that have area."""
+    """Returns the objects of one image that have area."""
     for row in annotation.rows:
         if row.name not in labels:
             raise DataError(

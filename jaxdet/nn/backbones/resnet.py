@@ -159,7 +159,7 @@ def _stage(
     *,
     remat: bool = False,
 ) -> jax.Array:
-    """The blocks of one stage, made within the network that calls."""
+    """Runs the blocks of one stage, made within the network that calls."""
     blocks, bottleneck = _layout(network.depth)
     kind = _Bottleneck if bottleneck else _Basic
     kind = nn.remat(kind) if remat else kind
@@ -223,7 +223,7 @@ class _Bottleneck(nn.Module):
 
 
 def _shortcut(block: nn.Module, x: jax.Array, features: int, here) -> jax.Array:
-    """The input itself, or its projection where the shape changes (option B)."""
+    """Returns the input, or its projection where the shape changes (option B)."""
     if block.stride == 1 and x.shape[-1] == features:
         return x
     conv = Conv(

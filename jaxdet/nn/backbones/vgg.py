@@ -139,7 +139,7 @@ def layers() -> tuple[tuple[int, int, int], ...]:
 def _block(
     network: VGG16 | VGG16SSD, level: int, x: jax.Array, sizes: jax.Array | None
 ) -> jax.Array:
-    """One block, made within the network that calls."""
+    """Runs one block, made within the network that calls."""
     count, multiple = _BLOCKS[level]
     if level > 0:
         x = max_pool(x, _POOL_WINDOW, _POOL_PADDING)

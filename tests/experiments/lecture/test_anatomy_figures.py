@@ -58,7 +58,7 @@ def test_cells_see_what_their_layers_add_up_to():
     (axes,) = figure.axes
     expected = ["stride 2: 7 x 7 pixels", "stride 4: 11 x 11 pixels"]
     assert texts_of(axes) == expected
-    # The first centre is 0.5; cells 40 and 20 have theirs at 80.5.
+    # The first center is 0.5; cells 40 and 20 have theirs at 80.5.
     np.testing.assert_array_equal(boxes_in(axes, 0), [[77, 77, 84, 84]])
     np.testing.assert_array_equal(boxes_in(axes, 1), [[75, 75, 86, 86]])
 

@@ -61,7 +61,7 @@ def test_padding_changes_nothing_with_published_paddings(rng):
     assert not np.any(padded[:, 3:]) and not np.any(padded[:, :, 3:])
 
 
-def test_centred_cells_see_the_same_patterns_half_a_cell_earlier(rng):
+def test_centered_cells_see_the_same_patterns_half_a_cell_earlier(rng):
     # Far from all borders: the features of an image are those of the same image moved
     # by 8 pixels on the published grid.
     image = jnp.asarray(rng.uniform(size=(1, 384, 384, 3)), jnp.float32)
