@@ -17,11 +17,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxdet import parallel
+from jaxdet.data.files import write_json
 from jaxdet.training.run_folder import (
     RunError,
     checkpoint_folder,
     saved_steps,
-    write_json,
 )
 from jaxdet.training.step import TrainState
 
@@ -152,7 +152,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             file = _metrics_file(pathlib.Path(self._manager.directory), step)
             file.parent.mkdir(exist_ok=True)
-            write_json(file, headline)
+            write_json(file, headline, indent=2)
             self._manager.reload()
             # Orbax decides what to keep only when it saves.
             older = sorted(self._manager.all_steps())[: -self._keep]

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxdet.config import Size, checked_dataclass, from_json
 from jaxdet.data.dataset import DataSet
-from jaxdet.data.files import write_atomically
+from jaxdet.data.files import write_json
 from jaxdet.detectors.detector import Detector
 from jaxdet.training.config import CHANGEABLE_ON_RESUME, TrainingConfig
 
@@ -64,7 +64,7 @@ def save_run(
     if saved_steps(checkpoint_folder(workdir)):
         _require_same(_read_description(file), now, file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, now)
+    write_json(file, now, indent=2)
 
 
 def load_run(workdir: str | os.PathLike) -> Run:
@@ -105,12 +105,6 @@ def checkpoint_folder(workdir: str | os.PathLike) -> pathlib.Path:
 def saved_steps(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the complete checkpoints in a folder, ascending."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-
-
-def write_json(file: pathlib.Path, values: dict) -> None:
-    """Writes a file of JSON that is there as a whole, or not at all."""
-    content = (json.dumps(values, indent=2) + "\n").encode()
-    write_atomically(file, lambda stream: stream.write(content))
 
 
 def _description(detector: Detector, data_set: DataSet, config: TrainingConfig) -> dict:

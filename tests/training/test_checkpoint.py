@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import signal
@@ -240,3 +241,15 @@ def test_a_disk_that_is_full_is_noticed_soon(two_saved, small_files):
     again = Checkpoints(two_saved, keep=2)
     chex.assert_trees_all_equal(again.restore(noise(0)), noise(2))
     again.close()
+
+
+def test_a_disk_that_is_full_at_once_is_named(two_saved, monkeypatch):
+    checkpoints = Checkpoints(two_saved, keep=2)
+
+    def save(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", save)
+    with pytest.raises(CheckpointError, match=r"there are \[1, 2\] .*No space left"):
+        checkpoints.save(3, noise(3))
+    checkpoints.close()
