@@ -97,7 +97,7 @@ def _into_ssd(state: Mapping[str, np.ndarray]) -> Replace:
     def replace(variables: dict[str, Any]) -> dict[str, Any]:
         backbone = variables["params"]["backbone"]
         vgg16 = {**backbone["backbone"], **layers}
-        given = {"params": {**backbone, "backbone": vgg16}}
-        return load_submodule("backbone", given)(variables)
+        weights = {"params": {**backbone, "backbone": vgg16}}
+        return load_submodule("backbone", weights)(variables)
 
     return replace

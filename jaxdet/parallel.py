@@ -104,14 +104,14 @@ def initialize(
     """
     if processes == 1:
         return
-    given = (coordinator, processes, process)
-    if given != (None, None, None):
-        if None in given or not 0 <= process < processes:
+    arguments = (coordinator, processes, process)
+    if arguments != (None, None, None):
+        if None in arguments or not 0 <= process < processes:
             raise ValueError(
                 f"coordinator {coordinator}, processes {processes}, process {process}; "
                 "several processes need all three, process from 0 to processes - 1"
             )
-        jax.distributed.initialize(*given, cluster_detection_method="deactivate")
+        jax.distributed.initialize(*arguments, cluster_detection_method="deactivate")
     elif "SLURM_STEP_NODELIST" in os.environ and (tasks := _slurm_tasks()) != "1":
         os.environ["SLURM_NTASKS"] = tasks  # JAX reads this, which may be the job's
         jax.distributed.initialize(cluster_detection_method="slurm")

@@ -1,6 +1,6 @@
 """What the time of a detector goes into: `benchmarks.speed --parts`.
 
-Three parts: the backbone; the neck and the heads that look at whole images; and all
+Three parts: the backbone; the neck and the heads that run on whole images; and all
 else, from anchors to losses or NMS, and in R-CNNs what happens to each region. The
 first two are timed in turns with the whole, so that all meet the same machine, and are
 subtracted from it. `benchmarks.ops` times the operators among the rest by themselves.

@@ -133,8 +133,8 @@ def measure(
         float(call()[1]["loss"]) if training else models.mean_detections(call())
     )
     if rivals is not None:
-        given = model.rival, variables, batch, case.precision, training
-        theirs = rivals.calls(*given)
+        arguments = model.rival, variables, batch, case.precision, training
+        theirs = rivals.calls(*arguments)
         calls |= {name: rival.call for name, rival in theirs.items()}
         row[f"rival_{output}"] = {name: x.output for name, x in theirs.items()}
         row |= _warning(row, 0.02 if model.box_head is None else 0.2)
@@ -147,8 +147,8 @@ def measure(
     if times:
         row["ratio"] = row["milliseconds"] / min(times.values())
     if options.parts:
-        given = model, case.precision, variables, batch, training
-        row |= parts.measure(call, *given, options.repeats)
+        arguments = model, case.precision, variables, batch, training
+        row |= parts.measure(call, *arguments, options.repeats)
     return row
 
 

@@ -48,26 +48,26 @@ def main(*, output: pathlib.Path = pathlib.Path("augmentations.jpg"), seed: int 
 
 def views(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
     """Returns names of augmentations, and the pictures `[H, W, 3]` uint8 they make."""
-    given = Example(
+    example = Example(
         data.astronaut(),
         np.array(BOXES, np.float32),
         np.arange(len(BOXES), dtype=np.int32),
         np.zeros(len(BOXES), bool),
     )
-    jitter = functools.partial(augmentation.scale_jitter, rng, given, CANVAS)
+    jitter = functools.partial(augmentation.scale_jitter, rng, example, CANVAS)
     return [
-        ("as it is", drawn(given)),
-        ("flip", drawn(flip_horizontally(given))),
-        ("distort_colors", drawn(augmentation.distort_colors(rng, given))),
-        ("expand", drawn(augmentation.expand(rng, given))),
-        ("iou_crop", drawn(augmentation.iou_crop(rng, given))),
-        ("iou_crop", drawn(augmentation.iou_crop(rng, given))),
-        ("random_crop", drawn(augmentation.random_crop(rng, given))),
-        ("random_crop", drawn(augmentation.random_crop(rng, given))),
+        ("as it is", drawn(example)),
+        ("flip", drawn(flip_horizontally(example))),
+        ("distort_colors", drawn(augmentation.distort_colors(rng, example))),
+        ("expand", drawn(augmentation.expand(rng, example))),
+        ("iou_crop", drawn(augmentation.iou_crop(rng, example))),
+        ("iou_crop", drawn(augmentation.iou_crop(rng, example))),
+        ("random_crop", drawn(augmentation.random_crop(rng, example))),
+        ("random_crop", drawn(augmentation.random_crop(rng, example))),
         ("scale_jitter, smaller", drawn(*jitter(factors=(0.1, 1.0)))),
         ("scale_jitter, larger", drawn(*jitter(factors=(1.0, 2.0)))),
-        ("multi_scale 0.75", drawn(given, canvas=SMALLER)),
-        ("multi_scale 0.625", drawn(given, canvas=SMALLEST)),
+        ("multi_scale 0.75", drawn(example, canvas=SMALLER)),
+        ("multi_scale 0.625", drawn(example, canvas=SMALLEST)),
     ]
 
 

@@ -69,11 +69,11 @@ def concatenate(first: DataSet, *others: DataSet) -> DataSet:
         )
     for other in others:
         for key in ("class_names", "category_ids"):
-            here, there = getattr(first, key), getattr(other, key)
-            if here != there:
+            expected, value = getattr(first, key), getattr(other, key)
+            if expected != value:
                 raise DataError(
                     f"{first.name} and {other.name} cannot be joined: {key} of one are "
-                    f"{reprlib.repr(here)}, of the other {reprlib.repr(there)}"
+                    f"{reprlib.repr(expected)}, of the other {reprlib.repr(value)}"
                 )
     readers = {
         key: functools.partial(_read_joined, data_sets, key)
@@ -91,7 +91,7 @@ def concatenate(first: DataSet, *others: DataSet) -> DataSet:
             for image_id in data_set.image_ids
         ),
         sizes=np.concatenate([data_set.sizes for data_set in data_sets]),
-        objects=tuple(found for data_set in data_sets for found in data_set.objects),
+        objects=tuple(one for data_set in data_sets for one in data_set.objects),
         ground_truth=functools.partial(_joined_ground_truth, data_sets),
         proposals=None if None in proposals else tuple(itertools.chain(*proposals)),
         **readers,

@@ -143,7 +143,7 @@ def _open(file, name: str) -> PIL.Image.Image:
         return PIL.Image.open(file)
     except PIL.UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image that Pillow can read") from error
-    except Exception as error:  # As above; decompression bombs are told here.
+    except Exception as error:  # As above; decompression bombs are reported here.
         raise DataError(f"{name}: not a readable image ({error})") from error
 
 

@@ -145,9 +145,9 @@ def _check_images(data_set: DataSet) -> None:
 
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
-        answers = pool.map(problem, range(len(data_set)))
+        checked = pool.map(problem, range(len(data_set)))
         label = f"checking {data_set.name}"
-        progress = tqdm(answers, label, len(data_set), unit="image", delay=2)
+        progress = tqdm(checked, label, len(data_set), unit="image", delay=2)
         problems = [error for error in progress if error is not None]
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for all images

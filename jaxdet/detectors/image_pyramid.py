@@ -128,9 +128,9 @@ def image_pyramid(detector: Detector, config: ImagePyramidConfig) -> Detector:
 def at_all_scales(detector: Detector, config: AllScalesConfig) -> Detector:
     """Trains a detector on each batch at all scales; its predictions stay as they are.
 
-    Training for an `image_pyramid` of the same scales: with `object_sizes` it learns to
-    detect objects of one size, and to ignore what other scales bring to that size. Loss
-    and metrics are means over the scales.
+    Use it before an `image_pyramid` of the same scales: with `object_sizes` the network
+    is trained to detect objects of one size, and to ignore what other scales bring to
+    that size. Loss and metrics are means over the scales.
 
     Args:
       detector: any.

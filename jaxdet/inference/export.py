@@ -268,9 +268,9 @@ def _read_weights(
     for name, needed in expected.items():
         with _naming(file, _WEIGHT + name):
             array = weights[name] = members[_WEIGHT + name]
-            given, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, needed))
-            if given != wanted:
-                raise ValueError(f"it is {given}, its programs take {wanted}")
+            actual, wanted = (f"{x.dtype}{list(x.shape)}" for x in (array, needed))
+            if actual != wanted:
+                raise ValueError(f"it is {actual}, its programs take {wanted}")
     return weights
 
 

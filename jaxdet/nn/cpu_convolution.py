@@ -188,12 +188,12 @@ def _around_squares(x):
     x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
     x = x.reshape(batch, rows + 1, 2, columns + 1, 2, channels)
     lines = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1]
-    answer = []
+    transformed = []
     for line in _differences(*lines):
         left, right = line[:, :, :-1], line[:, :, 1:]
         cells = left[..., 0, :], left[..., 1, :], right[..., 0, :], right[..., 1, :]
-        answer += _differences(*cells)
-    return [values.reshape(-1, channels) for values in answer]
+        transformed += _differences(*cells)
+    return [values.reshape(-1, channels) for values in transformed]
 
 
 def _differences(a, b, c, d):
@@ -209,8 +209,8 @@ def _from_squares(products, shape):
     lines = [_sums(*m[4 * i : 4 * i + 4]) for i in range(4)]
     halves = [_sums(*column) for column in zip(*lines, strict=True)]
     squares = jnp.stack([jnp.stack(half, 2) for half in halves], 4)
-    whole = squares.reshape(batch, 2 * rows, 2 * columns, channels)
-    return whole[:, :height, :width]
+    output = squares.reshape(batch, 2 * rows, 2 * columns, channels)
+    return output[:, :height, :width]
 
 
 def _sums(a, b, c, d):

@@ -297,19 +297,19 @@ def load_submodule(
         replaced = dict(variables)
         for collection in sorted(weights.keys() | variables.keys()):
             needed = _shapes(variables.get(collection, {}).get(name, {}))
-            given = _shapes(weights.get(collection, {}))
+            present = _shapes(weights.get(collection, {}))
             different = [
-                f"{path}: {given.get(path, 'absent')} given, "
+                f"{path}: {present.get(path, 'absent')} given, "
                 f"{needed.get(path, 'absent')} needed"
-                for path in sorted(needed.keys() | given.keys())
-                if needed.get(path) != given.get(path)
+                for path in sorted(needed.keys() | present.keys())
+                if needed.get(path) != present.get(path)
             ]
             if different:
                 raise WeightsError(
                     f"{len(different)} tensors of {collection}/{name} do not fit:\n  "
                     + "\n  ".join(different[:5])
                 )
-            if given:
+            if present:
                 replaced[collection] = {
                     **variables[collection],
                     name: weights[collection],

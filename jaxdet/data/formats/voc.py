@@ -62,14 +62,14 @@ def load(
         raise ValueError(
             "no folders; at least one is needed, such as VOCdevkit/VOC2007"
         )
-    places = [pathlib.Path(folder) for folder in folders]
-    if len({place.name for place in places}) < len(places):
+    paths = [pathlib.Path(folder) for folder in folders]
+    if len({path.name for path in paths}) < len(paths):
         raise DataError(
-            f"{', '.join(map(str, places))}: image ids begin with the names of the "
+            f"{', '.join(map(str, paths))}: image ids begin with the names of the "
             "folders; allowed: folders of different names"
         )
-    name = f"{'+'.join(place.name for place in places)} {split}"
-    entries, annotations = _read_split(places, split, name)
+    name = f"{'+'.join(path.name for path in paths)} {split}"
+    entries, annotations = _read_split(paths, split, name)
     if class_names is None:
         class_names = _order_names(annotations)
     labels = {name: label for label, name in enumerate(class_names)}
@@ -79,7 +79,7 @@ def load(
     if dropped:
         logger.warning("%s: dropped %d objects without area", name, dropped)
     image_ids = tuple(
-        f"{entry.folder.name}/{entry.stem}" if len(places) > 1 else entry.stem
+        f"{entry.folder.name}/{entry.stem}" if len(paths) > 1 else entry.stem
         for entry in entries
     )
     sizes = np.array([annotation.size for annotation in annotations], np.int32)
@@ -122,8 +122,8 @@ def find_class_names(
     Raises:
       DataError: see `load`.
     """
-    places = [pathlib.Path(folder) for folder in folders]
-    read = [_read_split(places, split, split)[1] for split in splits]
+    paths = [pathlib.Path(folder) for folder in folders]
+    read = [_read_split(paths, split, split)[1] for split in splits]
     return _order_names(
         [annotation for annotations in read for annotation in annotations]
     )

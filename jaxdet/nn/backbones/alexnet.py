@@ -28,7 +28,7 @@ class AlexNet(nn.Module):
 
     Attributes:
       width: channels of conv1; the others have 3, 6, 4 and 4 times as many.
-      norm: `"none"` as torchvision, `"group"` to learn from scratch.
+      norm: `"none"` as torchvision, `"group"` to train from scratch.
       centered: cells centered in their strides, to detect on the features of an image;
         False: the published paddings, to classify crops as in pretraining.
       dtype: of the arithmetic; parameters stay float32.

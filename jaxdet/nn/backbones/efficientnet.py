@@ -28,7 +28,7 @@ class EfficientNetLite0(nn.Module):
 
     Attributes:
       width: channels, as a multiple of the published ones.
-      norm: `"frozen"` with pretrained statistics, `"group"` to learn from scratch.
+      norm: `"frozen"` with pretrained statistics, `"group"` to train from scratch.
       dtype: of the arithmetic; parameters stay float32.
     """
 

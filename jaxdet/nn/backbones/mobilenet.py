@@ -26,13 +26,13 @@ class MobileNetV2(nn.Module):
 
     Attributes:
       width: channels, as a multiple of the published ones.
-      wide: whether to answer what a detector of one stage looks at (section 6.2): the
-        features of stages 2 to 4 as the next stage widens them, and those of stage 5
-        after the last 1x1 convolution; False: as the stages end, and without it.
+      wide: whether to return the features that SSDLite detects on (section 6.2): those
+        of stages 2 to 4 as the next stage widens them, and those of stage 5 after the
+        last 1x1 convolution; False: as the stages end, and without it.
       extra: (between, features) channels of further stages, of one block each, that end
         with a ReLU6: levels from 6 on.
       padding: `"centered"` for parameters of torchvision, `"same"` of TensorFlow.
-      norm: `"frozen"` with pretrained statistics, `"group"` to learn from scratch.
+      norm: `"frozen"` with pretrained statistics, `"group"` to train from scratch.
       epsilon: of the norms; TensorFlow's is 1e-3.
       dtype: of the arithmetic; parameters stay float32.
     """

@@ -27,7 +27,7 @@ class ResNet(nn.Module):
       depth: 10, 18, 34, 50, 101 or 152 layers.
       width: channels of the stem; the stages have 1, 2, 4 and 8 times as many, four
         times that with bottlenecks.
-      norm: `"frozen"` with pretrained statistics, `"group"` to learn from scratch.
+      norm: `"frozen"` with pretrained statistics, `"group"` to train from scratch.
       coarsest: the last stage that is made, 2 to 5.
       epsilon: of the norms.
       dtype: of the arithmetic; parameters stay float32.

@@ -22,7 +22,7 @@ class VGG16(nn.Module):
 
     Attributes:
       width: channels of the first block; the last ones have eight times as many.
-      norm: `"none"` as published, `"group"` to learn from scratch.
+      norm: `"none"` as published, `"group"` to train from scratch.
       dtype: of the arithmetic; parameters stay float32.
     """
 
@@ -53,11 +53,11 @@ class VGG16(nn.Module):
 class VGG16SSD(nn.Module):
     """VGG-16 as SSD changes it: convolutions for its fully connected layers (3).
 
-    The last pooling keeps the extents, so conv6 looks as far as fc6 did by dilation.
+    The last pooling keeps the extents, so conv6 sees as far as fc6 did by dilation.
 
     Attributes:
       width: channels of the first block; conv6 and conv7 have sixteen times as many.
-      norm: `"none"` as published, `"group"` to learn from scratch.
+      norm: `"none"` as published, `"group"` to train from scratch.
       dtype: of the arithmetic; parameters stay float32.
     """
 
@@ -96,7 +96,7 @@ class L2Norm(nn.Module):
     """Features divided by their length, times a learned scale (Liu et al. 2015)."""
 
     scale: float = 20.0  # of each channel at the start of training
-    dtype: jnp.dtype = jnp.float32  # of the answer; the arithmetic is in float32
+    dtype: jnp.dtype = jnp.float32  # of the output; the arithmetic is in float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
