@@ -1,4 +1,4 @@
-"""A detector as one file for jax alone: python -m experiments.export runs/quickstart
+"""Writes a detector as a file for jax: python -m experiments.export runs/quickstart
 
 The file holds weights, class names, how images are prepared, and `predict`, NMS
 included, compiled for CPUs, CUDA GPUs and TPUs up to where they differ. Without a run

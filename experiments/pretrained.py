@@ -1,4 +1,4 @@
-"""What training starts from: weights of a file, a run folder or a published name."""
+"""Loads what training starts from: a file, a run folder or a published name."""
 
 import pathlib
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Region proposals by selective search: python -m experiments.proposals
+"""Makes region proposals by selective search: python -m experiments.proposals
 
 Makes and keeps the regions that R-CNN, SPP-net and Fast R-CNN classify, and prints how
 many of the objects they find. On the digits' training split by default, or on any data

@@ -1,4 +1,4 @@
-"""How fast batches are made, and how long training waits for them.
+"""Measures how fast batches are made, and how long training waits for them.
 
     python -m experiments.benchmarks.input_pipeline \
         --data train.json --images photos

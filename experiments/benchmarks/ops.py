@@ -1,4 +1,4 @@
-"""How long operators take on this machine: python -m experiments.benchmarks.ops
+"""Times operators on this machine: python -m experiments.benchmarks.ops
 
 Milliseconds, the median of several calls, of the operators between a detector's layers,
 and of a ResNet. "With gradient" is a call with the gradient of the features, or of all

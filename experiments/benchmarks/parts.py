@@ -1,4 +1,4 @@
-"""What the time of a detector goes into: `benchmarks.speed --parts`.
+"""Measures what the time of a detector goes into: `benchmarks.speed --parts`.
 
 Three parts: the backbone; the neck and the heads that run on whole images; and all
 else, from anchors to losses or NMS, and in R-CNNs what happens to each region. The

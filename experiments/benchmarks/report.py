@@ -1,4 +1,4 @@
-"""What all reports consist of: the machine, Markdown tables, and their files."""
+"""Describes the machine, formats Markdown tables and writes files, for all reports."""
 
 import datetime
 import os

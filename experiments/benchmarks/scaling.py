@@ -1,4 +1,4 @@
-"""How time and memory grow with the task: python -m experiments.benchmarks.scaling
+"""Measures growth of time and memory: python -m experiments.benchmarks.scaling
 
 RetinaNet and Faster R-CNN with narrow ResNet-10s get more pixels, larger batches, more
 anchors, objects, proposals and classes, one of them at a time. Exponents are fitted to

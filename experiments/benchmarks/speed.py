@@ -1,4 +1,4 @@
-"""How fast detectors are: python -m experiments.benchmarks.speed
+"""Times detectors: python -m experiments.benchmarks.speed
 
 For each detector, canvas and batch: how long `predict` and a training step take, and
 tracing and compiling them; their memory; and how close they are to the device's limits.

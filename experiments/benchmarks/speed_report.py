@@ -1,4 +1,4 @@
-"""The report of `benchmarks.speed`: what json holds of it, and its tables.
+"""Writes the report of `benchmarks.speed`: what json holds, and its tables.
 
 It has `machine`, `settings`, `limits` by precision, and `rows`. A row has the fields of
 a `Case` and what was measured of it, or the `error` that it ended with; a `warning` if

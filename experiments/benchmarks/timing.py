@@ -1,4 +1,4 @@
-"""What all benchmarks measure with: medians of calls in turns, gradients, boxes."""
+"""Times calls in turns for all benchmarks, and makes gradients and boxes."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""From R-CNN to Faster R-CNN, timed: python -m experiments.lecture.rcnn_timing
+"""Times R-CNN to Faster R-CNN: python -m experiments.lecture.rcnn_timing
 
 R-CNN, SPP-net, Fast R-CNN and Faster R-CNN have one backbone and the same images. R-CNN
 passes every region through all layers, SPP-net and Fast R-CNN only through the last,

@@ -1,4 +1,4 @@
-"""Speed against accuracy: python -m experiments.lecture.speed_accuracy
+"""Draws speed against accuracy: python -m experiments.lecture.speed_accuracy
 
 RetinaNet, FCOS, SSD and Faster R-CNN on the same backbones, each trained once on
 canvases of several sizes, then evaluated and timed on each of them: AP against

@@ -1,4 +1,4 @@
-"""What all formats share: boxes that fit their images, and truth as COCO's json."""
+"""Makes boxes fit their images and truth COCO's json, for all formats."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Training images made different: colors, expansion, crops, size.
+"""Makes training images different: colors, expansion, crops, size.
 
 Each is a pure function of a random generator and an example; masks and regions follow.
 Whether an example is changed at all is up to the caller; how is drawn here. Section

@@ -1,4 +1,4 @@
-"""Examples to padded batches: batch s of a run is a pure function of (seed, s).
+"""Makes padded batches of examples; batch s of a run is a function of (seed, s).
 
 Nothing is drawn from a shared random state and nothing depends on which thread was
 faster, so a run that starts at step s repeats what an unbroken one does from there on,

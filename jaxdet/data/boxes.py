@@ -1,4 +1,4 @@
-"""Overlaps of boxes in NumPy, on the host; `jaxdet.ops.boxes` has them for devices."""
+"""Computes overlaps of boxes in NumPy; `jaxdet.ops.boxes` does so on devices."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What every data set is to the rest of jaxdet, wherever it was read from."""
+"""Defines what a data set is to the rest of jaxdet, wherever it was read from."""
 
 import dataclasses
 import functools

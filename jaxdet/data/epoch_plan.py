@@ -1,4 +1,4 @@
-"""Which image is in which batch."""
+"""Plans which image is in which batch."""
 
 import numpy as np
 

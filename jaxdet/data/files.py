@@ -1,4 +1,4 @@
-"""Files that are whole or not there, json, and the folder of what is made once."""
+"""Writes files whole or not at all, reads json, and names the cache folder."""
 
 import json
 import os

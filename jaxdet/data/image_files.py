@@ -1,4 +1,4 @@
-"""Encoded images to RGB arrays, as a person sees them."""
+"""Decodes images to RGB arrays, as a person sees them."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What one pass over a prepared data set finds, kept for every later start."""
+"""Keeps what one pass over a prepared data set finds, for every later start."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""How images become batches, as numbers."""
+"""Configures how images become batches."""
 
 import itertools
 import os

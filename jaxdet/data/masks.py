@@ -1,4 +1,4 @@
-"""Masks on the host: COCO's segmentations to grids in boxes, and grids to pixels."""
+"""Converts masks on the host: segmentations to grids in boxes, and grids to pixels."""
 
 from collections.abc import Sequence
 from typing import Any

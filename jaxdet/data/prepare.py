@@ -1,4 +1,4 @@
-"""Folders of images and annotations to one data set that TFDS reads, as ArrayRecord."""
+"""Turns folders of images and annotations into one data set that TFDS reads."""
 
 import collections
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""Files of region proposals, ours and those made elsewhere."""
+"""Reads and writes files of region proposals, ours and those made elsewhere."""
 
 import dataclasses
 import logging

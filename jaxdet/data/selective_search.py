@@ -1,4 +1,4 @@
-"""Region proposals by selective search, kept on disk.
+"""Makes region proposals by selective search, and keeps them on disk.
 
 Selective search (Uijlings et al. 2013) merges similar neighbors of a fine segmentation
 until one region is left, and proposes the box of every region on the way.

@@ -1,4 +1,4 @@
-"""Image and truth, changed together: pure functions on one example, without jax."""
+"""Changes image and truth together: pure functions on one example, without jax."""
 
 import math
 from collections.abc import Callable, Sequence

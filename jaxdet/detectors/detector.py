@@ -36,7 +36,7 @@ def from_network(
 
     Args:
       network: the module; calling it on `[B, H, W, 3]` float pixels must run every
-        learned stage, so that `init` makes every parameter.
+        trained stage, so that `init` makes every parameter.
       loss: `(network, batch, key, axis_name=None) -> (scalar, metrics)`.
       predict: `(network, batch) -> Detections`.
       num_classes: see `Detector`.

@@ -330,7 +330,7 @@ def _distances(ltrb: jax.Array, strides: jax.Array, config: FCOSConfig) -> jax.A
 
 
 def _box_loss_per_point(ltrb, targets, points, strides, config: FCOSConfig):
-    """Two of `[B, A, 4]`, `[A, 2]`, `[A, 1]` -> `[B, A]`, of all points."""
+    """Computes the losses of all points, `[B, A]`, from two of `[B, A, 4]`."""
     distances = _distances(ltrb, strides, config)
     if config.box_loss == "l2":
         return jnp.sum(((distances - targets) / strides[None]) ** 2, axis=-1)

@@ -209,7 +209,7 @@ def _rescale(batch: Batch, scale: float) -> Batch:
 
 
 def _rescale_image(image: jax.Array, size: jax.Array, *, scale: float) -> jax.Array:
-    """`[H, W, 3]` -> `[ceil(H * scale), ceil(W * scale), 3]`, of the same dtype.
+    """Rescales `[H, W, 3]` to `[ceil(H * scale), ceil(W * scale), 3]`; dtypes stay.
 
     Pixels at the border are averages of pixels inside alone, so the black outside makes
     none darker.

@@ -223,6 +223,6 @@ def warp_and_classify(
 
 
 def _keys_of_regions(keys: jax.Array, count: int) -> jax.Array:
-    """`[B]` -> `[B, count]`: dropout must not depend on how regions are chunked."""
+    """Splits `[B]` to `[B, count]`: dropout must not depend on chunks of regions."""
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     return fold(keys, jnp.arange(count))

@@ -261,7 +261,7 @@ def retinanet(config: RetinaNetConfig, backbone: nn.Module) -> Detector:
 
 
 def _box_loss_per_anchor(deltas, target_boxes, boxes, config: RetinaNetConfig):
-    """`[B, A, 4]`, `[B, A, 4]`, `[A, 4]` -> `[B, A]`, of all anchors."""
+    """Computes the losses of all anchors, `[B, A]`, from two of `[B, A, 4]`."""
     if config.box_loss == "giou":
         decoded = box_coding.decode(deltas, boxes[None])
         return losses.giou_loss(decoded, target_boxes)

@@ -335,13 +335,13 @@ def _default_boxes(canvas, sizes, deltas, config: SSDConfig):
 
 
 def _flatten(maps: dict[int, jax.Array]) -> jax.Array:
-    """`{level: [B, rows, columns, S, ...]}` -> `[B, A, ...]`."""
+    """Joins `{level: [B, rows, columns, S, ...]}` to `[B, A, ...]`."""
     rows = [x.reshape(len(x), -1, *x.shape[4:]) for _, x in sorted(maps.items())]
     return jnp.concatenate(rows, axis=1)
 
 
 def _class_loss_per_box(logits, labels, config: SSDConfig) -> jax.Array:
-    """`[B, A, K + 1]` or `[B, A, K]`, and `[B, A]` -> `[B, A]`, of all boxes."""
+    """Computes the losses of all boxes, `[B, A]`, from K or K + 1 logits of each."""
     if config.score_function == "softmax":
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
@@ -350,7 +350,7 @@ def _class_loss_per_box(logits, labels, config: SSDConfig) -> jax.Array:
 
 
 def _topk_per_class(scores: jax.Array, k: int) -> tuple[jax.Array, ...]:
-    """`[B, A, K]` -> scores, boxes and classes, each `[B, K * k]`."""
+    """Takes the `k` best boxes of each class: scores, boxes, labels, `[B, K * k]`."""
     batch, count, classes = scores.shape
     top, index = jax.lax.top_k(scores.transpose(0, 2, 1), min(k, count))
     labels = jnp.broadcast_to(jnp.arange(classes)[:, None], top.shape)

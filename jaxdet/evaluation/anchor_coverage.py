@@ -330,7 +330,7 @@ def _count_positive_points(
 
 
 def _farther_side(points: np.ndarray, sides: np.ndarray, radius: float) -> np.ndarray:
-    """`[cells]` and `[N, 2]` -> `[N, cells]`; NaN outside, or beyond the radius."""
+    """Returns how far the farther side is, `[N, cells]`; NaN beyond side or radius."""
     before, after = points - sides[:, :1], sides[:, 1:] - points
     inside = (np.minimum(before, after) > 0) & (np.abs(after - before) / 2 < radius)
     return np.where(inside, np.maximum(before, after), np.nan)

@@ -141,7 +141,7 @@ def _kernel_gradient_by_products(x, gradient, shape, margins):
 
 
 def _products_of_shifts(x, y, margins):
-    """Of x, shifted to all taps, and y: `[B, H, W, C]`, K -> `[side, side, C, K]`."""
+    """Multiplies x, shifted to all taps, by y: `[side, side, C, K]`."""
     side, (height, width) = sum(margins) + 1, x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
     shifts = [padded[:, :, j : j + width] for j in range(side)]

@@ -1,4 +1,4 @@
-"""Which object, if any, each anchor or point is matched to."""
+"""Matches each anchor or point to an object, or to none."""
 
 import flax.struct
 import jax

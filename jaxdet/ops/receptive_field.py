@@ -1,4 +1,4 @@
-"""What a cell of the features sees of the image, and where on the image it lies.
+"""Computes what a cell of the features sees of the image, and where it lies.
 
 Everywhere else in this library cell (row i, column j) of level l stands for the pixels
 around `((i + 0.5) * 2**l, (j + 0.5) * 2**l)`. Where its receptive field is in truth

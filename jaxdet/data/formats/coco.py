@@ -1,4 +1,4 @@
-"""Data sets whose annotations are a json file in COCO's format."""
+"""Reads data sets whose annotations are a json file in COCO's format."""
 
 import collections
 import functools

@@ -1,4 +1,4 @@
-"""Handwritten digits on photographs: the data set that needs no download.
+"""Draws handwritten digits on photographs: the data set that needs no download.
 
 Scikit-learn's 1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998) are
 drawn, larger, turned, slanted and in any color, onto crops of the photographs that

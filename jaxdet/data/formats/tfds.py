@@ -1,4 +1,4 @@
-"""Detection data sets that TFDS has prepared, read without TensorFlow."""
+"""Reads detection data sets that TFDS has prepared, without TensorFlow."""
 
 import functools
 import itertools

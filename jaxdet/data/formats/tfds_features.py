@@ -1,4 +1,4 @@
-"""What the features of a TFDS data set hold, and the objects of its examples."""
+"""Finds boxes and labels in a TFDS data set's features, and reads its objects."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple

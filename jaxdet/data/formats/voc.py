@@ -1,4 +1,4 @@
-"""Data sets in the folders of the Pascal VOC challenges, or in folders like them."""
+"""Reads data sets in the folders of the Pascal VOC challenges, or in ones like them."""
 
 import functools
 import logging

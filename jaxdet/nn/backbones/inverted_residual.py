@@ -1,4 +1,4 @@
-"""What MobileNetV2 and EfficientNet are made of: inverted residual blocks."""
+"""Builds inverted residual blocks, of which MobileNetV2 and EfficientNet consist."""
 
 import math
 import re
