@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -14,35 +15,28 @@ OUTLINE = [[10, 5, 20, 5, 20, 25, 10, 25]]
 RUNS = {"size": [30, 40], "counts": [30, 30, 1140]}  # the second column
 
 
-@pytest.fixture
-def source(tmp_path, rng):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
     """The folder of two photographs with three objects, one of them without area."""
-    folder = tmp_path / "source"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
     for name in ("a.jpg", "b.png"):
         pixels = rng.integers(0, 256, (30, 40, 3), np.uint8)
         PIL.Image.fromarray(pixels).save(folder / name)
+    keys = ("id", "category_id", "bbox", "iscrowd", "area", "segmentation")
     rows = [
-        (1, [10, 5, 10, 20], 0, 150.25, OUTLINE),
-        (1, [3, 4, 0, 9], 0, 0, OUTLINE),
-        (0, [1, 0, 1, 31], 1, 30, RUNS),  # reaches out by a pixel
+        (0, 9, [10, 5, 10, 20], 0, 150.25, OUTLINE),
+        (1, 9, [3, 4, 0, 9], 0, 0, OUTLINE),
+        (2, 5, [1, 0, 1, 31], 1, 30, RUNS),  # reaches out by a pixel
     ]
+    size = {"height": 30, "width": 40}
     content = {
         "images": [
-            {"id": 70, "file_name": "a.jpg", "height": 30, "width": 40},
-            {"id": 4, "file_name": "b.png", "height": 30, "width": 40},
+            {"id": 70, "file_name": "a.jpg", **size},
+            {"id": 4, "file_name": "b.png", **size},
         ],
         "annotations": [
-            {
-                "id": number,
-                "image_id": 70,
-                "category_id": (5, 9)[label],
-                "bbox": box,
-                "iscrowd": crowd,
-                "area": area,
-                "segmentation": outline,
-            }
-            for number, (label, box, crowd, area, outline) in enumerate(rows)
+            {"image_id": 70, **dict(zip(keys, row, strict=True))} for row in rows
         ],
         "categories": [{"id": 9, "name": "stop sign"}, {"id": 5, "name": "cat"}],
     }
@@ -50,7 +44,7 @@ def source(tmp_path, rng):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data_set(source):
     return coco.load(source / "boxes.json", source, masks=True)
 
@@ -80,9 +74,7 @@ def test_what_is_written_is_read(data_set, source, tmp_path):
         np.testing.assert_array_equal(one.crowd, other.crowd)
     for position, name in enumerate(("a.jpg", "b.png")):
         assert found.read_encoded(position) == (source / name).read_bytes()
-        np.testing.assert_array_equal(
-            found.read_image(position), data_set.read_image(position)
-        )
+        assert (found.read_image(position) == data_set.read_image(position)).all()
     # Of twenty pixels the first ten lie in the outline's box; of one column all.
     np.testing.assert_allclose(found.read_masks(0, 4), np.ones((2, 4, 4)), atol=1e-5)
     first, second = found.ground_truth()["annotations"]
@@ -94,16 +86,20 @@ def test_what_is_written_is_read(data_set, source, tmp_path):
         tfds.load_directory(folder, "test")
 
 
-def test_it_is_indexed(data_set, tmp_path, monkeypatch):
-    folder = prepare.save({"train": data_set}, tmp_path, "photos")
+@pytest.fixture(scope="module")
+def prepared(data_set, tmp_path_factory):
+    return prepare.save({"train": data_set}, tmp_path_factory.mktemp("tfds"), "photos")
+
+
+def test_it_is_indexed(prepared, monkeypatch):
     monkeypatch.setattr(tfds, "_read_index", lambda *_: pytest.fail("no index"))
-    assert len(tfds.load_directory(folder, "train")) == 2
+    assert len(tfds.load_directory(prepared, "train")) == 2
 
 
-def test_tfds_reads_it_too(data_set, tmp_path):
+def test_tfds_reads_it_too(prepared):
     """With its own decoding, and as relative boxes."""
-    prepare.save({"train": data_set}, tmp_path, "photos")
-    source = tensorflow_datasets.data_source("photos", split="train", data_dir=tmp_path)
+    root = prepared.parents[1]
+    source = tensorflow_datasets.data_source("photos", split="train", data_dir=root)
     example = source[0]
     assert example["image"].shape == (30, 40, 3)
     first = example["objects"]["bbox"][0]
@@ -129,10 +125,9 @@ def test_long_splits_lie_in_several_files(data_set, tmp_path, monkeypatch):
     assert tfds.load_directory(folder, "train[1:]").image_ids == (4,)
 
 
-def test_twice_is_told(data_set, tmp_path):
-    prepare.save({"train": data_set}, tmp_path, "photos")
+def test_twice_is_told(data_set, prepared):
     with pytest.raises(DataError, match=r"photos/1\.0\.0: prepared already; delete"):
-        prepare.save({"train": data_set}, tmp_path, "photos")
+        prepare.save({"train": data_set}, prepared.parents[1], "photos")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
@@ -144,19 +139,20 @@ def test_an_interruption_leaves_nothing(data_set, tmp_path, error):
 
     interrupted = dataclasses.replace(data_set, read_encoded=read_encoded)
     root = tmp_path / "tfds"
-    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+    with pytest.raises((KeyboardInterrupt, OSError)):
         prepare.save({"train": interrupted}, root, "photos")
     assert not list(root.iterdir())
     prepare.save({"train": data_set}, root, "photos")
 
 
-def test_broken_images_are_told_before_anything_is_written(source, data_set, tmp_path):
-    content = (source / "a.jpg").read_bytes()
-    (source / "a.jpg").write_bytes(content[:300])
+def test_broken_images_are_told_before_anything_is_written(source, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "source")
+    (folder / "a.jpg").write_bytes((source / "a.jpg").read_bytes()[:300])
+    broken = coco.load(folder / "boxes.json", folder)
     root = tmp_path / "tfds"
     message = r"boxes: 1 of 2 images are broken; the first: .*a\.jpg: "
     with pytest.raises(DataError, match=message):
-        prepare.save({"train": data_set}, root, "photos")
+        prepare.save({"train": broken}, root, "photos")
     assert not root.exists()
 
 
@@ -174,13 +170,12 @@ def test_names_of_tfds_are_not_taken(data_set, tmp_path, name):
         prepare.save({"train": data_set}, tmp_path, name)
 
 
-def test_splits_that_do_not_fit(source, data_set, tmp_path):
+def test_splits_that_do_not_fit(data_set, tmp_path):
     others = dataclasses.replace(data_set, class_names=("cat", "dog"))
-    with pytest.raises(DataError, match="train, test: one has other classes"):
-        prepare.save({"train": data_set, "test": others}, tmp_path, "photos")
-    unmasked = coco.load(source / "boxes.json", source)
-    with pytest.raises(DataError, match="train, test: one has other masks"):
-        prepare.save({"train": data_set, "test": unmasked}, tmp_path, "photos")
+    unmasked = dataclasses.replace(data_set, read_masks=None)
+    for other, what in ((others, "classes"), (unmasked, "masks")):
+        with pytest.raises(DataError, match=f"train, test: one has other {what}"):
+            prepare.save({"train": data_set, "test": other}, tmp_path, "photos")
     for name in ("", " dog", "two\nlines"):
         odd = dataclasses.replace(data_set, class_names=("cat", name))
         with pytest.raises(DataError, match="train: a class is called"):

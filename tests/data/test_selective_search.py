@@ -8,11 +8,7 @@ import pytest
 
 from jaxdet.data import selective_search as module
 from jaxdet.data.dataset import DataError, Proposals
-from jaxdet.data.selective_search import (
-    recall,
-    selective_search,
-    with_selective_search,
-)
+from jaxdet.data.selective_search import recall, selective_search
 from tests import oracles
 from tests.data.in_memory import in_memory_data_set
 
@@ -50,22 +46,27 @@ def assert_same(actual, expected):
         assert one.boxes.shape == (len(one.scores), 4)
 
 
+def best_iou(box, boxes):
+    return max(oracles.iou(np.array(box), one) for one in boxes)
+
+
 class TestSelectiveSearch:
     def test_what_stands_out_is_found(self):
         for seed in range(3):
             image, boxes = scene(seed)
             found = selective_search(image).boxes
-            for box in boxes:
-                assert max(oracles.iou(np.array(box[:4]), one) for one in found) > 0.7
+            assert all(best_iou(box[:4], found) > 0.7 for box in boxes)
 
     @pytest.mark.parametrize("mode", ["fast", "quality"])
-    def test_the_answer_is_in_order_and_always_the_same(self, mode):
+    def test_proposals_are_in_order_and_always_the_same(self, mode):
         image, _ = scene(3)
         first, second = (selective_search(image, mode=mode) for _ in range(2))
         assert_same([first], [second])
         assert len(np.unique(first.boxes, axis=0)) == len(first.boxes) > 2
         assert (np.diff(first.scores) <= 0).all() and first.scores[0] == 1
         assert (first.scores >= 0).all()
+        few = selective_search(image, mode=mode, max_proposals=2)
+        assert_same([few], [Proposals(first.boxes[:2], first.scores[:2])])
 
     def test_each_is_the_one_least_like_those_before(self):
         boxes, scores = selective_search(scene(4)[0])
@@ -82,24 +83,13 @@ class TestSelectiveSearch:
         np.testing.assert_array_equal(boxes, np.array(rows)[[1, 3, 0, 2]])
         np.testing.assert_allclose(scores, [1, 1, 0.84, 0.1], rtol=1e-6)
 
-    def test_fewer_are_the_first(self):
-        image, _ = scene(5)
-        every = selective_search(image)
-        few = selective_search(image, max_proposals=3)
-        assert_same([few], [Proposals(every.boxes[:3], every.scores[:3])])
-
-    def test_small_ones_are_left_out(self):
+    @pytest.mark.parametrize(("min_side", "is_found"), [(0.04, True), (0.2, False)])
+    def test_small_ones_are_left_out(self, min_side, is_found):
         image = np.full((100, 100, 3), 128, np.uint8)
         image[40:55, 20:36] = (250, 20, 20)
-        box = np.array([20, 40, 36, 55])
-
-        def found(min_side):
-            boxes, _ = selective_search(image, min_side=min_side)
-            sides = boxes[:, 2:] - boxes[:, :2]
-            assert sides.min() >= min_side * 100
-            return max(oracles.iou(box, one) for one in boxes) > 0.7
-
-        assert found(0.04) and not found(0.2)
+        boxes, _ = selective_search(image, min_side=min_side)
+        assert (boxes[:, 2:] - boxes[:, :2]).min() >= min_side * 100
+        assert (best_iou([20, 40, 36, 55], boxes) > 0.7) == is_found
 
     def test_wide_images_are_shrunk_and_boxes_in_their_own_pixels(self):
         image, boxes = scene(6)
@@ -107,9 +97,8 @@ class TestSelectiveSearch:
         found, _ = selective_search(large, width=64)
         assert (found >= 0).all() and (found <= [320, 250, 320, 250]).all()
         np.testing.assert_array_equal(found[0], [0, 0, 320, 250])
-        for box in boxes:
-            truth = np.array(box[:4]) * [5, 250 / 48, 5, 250 / 48]
-            assert max(oracles.iou(truth, one) for one in found) > 0.7
+        factors = np.array([5, 250 / 48, 5, 250 / 48])
+        assert all(best_iou(box[:4] * factors, found) > 0.7 for box in boxes)
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (12, 12)])
     def test_images_with_nothing_to_see(self, size):
@@ -124,24 +113,19 @@ class TestSelectiveSearch:
             ({"width": 0}, "width is 0; allowed: 1 or more"),
             ({"min_side": -0.1}, "min_side is -0.1; allowed: 0 to 1"),
             ({"max_proposals": 0}, "max_proposals is 0; allowed: 1 or more"),
+            (
+                {"image": np.zeros((4, 5), np.uint8)},
+                r"5\) uint8; it must be \[H, W, 3\]",
+            ),
         ],
     )
     def test_options_out_of_range(self, options, message):
         with pytest.raises(ValueError, match=message):
-            selective_search(scene(0)[0], **options)
-
-    def test_no_image(self):
-        with pytest.raises(ValueError, match=r"\(4, 5\) uint8; it must be \[H, W, 3\]"):
-            selective_search(np.zeros((4, 5), np.uint8))
-
-
-@pytest.fixture
-def shards_of_two(monkeypatch):
-    monkeypatch.setattr(module, "_SHARD", 2)
+            selective_search(**{"image": scene(0)[0], **options})
 
 
 def search(data_set, **options):
-    return with_selective_search(data_set, progress=False, workers=2, **options)
+    return module.with_selective_search(data_set, progress=False, workers=2, **options)
 
 
 def counting(data_set, broken=()):
@@ -157,8 +141,11 @@ def counting(data_set, broken=()):
     return dataclasses.replace(data_set, read_image=read_image), read
 
 
-@pytest.mark.usefixtures("shards_of_two")
 class TestCache:
+    @pytest.fixture(autouse=True)
+    def shards_of_two(self, monkeypatch):
+        monkeypatch.setattr(module, "_SHARD", 2)
+
     def test_made_once_then_read(self, tmp_path, caplog):
         data_set, read = counting(scenes(5))
         with caplog.at_level(logging.INFO):
@@ -183,9 +170,8 @@ class TestCache:
         data_set, read = counting(scenes(5))
         made = search(data_set, cache_dir=tmp_path)
         assert sorted(read) == [2, 3, 4]
-        assert_same(
-            made.proposals, search(data_set, cache_dir=tmp_path / "new").proposals
-        )
+        anew = search(data_set, cache_dir=tmp_path / "new")
+        assert_same(made.proposals, anew.proposals)
 
     def test_every_data_set_and_option_has_a_default_folder(
         self, tmp_path, monkeypatch
@@ -200,28 +186,25 @@ class TestCache:
         assert len(folders) == 3
         assert all(folder.name.startswith("in_memory-") for folder in folders)
 
-    @pytest.mark.parametrize(
-        ("change", "what"),
-        [
-            (lambda d: scenes(4), "images is 3 there, 4 here"),
-            (lambda d: dataclasses.replace(d, name="other"), "data set is 'in memory'"),
-            (lambda d: scenes(3, image_ids=["a", "b", "c"]), "image ids is"),
-            (lambda d: scenes(3, seed=9), "objects is"),
-            (lambda d: dataclasses.replace(d, sizes=d.sizes * 2), "image sizes is"),
-        ],
-    )
-    def test_that_of_another_data_set_is_refused(self, tmp_path, change, what):
+    def test_that_of_another_data_set_or_option_is_refused(self, tmp_path):
         data_set = scenes(3)
         search(data_set, cache_dir=tmp_path)
-        message = rf"{re.escape(str(tmp_path))}/index\.json: .*{what}.*; give another"
-        with pytest.raises(DataError, match=message):
-            search(change(data_set), cache_dir=tmp_path)
+        renamed = dataclasses.replace(data_set, name="other")
+        doubled = dataclasses.replace(data_set, sizes=data_set.sizes * 2)
+        for other, options, what in (
+            (scenes(4), {}, "images is 3 there, 4 here"),
+            (renamed, {}, "data set is 'in memory'"),
+            (scenes(3, image_ids=["a", "b", "c"]), {}, "image ids is"),
+            (scenes(3, seed=9), {}, "objects is"),
+            (doubled, {}, "image sizes is"),
+            (data_set, {"mode": "quality"}, "mode is 'fast' there, 'quality' here"),
+        ):
+            message = (
+                rf"{re.escape(str(tmp_path))}/index\.json: .*{what}.*; give another"
+            )
+            with pytest.raises(DataError, match=message):
+                search(other, cache_dir=tmp_path, **options)
         search(data_set, cache_dir=tmp_path)
-
-    def test_that_of_other_options_is_refused(self, tmp_path):
-        search(scenes(1), cache_dir=tmp_path)
-        with pytest.raises(DataError, match="mode is 'fast' there, 'quality' here"):
-            search(scenes(1), cache_dir=tmp_path, mode="quality")
 
     def test_broken_files_are_named(self, tmp_path):
         data_set = scenes(3)
@@ -229,9 +212,8 @@ class TestCache:
         shard = tmp_path / "0000002.npz"
         whole = shard.read_bytes()
         shard.write_bytes((tmp_path / "0000000.npz").read_bytes())
-        with pytest.raises(
-            DataError, match=r"0000002\.npz: proposals of 2 images, not"
-        ):
+        message = r"0000002\.npz: proposals of 2 images, not"
+        with pytest.raises(DataError, match=message):
             search(data_set, cache_dir=tmp_path)
         shard.write_bytes(whole[:100])
         with pytest.raises(DataError, match=r"0000002\.npz: cannot be read as npz"):
@@ -249,29 +231,17 @@ class TestCache:
         assert "unreadable image: image 1 cannot be read" in caplog.text
 
 
-@pytest.fixture
-def data_set():
-    """Two images of 48 x 64, called "a" and 7; three proposals and none."""
-    data_set = in_memory_data_set(
-        [scene(0)[0], scene(1)[0]],
-        [[(0, 0, 10, 10, 0), (20, 20, 40, 30, 1, True)], [(5, 5, 9, 9, 0)]],
-        image_ids=["a", 7],
-    )
-    found = of((0, 0, 10, 6, 0.9), (0, 0, 64, 48, 0.5), (0, 0, 10, 8.5, 0.25))
-    return dataclasses.replace(data_set, proposals=(found, of()))
-
-
 class TestRecall:
-    def test_by_hand(self, data_set):
+    def test_by_hand(self):
         # The crowd does not count. Best of the first object 0.85, of the second none.
-        numbers = recall(data_set)
+        objects = [[(0, 0, 10, 10, 0), (20, 20, 40, 30, 1, True)], [(5, 5, 9, 9, 0)]]
+        data_set = in_memory_data_set([scene(0)[0]] * 2, objects)
+        found = of((0, 0, 10, 6, 0.9), (0, 0, 64, 48, 0.5), (0, 0, 10, 8.5, 0.25))
+        data_set = dataclasses.replace(data_set, proposals=(found, of()))
         expected = {"recall@0.5": 0.5, "recall@0.7": 0.5, "proposals": 1.5}
-        assert numbers == expected
-        assert recall(data_set, max_per_image=1, thresholds=(0.6, 0.61)) == {
-            "recall@0.6": 0.5,
-            "recall@0.61": 0.0,
-            "proposals": 0.5,
-        }
+        assert recall(data_set) == expected
+        expected = {"recall@0.6": 0.5, "recall@0.61": 0.0, "proposals": 0.5}
+        assert recall(data_set, max_per_image=1, thresholds=(0.6, 0.61)) == expected
 
     def test_against_the_oracle(self, rng):
         def boxes(count):
@@ -281,12 +251,11 @@ class TestRecall:
         rows = [[(*box, 0) for box in boxes(count)] for count in (4, 0, 7)]
         data_set = in_memory_data_set([scene(0)[0]] * 3, rows)
         found = [Proposals(boxes(12).astype(np.float32), None) for _ in range(3)]
-        numbers = recall(
-            dataclasses.replace(data_set, proposals=found), thresholds=(0.3,)
-        )
+        data_set = dataclasses.replace(data_set, proposals=found)
+        numbers = recall(data_set, thresholds=(0.3,))
         best = [
-            max(oracles.iou(box, one) for one in boxes)
-            for objects, (boxes, _) in zip(data_set.objects, found, strict=True)
+            best_iou(box, proposals.boxes)
+            for objects, proposals in zip(data_set.objects, found, strict=True)
             for box in objects.boxes
         ]
         assert numbers["recall@0.3"] == pytest.approx(np.mean(np.array(best) >= 0.3))

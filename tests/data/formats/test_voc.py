@@ -17,6 +17,9 @@ def thing(name, *corners, difficult=None, inside=""):
     return f"<object><name>{name}</name>{flag}<bndbox>{box}</bndbox>{inside}</object>"
 
 
+CAT = thing("cat", 1, 1, 9, 9)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Writes a VOC folder; by stem, what stands in its annotation."""
@@ -62,20 +65,18 @@ def test_a_small_folder_by_hand(folder):
         kinds = [values.dtype for values in objects]
         assert kinds == [np.float32, np.int32, bool]
     assert data.read_image(1).shape == (40, 60, 3)
-
-
-def test_the_ground_truth_keeps_difficult_objects_apart(folder):
-    objects = thing("cat", 1, 1, 10, 10, difficult=1) + thing("dog", 2, 3, 10, 10)
-    truth = voc.load(folder({"a": objects})).ground_truth()
-    assert truth["images"] == [{"id": "a", "height": 40, "width": 60}]
-    difficult, plain = truth["annotations"]
-    assert difficult["iscrowd"] == 1 and difficult["bbox"] == [0, 0, 10, 10]
-    assert plain["iscrowd"] == 0 and plain["bbox"] == [1, 2, 9, 8]
-    assert plain["area"] == 72 and plain["category_id"] == voc.CLASS_NAMES.index("dog")
+    encoded = (root / "JPEGImages" / "000005.jpg").read_bytes()
+    assert data.read_encoded(1) == encoded
+    truth = data.ground_truth()
+    assert truth["images"][1] == {"id": "000005", "height": 40, "width": 60}
+    plain, difficult = truth["annotations"]
+    assert plain["iscrowd"] == 0 and plain["bbox"] == [0, 0, 60, 40]
+    assert plain["area"] == 2400 and plain["category_id"] == found.labels[0]
+    assert difficult["iscrowd"] == 1 and difficult["bbox"] == [10, 20, 1.5, 10]
 
 
 def test_several_folders_are_one_set(folder):
-    old = folder({"a": thing("cat", 1, 1, 9, 9)})
+    old = folder({"a": CAT})
     new = folder({"a": thing("dog", 1, 1, 9, 9), "b": ""}, name="VOC2012")
     data = voc.load(old, new)
     assert data.name == "VOC2007+VOC2012 trainval"
@@ -125,19 +126,13 @@ def test_bad_annotations_are_named(folder, content, problem):
         voc.load(folder({"a": content}))
 
 
-def test_encodings_that_are_unknown_are_named(folder):
+@pytest.mark.parametrize("encoding", ["x", "utf-7"])
+def test_encodings_that_are_unknown_are_named(folder, encoding):
     root = folder({"a": ""})
-    for encoding in ("x", "utf-7"):
-        text = f"<?xml version='1.0' encoding='{encoding}'?><annotation/>"
-        (root / "Annotations" / "a.xml").write_text(text)
-        with pytest.raises(DataError, match=r"a\.xml: not xml .*encoding"):
-            voc.load(root)
-
-
-def test_files_are_handed_out_as_they_are(folder):
-    root = folder({"a": "", "b": ""})
-    content = (root / "JPEGImages" / "b.jpg").read_bytes()
-    assert voc.load(root).read_encoded(1) == content
+    text = f"<?xml version='1.0' encoding='{encoding}'?><annotation/>"
+    (root / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(DataError, match=r"a\.xml: not xml .*encoding"):
+        voc.load(root)
 
 
 @pytest.mark.parametrize("side", ["0", "40.5", "tall", "1e9", "1e300"])
@@ -146,12 +141,9 @@ def test_bad_sizes_are_named(folder, side):
         voc.load(folder({"a": ""}, size=SIZE.replace("40", side)))
 
 
-def test_sizes_come_from_the_image_where_the_annotation_has_none(folder):
-    data = voc.load(folder({"a": thing("cat", 1, 1, 60, 40)}, size=""))
+def test_sizes_are_those_of_the_images(folder):
+    data = voc.load(folder({"a": CAT}, size=""))
     np.testing.assert_array_equal(data.sizes, [[40, 60]])
-
-
-def test_a_size_that_is_not_the_images(folder):
     data = voc.load(folder({"a": ""}, size=SIZE.replace("40", "50")))
     with pytest.raises(DataError, match=r"a\.jpg: .*\(40, 60\).*\(50, 60\), as in .*a"):
         data.read_image(0)
