@@ -53,6 +53,9 @@ class DataOption:
           masks: see `open_dataset`.
           class_names: see `open_dataset`.
 
+        Returns:
+          The data set; several are joined.
+
         Raises:
           DataError: nothing is named, or it cannot be opened.
         """
@@ -124,6 +127,9 @@ def read_proposals(
       files: the proposals (.npz or .json) of each; nothing is added if there are none.
       config: of the detector's run; `max_regions` is 0 where it needs none.
 
+    Returns:
+      The data sets, in the same order, with the proposals of their files.
+
     Raises:
       DataError: for files that are not needed, are broken or are of other images.
     """
@@ -140,7 +146,15 @@ def read_proposals(
 
 
 def search_proposals(data_set: DataSet, config: InputConfig) -> DataSet:
-    """Adds proposals of selective search where a detector needs them and has none."""
+    """Adds proposals of selective search where a detector needs them and has none.
+
+    Args:
+      data_set: the images.
+      config: of the detector's run; `max_regions` is 0 where it needs none.
+
+    Returns:
+      A data set with proposals, or the same one.
+    """
     if data_set.proposals is not None or not config.max_regions:
         return data_set
     limit = config.max_regions

@@ -57,28 +57,6 @@ def test_the_table_ends_with_all_objects():
     assert lines[-1] == ["all", "5", "0.50", "60.0%", "40.0%"]
 
 
-@pytest.mark.parametrize(
-    ("found", "colors"),
-    [(FOUND, 3), (Coverage(np.array([0, 1, 9, 9, 30]), 1, 1, "points"), 2)],
-)
-def test_the_bars_are_the_objects(found, colors):
-    above, below = figure(SIDES, found, title="five objects").axes
-    dots = above.lines[0].get_xydata()
-    np.testing.assert_array_equal(dots, np.stack([SIDES, found.best], axis=1))
-    assert above.get_ylabel() == found.measure
-    assert "canvas pixels" in below.get_xlabel()
-    assert len(below.containers) == colors
-    heights = np.array(
-        [[bar.get_height() for bar in part] for part in below.containers]
-    )
-    np.testing.assert_allclose(heights.sum(axis=0), [1, 3, 1])
-    matched = (
-        np.sum(found.best >= found.high_threshold),
-        np.sum(found.best < found.low_threshold),
-    )
-    np.testing.assert_allclose(heights[[0, -1]].sum(axis=1), matched)
-
-
 def test_the_digits_with_numbers_from_the_command_line(tmp_path, capsys):
     output = tmp_path / "new" / "drawn.png"
     numbers = ["retinanet", "--anchors.ratios", "1", "2"]

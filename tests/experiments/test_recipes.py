@@ -80,15 +80,20 @@ def asked(monkeypatch, data_of):
     return ask
 
 
-def trace(detector, data_set, training):
-    """Finds what does not fit together, without computing anything."""
+def shapes(detector, data_set, training):
+    """A batch, and a state whose arrays are shapes alone."""
     alone = dataclasses.replace(training.input, workers=0)
     batches = batching.training_batches(
         data_set, alone, batch_size=1, seed=0, start=0, stop=1
     )
     (batch,) = batches
     make = functools.partial(create_state, detector, training)
-    state = jax.eval_shape(make, batch)
+    return batch, jax.eval_shape(make, batch)
+
+
+def trace(detector, data_set, training):
+    """Finds what does not fit together, without computing anything."""
+    batch, state = shapes(detector, data_set, training)
     loss = functools.partial(detector.loss, key=jax.random.key(0))
     total, _ = jax.eval_shape(loss, state.variables, batch)
     assert total.shape == ()
@@ -141,7 +146,9 @@ def test_torchvisions_weights_fit(
     file = tmp_path / "a.pth"
     file.touch()
     detector, data_set, training, options = asked(name, weights=str(file))
-    before = trace(detector, data_set, training).variables
+    before = shapes(detector, data_set, training)[1].variables
+    if name == "sppnet_voc":  # others are traced without weights
+        trace(detector, data_set, training)
     after = options["pretrained"](before)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     params = after["params"].items()
@@ -197,7 +204,7 @@ def test_fine_tuning_replaces_the_backbone_and_freezes_its_first_stages(
     no_efficientnet, asked
 ):
     detector, data_set, training, options = asked("retinanet_efficientnet")
-    fresh = trace(detector, data_set, training).variables
+    fresh = shapes(detector, data_set, training)[1].variables
     before, after = fresh["params"], options["pretrained"](fresh)["params"]
     assert {part for part in after if after[part] is not before[part]} == {"backbone"}
     trainable, frozen = optimizer.partition(before, training.frozen)
@@ -240,13 +247,6 @@ def test_backbones_can_be_computed_again(asked):
     for remat in (False, True):
         detector, *_ = asked("faster_rcnn_coco", remat=remat)
         assert f'"remat": {json.dumps(remat)}' in json.dumps(detector.recipe)
-
-
-def test_years_of_voc_are_joined(voc_folder, asked):
-    folders = tuple(str(voc_folder / year) for year in ("VOC2007", "VOC2012"))
-    _, data_set, _, options = asked("faster_rcnn_voc", source=DataOption(folders))
-    assert data_set.image_ids == ("VOC2007/trainval", "VOC2012/trainval")
-    assert options["validation"].image_ids == ("test",)
 
 
 def test_data_is_checked_before_weights_are_read(asked, monkeypatch, tmp_path):

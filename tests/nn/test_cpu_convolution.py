@@ -71,15 +71,6 @@ def test_winograd_is_exact_for_whole_numbers(rng, winograd):
     chex.assert_trees_all_equal(answer, expected)
 
 
-def test_winograd_under_vmap(rng, winograd):
-    x = jnp.asarray(rng.normal(size=(3, 2, 4, 5, 3)), jnp.float32)
-    kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 3, 4)), jnp.float32)
-    answer = jax.jit(jax.vmap(partial(cpu_convolution.convolve, margins=(1, 1))))
-    plain = partial(cpu_convolution._convolution, padding=((1, 1), (1, 1)))
-    expected = jnp.stack([plain(*one) for one in zip(x, kernels, strict=True)])
-    chex.assert_trees_all_close(answer(x, kernels), expected, atol=1e-5)
-
-
 def test_winograd_needs_fewer_products(winograd):
     x, kernel = jnp.zeros((1, 64, 64, 64)), jnp.zeros((3, 3, 64, 64))
 

@@ -55,15 +55,6 @@ def test_growth_is_limited_and_shrinking_is_not():
     chex.assert_trees_all_close(half, jnp.array([[0.0, 8.0, 16.0, 8.0]]))
 
 
-def test_anchors_are_shared_by_leading_axes(rng):
-    boxes, anchors = random_boxes(rng, 2, 3), random_boxes(rng, 3)
-    for function in (box_coding.encode, box_coding.decode):
-        shared = jax.jit(function)(boxes, anchors)
-        chex.assert_trees_all_close(shared, jax.jit(function)(boxes, anchors[None]))
-        mapped = jax.jit(jax.vmap(function, (0, None)))(boxes, anchors)
-        chex.assert_trees_all_close(shared, mapped, rtol=1e-5)
-
-
 def test_padding_and_empty_anchors_are_finite():
     kinds = [
         [0, 0, 0, 0],
@@ -100,13 +91,3 @@ def test_distances_by_hand(transform):
     chex.assert_trees_all_equal(encoded, distances)
     decoded = transform(box_coding.decode_ltrb)(distances, points)
     chex.assert_trees_all_equal(decoded, boxes)
-
-
-def test_distances_broadcast(rng):
-    boxes, points = random_boxes(rng, 3, 1), rng.uniform(0, 80, (1, 5, 2))
-    distances = jax.jit(box_coding.encode_ltrb)(
-        np.broadcast_to(boxes, (3, 5, 4)), points
-    )
-    assert distances.shape == (3, 5, 4)
-    decoded = jax.jit(box_coding.decode_ltrb)(distances, points)
-    np.testing.assert_allclose(decoded, np.tile(boxes, (1, 5, 1)), atol=1e-4)

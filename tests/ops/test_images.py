@@ -29,16 +29,6 @@ def test_padding_is_zero_whatever_it_holds(rng):
     np.testing.assert_allclose(scaled[:3, :4], expected, atol=1e-5)
 
 
-def test_leading_axes_and_vmap_agree(rng):
-    pixels = rng.integers(0, 256, (2, 3, 5, 7, 3), np.uint8)
-    sizes = rng.integers(1, 6, (2, 3, 2))
-    batched = jax.jit(normalize)(pixels, sizes)
-    mapped = jax.jit(jax.vmap(jax.vmap(normalize)))(pixels, sizes)
-    chex.assert_trees_all_close(batched, mapped, atol=1e-6)
-    shared = jax.jit(normalize)(pixels, sizes[0, 0])
-    chex.assert_trees_all_close(shared[0, 0], batched[0, 0], atol=1e-6)
-
-
 def naive_crop(image, box, *, size, context):
     """One crop, one pixel at a time; around the image there are zeros."""
     height, width, channels = image.shape

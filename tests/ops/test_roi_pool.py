@@ -164,24 +164,6 @@ def test_no_boxes(features):
     assert jax.jit(pyramid)(features, none).shape == (0, 4, 3)
 
 
-def test_images_side_by_side(rng, features):
-    # The second image's boxes take fewer windows than the first's.
-    maps, boxes = np.stack([features, -features]), np.stack([BOXES, BOXES / 4])
-    upstream = rng.normal(size=(2, len(BOXES), 3, 3, 3)).astype(np.float32)
-
-    def one(features, boxes, upstream):
-        pool = partial(roi_pool.roi_max_pool, boxes=boxes, stride=STRIDE, output_size=3)
-        pooled, pull = jax.vjp(pool, features)
-        return pooled, pull(upstream)[0]
-
-    together = jax.jit(jax.vmap(one))(maps, boxes, upstream)
-    alone = jax.jit(one)
-    each = [alone(*image) for image in zip(maps, boxes, upstream, strict=True)]
-    chex.assert_trees_all_close(
-        together, jax.tree.map(lambda *x: jnp.stack(x), *each), atol=1e-5
-    )
-
-
 def test_bfloat16_stays(rng, features):
     pool = partial(roi_pool.roi_max_pool, stride=STRIDE, output_size=3)
     upstream = jnp.asarray(rng.normal(size=(len(BOXES), 3, 3, 3)), jnp.bfloat16)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from experiments.lecture import anatomy
@@ -25,12 +26,18 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.weights import torchvision
 from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import WeightsError
-from tests.experiments.lecture.test_anatomy_figures import boxes_in
 
 BACKBONE = ResNet(depth=10, width=8, norm="group", coarsest=4)
 INPUT = InputConfig(canvases=((64, 64),))
 ALWAYS = {"receptive_fields", "projected_region", "roi_pool_and_align", "levels"}
 ALWAYS |= {"focal_curves", "centerness"}
+
+
+def outlines_in(axes):
+    """The boxes whose outlines were drawn first, `[N, 4]`."""
+    outlines = [part for part in axes.collections if isinstance(part, LineCollection)]
+    corners = np.array(outlines[0].get_segments())
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=-1)
 
 
 def test_a_photo_comes_onto_its_canvas_with_its_objects():
@@ -148,7 +155,7 @@ def test_an_rpn_has_the_proposals_that_are_drawn(drawn_by):
     figures, detections = drawn_by(rpn(RPN, BACKBONE))
     names = {"anchors", "objectness", "proposals", "detections"}
     assert figures.keys() == ALWAYS | names
-    kept = boxes_in(figures["proposals"].axes[1])[::-1]
+    kept = outlines_in(figures["proposals"].axes[1])[::-1]
     np.testing.assert_allclose(kept, detections.boxes[: len(kept)], atol=1e-3)
     maps = [axes.images[-1].get_array() for axes in figures["objectness"].axes[1:3]]
     assert [values.shape for values in maps] == [(6, 8), (3, 4)]  # 48 x 64 pixels

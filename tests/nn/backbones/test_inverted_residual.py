@@ -1,6 +1,5 @@
 """Depthwise convolutions, where their windows lie, and the blocks around them."""
 
-import re
 from functools import partial
 
 import chex
@@ -49,14 +48,6 @@ def test_agrees_with_flax(rng, extents, kernel, stride, padding):
     chex.assert_trees_all_close(
         answer_and_gradients(ours), answer_and_gradients(flax), rtol=1e-4, atol=1e-4
     )
-
-
-def test_arithmetic_in_bfloat16_keeps_float32_parameters():
-    x = jnp.ones((1, 4, 4, 3))
-    init = DepthwiseConv(dtype=jnp.bfloat16).init_with_output
-    answer, variables = jax.eval_shape(init, jax.random.key(0), x)
-    chex.assert_type(answer, jnp.bfloat16)
-    chex.assert_type(jax.tree.leaves(variables), jnp.float32)
 
 
 def test_each_image_is_padded_by_its_own_extents():
@@ -111,60 +102,3 @@ def test_a_block_that_widens_nothing(rng):
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 6, 3)))
     layers = {"depthwise_conv", "depthwise_norm", "project_conv", "project_norm"}
     assert shapes["params"].keys() == layers
-
-
-class Small(nn.Module):
-    """Few blocks, made as the published networks are."""
-
-    padding: str
-    norm: str
-    width: float = 1.0
-    epsilon: float = 1e-3
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, pixels, sizes=None):
-        plan = {1: ((1, 2, 3),), 2: ((2, 3, 5),), 3: ((1, 4, 3),)}
-        return inverted_residual.stages(self, plan, self.padding, pixels, sizes)
-
-
-@pytest.mark.parametrize(
-    ("padding", "norm"), [("same", "group"), ("centered", "frozen")]
-)
-def test_padding_changes_nothing(rng, padding, norm):
-    network = Small(padding, norm)
-    image = jnp.asarray(rng.normal(size=(1, 22, 13, 3)), jnp.float32)
-    canvas = jnp.zeros((1, 24, 32, 3)).at[:, :22, :13].set(image)
-    variables = drawn.variables(rng, network, image)
-    alone = jax.jit(network.apply)(variables, image)
-    padded = jax.jit(network.apply)(variables, canvas, jnp.array([[22, 13]]))
-    assert [list(stages) for stages in alone] == [[1, 2, 3], [1, 2]]
-    for stages, with_padding in zip(alone, padded, strict=True):
-        for level, features in stages.items():
-            _, rows, columns, _ = features.shape
-            assert (rows, columns) == (-(-22 // 2**level), -(-13 // 2**level))
-            assert np.std(features) > 0.01
-            chex.assert_trees_all_close(
-                with_padding[level][:, :rows, :columns], features, atol=1e-3
-            )
-
-
-def test_first_stages():
-    assert inverted_residual.first_stages(0) == ()
-    names = {
-        "stem_conv": 1,
-        "stem_norm": 1,
-        "stage1_block0": 1,
-        "stage2_block1": 2,
-        "stage3_block0": 3,
-        "stage5_block3": 5,
-        "last_conv": 6,
-    }
-    for count in range(6):
-        patterns = inverted_residual.first_stages(count)
-        for name, stage in names.items():
-            path = f"backbone/{name}/kernel"
-            frozen = any(re.fullmatch(pattern, path) for pattern in patterns)
-            assert frozen == (stage <= count)
-    with pytest.raises(ValueError, match="first 6"):
-        inverted_residual.first_stages(6)

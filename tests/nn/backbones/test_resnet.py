@@ -1,6 +1,5 @@
 """Residual networks: sizes, padding, frozen stages."""
 
-import re
 from functools import partial
 
 import chex
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.backbones.resnet import ResNet, ResNetHead, first_stages, layers
+from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from tests.nn import drawn
 
 
@@ -20,39 +19,6 @@ def test_parameter_counts():
         shapes = jax.eval_shape(ResNet(depth).init, jax.random.key(0), image)
         count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
         assert count == convolutions
-
-
-@pytest.mark.parametrize(("depth", "norm"), [(10, "group"), (50, "frozen")])
-def test_padding_changes_nothing(rng, depth, norm):
-    network = ResNet(depth, width=2, norm=norm)
-    image = jnp.asarray(rng.normal(size=(1, 50, 37, 3)), jnp.float32)
-    canvas = jnp.zeros((1, 64, 96, 3)).at[:, :50, :37].set(image)
-    variables = drawn.variables(rng, network, image)
-    alone = jax.jit(network.apply)(variables, image)
-    padded = jax.jit(network.apply)(variables, canvas, jnp.array([[50, 37]]))
-    for level, features in alone.items():
-        _, height, width, _ = features.shape
-        assert (height, width) == (-(-50 // 2**level), -(-37 // 2**level))
-        chex.assert_trees_all_close(
-            padded[level][:, :height, :width], features, rtol=1e-3, atol=1e-3
-        )
-
-
-def test_first_stages():
-    assert first_stages(0) == ()
-    two = first_stages(2)
-    shapes = jax.eval_shape(
-        ResNet(50).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    )
-    paths = [
-        "backbone/" + "/".join(key.key for key in path[1:])
-        for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]
-    ]
-    frozen = {p.split("/")[1] for p in paths if any(re.fullmatch(f, p) for f in two)}
-    stem = {"stem_conv", "stem_norm"}
-    assert frozen == stem | {f"stage2_block{i}" for i in range(3)}
-    with pytest.raises(ValueError, match="first 6"):
-        first_stages(6)
 
 
 def test_later_stages_are_not_made():
@@ -81,15 +47,6 @@ def test_the_head_is_the_last_stage(rng, depth):
     chex.assert_trees_all_close(regions, expected, rtol=1e-5, atol=1e-5)
     shapes = jax.eval_shape(head.init, jax.random.key(0), stages[4])
     chex.assert_trees_all_equal_shapes(shapes, last)
-
-
-def test_layers():
-    stem = [(7, 2, 3), (3, 2, 1)]
-    assert layers(2, depth=10) == (*stem, (3, 1, 1), (3, 1, 1))
-    bottleneck = [(1, 1, 0), (3, 1, 1), (1, 1, 0)]
-    halving = [(1, 1, 0), (3, 2, 1), (1, 1, 0)]
-    expected = (*stem, *bottleneck * 3, *halving, *bottleneck * 3)
-    assert layers(3, depth=50) == expected
 
 
 def test_remat_gives_the_same_gradients_and_keeps_less_for_them(rng):
