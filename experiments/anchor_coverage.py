@@ -146,7 +146,7 @@ def table(sides: np.ndarray, coverage: Coverage) -> str:
 
 
 def figure(sides: np.ndarray, coverage: Coverage, *, title: str) -> Figure:
-    """Draws every object by size and best anchor, and how many of a size are matched.
+    """Returns a figure of objects by size and best anchor, and of how many are matched.
 
     Args:
       sides: `[N]` canvas pixels, the square roots of the objects' areas.

@@ -46,7 +46,7 @@ class DataOption:
         masks: bool = False,
         class_names: Sequence[str] | None = None,
     ) -> DataSet:
-        """Opens the data set.
+        """Returns the data set, opened.
 
         Args:
           validation: whether the split is by default the one for validation.
@@ -120,7 +120,7 @@ def read_proposals(
     files: Sequence[pathlib.Path],
     config: InputConfig,
 ) -> list[DataSet | None]:
-    """Adds the region proposals of files to data sets.
+    """Returns data sets with the region proposals of files.
 
     Args:
       data_sets: their images; None stays None.

@@ -143,7 +143,7 @@ def iou_crop(rng: np.random.Generator, example: Example) -> Example:
 def random_crop(
     rng: np.random.Generator, example: Example, *, smallest: float = 0.5
 ) -> Example:
-    """Cuts out a patch of any shape, with `smallest` to 1 of the image's sides.
+    """Returns a patch of any shape, with `smallest` to 1 of the image's sides.
 
     Objects stay by their visible part, and are cut to it: if a quarter of their area is
     in the patch and at least one pixel each way (of a thinner one, all). Of crowds any
@@ -195,7 +195,7 @@ def scale_jitter(
 
 
 def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
-    """Cuts objects, their masks and regions to a patch; some objects are dropped.
+    """Returns a patch: the objects that stay, their masks, and all regions, cut to it.
 
     Regions outside the patch are left without area.
 

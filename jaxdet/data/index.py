@@ -35,7 +35,7 @@ def load(
     files: Iterable[pathlib.Path],
     make: Callable[[], Index],
 ) -> Index:
-    """Reads the index in `folder`; where it is absent or old, it is made.
+    """Returns the index in `folder`; where it is absent or old, it is made.
 
     Where nothing can be written to `folder`, the index is kept in a folder below
     `cache_folder()`.
