@@ -1,4 +1,4 @@
-"""Boxes: areas, overlaps, clipping and the formats other people store them in.
+"""Computes areas and overlaps of boxes, clips them, and converts to centers and back.
 
 A box is float32 `(x1, y1, x2, y2)` in pixels and covers `[x1, x2) x [y1, y2)`.
 """
@@ -76,22 +76,6 @@ def clip(
     height, width = size
     limits = jnp.array([width, height, width, height], jnp.float32)
     return jnp.clip(boxes, 0.0, jnp.broadcast_to(limits, boxes.shape))
-
-
-def xyxy_to_xywh(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
-    """Turns corners into upper left corner, width and height (COCO)."""
-    return jnp.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
-
-
-def xywh_to_xyxy(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
-    """Turns upper left corner, width and height (COCO) into corners."""
-    return jnp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
-
-
-def yxyx_to_xyxy(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
-    """Turns corners whose vertical coordinate is first (TFDS) into corners."""
-    y1, x1, y2, x2 = jnp.moveaxis(boxes, -1, 0)
-    return jnp.stack([x1, y1, x2, y2], axis=-1)
 
 
 def xyxy_to_cxcywh(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:

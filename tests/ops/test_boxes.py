@@ -111,12 +111,8 @@ def test_clip_by_hand(size):
     chex.assert_trees_all_equal(clipped, inside)
 
 
-def test_formats_by_hand(transform):
+def test_centers_by_hand(transform):
     box = jnp.array([1.0, 2.0, 4.0, 8.0])
-    xywh, centered = jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.array([2.5, 5.0, 3.0, 6.0])
-    chex.assert_trees_all_equal(transform(boxes.xyxy_to_xywh)(box), xywh)
-    chex.assert_trees_all_equal(transform(boxes.xywh_to_xyxy)(xywh), box)
+    centered = jnp.array([2.5, 5.0, 3.0, 6.0])
     chex.assert_trees_all_equal(transform(boxes.xyxy_to_cxcywh)(box), centered)
     chex.assert_trees_all_equal(transform(boxes.cxcywh_to_xyxy)(centered), box)
-    yxyx = jnp.array([2.0, 1.0, 8.0, 4.0])
-    chex.assert_trees_all_equal(transform(boxes.yxyx_to_xyxy)(yxyx), box)

@@ -37,7 +37,7 @@ def load(
     split: str = "trainval",
     class_names: Sequence[str] | None = CLASS_NAMES,
 ) -> DataSet:
-    """Returns one split of `Annotations/*.xml`; they are checked, and that images exist.
+    """Returns one split of `Annotations/*.xml`, checked; its images must exist.
 
     VOC counts pixels from 1 and its corners are the first and the last pixel of an
     object; here they become edges, (xmin - 1, ymin - 1, xmax, ymax). Difficult objects
