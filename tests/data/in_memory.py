@@ -31,6 +31,7 @@ def in_memory_data_set(
     category_ids = tuple(category_ids or range(1, len(class_names) + 1))
     sizes = [image if isinstance(image, tuple) else image.shape[:2] for image in images]
     sizes = np.array(sizes, np.int32).reshape(-1, 2)
+    source = (image_ids, sizes, objects, category_ids, tuple(class_names))
 
     def read_image(position):
         if isinstance(images[position], tuple):
@@ -45,14 +46,7 @@ def in_memory_data_set(
         sizes=sizes,
         objects=objects,
         read_image=read_image,
-        ground_truth=functools.partial(
-            coco_ground_truth,
-            image_ids,
-            sizes,
-            objects,
-            category_ids,
-            class_names,
-        ),
+        ground_truth=functools.partial(coco_ground_truth, *source),
     )
 
 

@@ -27,14 +27,9 @@ def test_boxes_and_an_image_of_10_by_20():
 
 
 def test_ground_truth_by_hand():
-    objects = [
-        Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)),
-        Objects(
-            np.array([[1, 2, 4, 4], [0, 0, 2.5, 2]], np.float32),
-            np.array([1, 0], np.int32),
-            np.array([False, True]),
-        ),
-    ]
+    boxes = np.array([[1, 2, 4, 4], [0, 0, 2.5, 2]], np.float32)
+    full = Objects(boxes, np.array([1, 0], np.int32), np.array([False, True]))
+    objects = [Objects(*(values[:0] for values in full)), full]
     sizes = np.array([[10, 20], [30, 40]])
     truth = coco_ground_truth(["a", "b"], sizes, objects, (5, 8), "xy")
     assert truth["images"] == [
@@ -43,14 +38,8 @@ def test_ground_truth_by_hand():
     ]
     assert truth["categories"] == [{"id": 5, "name": "x"}, {"id": 8, "name": "y"}]
     first, second = truth["annotations"]
-    assert first == {
-        "id": 1,
-        "image_id": "b",
-        "category_id": 8,
-        "bbox": [1, 2, 3, 2],
-        "area": 6,
-        "iscrowd": 0,
-    }
+    expected = {"id": 1, "image_id": "b", "category_id": 8, "bbox": [1, 2, 3, 2]}
+    assert first == expected | {"area": 6, "iscrowd": 0}
     assert (second["id"], second["category_id"], second["iscrowd"]) == (2, 5, 1)
     json.dumps(truth)
     areas = [np.zeros(0), np.array([4.5, 3])]

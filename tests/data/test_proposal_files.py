@@ -43,14 +43,10 @@ def test_the_order_of_images_is_the_data_sets(tmp_path, data_set):
 
 
 def test_a_file_made_elsewhere(tmp_path):
-    data_set = scenes(2)
-    np.savez(
-        tmp_path / "p.npz",
-        image_ids=np.array([1, 0]),
-        counts=np.array([0, 2]),
-        boxes=np.array([[0, 0, 5, 5], [1, 1, 7, 7]], np.int16),
-    )
-    loaded = proposal_files.load(tmp_path / "p.npz", data_set)
+    boxes = np.array([[0, 0, 5, 5], [1, 1, 7, 7]], np.int16)
+    ids, counts = np.array([1, 0]), np.array([0, 2])
+    np.savez(tmp_path / "p.npz", image_ids=ids, counts=counts, boxes=boxes)
+    loaded = proposal_files.load(tmp_path / "p.npz", scenes(2))
     assert_same(loaded.proposals, [of((0, 0, 5, 5, 1), (1, 1, 7, 7, 0.5)), of()])
 
 
@@ -63,6 +59,13 @@ def test_overhang_is_clipped_and_no_area_dropped(tmp_path, data_set, caplog):
     assert "p.json: dropped 3 proposals without area" in caplog.text
 
 
+NAN = float("nan")
+
+
+def of_7(*boxes, **others):
+    return [{"image_id": 7, "boxes": boxes, **others}]
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -71,27 +74,18 @@ def test_overhang_is_clipped_and_no_area_dropped(tmp_path, data_set, caplog):
         ([], r"no proposals of 2 of 2 images of 'in memory', the first is 'a'"),
         ([{"image_id": "a", "boxes": []}], r"1 of 2 images .*, the first is 7"),
         ([{"image_id": "b", "boxes": []}], r"image 'b' is not in the data set"),
-        ([{"image_id": 7, "boxes": []}] * 2, "image 7 stands there twice"),
-        ([{"image_id": 7, "boxes": [[1, 2, 3]]}], r"shape \(1, 3\), scores \(1,\)"),
-        ([{"image_id": 7, "boxes": [1, 2, 3, 4]}], r"shape \(4,\)"),
-        ([{"image_id": 7, "boxes": [[1, 2, 3, "x"]]}], "not numbers"),
-        ([{"image_id": 7, "boxes": [[1, 2], [3]]}], "not numbers"),
+        (of_7() * 2, "image 7 stands there twice"),
+        (of_7([1, 2, 3]), r"shape \(1, 3\), scores \(1,\)"),
+        (of_7(1, 2, 3, 4), r"shape \(4,\)"),
+        (of_7([1, 2, 3, "x"]), "not numbers"),
+        (of_7([1, 2], [3]), "not numbers"),
+        (of_7([1, 2, 3, 4], scores=[1, 2]), r"shape \(1, 4\), scores \(2,\)"),
+        (of_7([1, 2, 3, 4], [0, 0, NAN, 5]), "box 1 is .*nan.*finite"),
         (
-            [{"image_id": 7, "boxes": [[1, 2, 3, 4]], "scores": [1, 2]}],
-            r"shape \(1, 4\), scores \(2,\)",
-        ),
-        (
-            [{"image_id": 7, "boxes": [[1, 2, 3, 4], [0, 0, float("nan"), 5]]}],
-            "box 1 is .*nan.*finite",
-        ),
-        (
-            [{"image_id": 7, "boxes": [[0, 0, 66.5, 5]]}],
+            of_7([0, 0, 66.5, 5]),
             "box 0 is .*66.5.*height 48 and width 64, give or take 2 pixels",
         ),
-        (
-            [{"image_id": 7, "boxes": [[0, 0, 5, 5]], "scores": [float("nan")]}],
-            "box 0 is .*score nan",
-        ),
+        (of_7([0, 0, 5, 5], scores=[NAN]), "box 0 is .*score nan"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path, data_set, entries, message):
@@ -139,12 +133,9 @@ def test_no_file_and_no_such_format(tmp_path, data_set, name):
         proposal_files.load(tmp_path / name, data_set)
 
 
-def test_other_endings(tmp_path, data_set):
+def test_other_endings_and_nothing_to_save(tmp_path, data_set):
     for call in (proposal_files.load, proposal_files.save):
         with pytest.raises(DataError, match=r"p\.pkl: .* in \.npz or \.json"):
             call(tmp_path / "p.pkl", data_set)
-
-
-def test_nothing_to_save(tmp_path):
     with pytest.raises(DataError, match="has no region proposals"):
         proposal_files.save(tmp_path / "p.npz", scenes(1))

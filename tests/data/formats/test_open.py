@@ -20,12 +20,12 @@ def write_image(file):
 
 def write_json(file, images):
     write_image(images / "a.png")
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}
     content = {
         "images": [{"id": 1, "file_name": "a.png"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0] * 4}],
+        "annotations": [box],
         "categories": [{"id": 3, "name": "car"}],
     }
-    content["annotations"][0]["bbox"] = [1, 2, 3, 4]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
     return file
@@ -49,9 +49,8 @@ def test_a_json_with_its_images_here_or_elsewhere(tmp_path):
     assert open_dataset(str(there), images=tmp_path / "photos").name == "val"
     training, validation = open_for_training(here)
     assert training.name == "train" and validation is None
-    _, validation = open_for_training(
-        here, there, validation_images=tmp_path / "photos"
-    )
+    photos = tmp_path / "photos"
+    _, validation = open_for_training(here, there, validation_images=photos)
     assert validation.name == "val"
     assert open_dataset([here, there]).image_ids == ("train/1", "val/1")
 
@@ -79,11 +78,8 @@ def test_voc_folders_and_the_devkit(tmp_path):
     assert devkit.name == "VOC2007 trainval"
     with pytest.raises(DataError, match=r"splits: trainval, val"):
         open_for_training(both[1])
-
-
-def test_both_voc_splits_have_the_classes_of_training(tmp_path):
     folder = write_voc(tmp_path / "photos", ("trainval", "test"), "snail")
-    training, validation = open_for_training(folder)
+    training, validation = open_for_training(folder)  # of classes of its own
     assert training.class_names == validation.class_names == ("snail",)
 
 
@@ -108,10 +104,7 @@ def test_digits_and_tfds(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda folder: layout_of(folder / "lost"),
-            "lost: not there; allowed: ",
-        ),
+        (lambda folder: layout_of(folder / "lost"), "lost: not there; allowed: "),
         (lambda folder: open_dataset(folder), "none of the known layouts; allowed"),
         (lambda folder: open_dataset([]), "at least one"),
         (lambda folder: open_dataset("a.json", split="val"), "'val', but the json a"),

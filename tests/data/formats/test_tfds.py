@@ -117,96 +117,64 @@ def test_the_layout_of_coco(prepare):
     assert (second["area"], second["iscrowd"]) == (6, 1)
 
 
-class TestSetsOfTfds:
-    """TFDS's own builders, of other images: what they are called, and their features.
+POSE = {"pose": "rear", "is_truncated": True}
+BIRD = {"label": "bird", "bbox": BELOW, "is_difficult": False, **POSE}
+TV = {"label": "tvmonitor", "bbox": BELOW, "is_difficult": True, **POSE}
+VOC = {"objects": [BIRD, TV], "labels": [], "labels_no_difficult": []}
+CROWD = {"id": 1, "area": 7, "bbox": BOX, "label": 79, "is_crowd": True}
+FACE = {"blur": 2, "occlusion": 1, "expression": True, "illumination": True}
+FACES = [
+    {"bbox": BOX, "invalid": False, "pose": True, **FACE},
+    {"bbox": BELOW, "invalid": True, "pose": True, **FACE},
+]
+# Upside down: of 8 rows the car has the four topmost.
+CAR = {"type": "Car", "bbox": BELOW, "occluded": "unknown"}
+CAR |= dict.fromkeys(("truncated", "alpha", "rotation_y"), 0.5)
+CAR |= {"dimensions": [1.0, 2.0, 3.0], "location": [1.0, 2.0, 3.0]}
+UNKNOWN = ("is_occluded", "is_truncated", "is_depiction", "is_inside")
+PLANT = {"source": "xclick", "bbox": BOX, **dict.fromkeys(UNKNOWN, -1)}
+GROUPS = [{"label": n, "is_group_of": g} for n, g in ((5, 1), (600, 0), (7, -1))]
+OPEN = {"bobjects": [group | PLANT for group in GROUPS]}
+OPEN |= {"objects": [], "objects_trainable": []}
+SETS_OF_TFDS = {
+    # The devkit's xmin 4, ymin 4, xmax 8, ymax 8.
+    "voc/2007": (VOC, [[3, 3, 8, 8]] * 2, [2, 19], [0, 1], 20),
+    "voc/2012": (VOC, [[3, 3, 8, 8]] * 2, [2, 19], [0, 1], 20),
+    "coco/2014": ({"objects": [CROWD]}, [[8, 2, 16, 4]], [79], [1], 80),
+    "coco/2017": ({"objects": [CROWD]}, [[8, 2, 16, 4]], [79], [1], 80),
+    "wider_face": ({"faces": FACES}, [[8, 2, 16, 4], [4, 4, 8, 8]], [0, 0], [0, 1], 1),
+    "kitti": ({"objects": [CAR]}, [[4, 0, 8, 4]], [0], [0], 8),
+    "open_images_v4": (OPEN, [[8, 2, 16, 4]] * 3, [5, 600, 7], [1, 0, 0], 601),
+}
 
-    The images are of height 8 and width 16.
-    """
 
-    @pytest.fixture
-    def load(self, tmp_path, monkeypatch):
-        def load(name, *examples, with_tensorflow=False):
-            if with_tensorflow:
-                module = tensorflow_datasets.object_detection.coco
-                only_type = types.SimpleNamespace(int64=np.int64)
-                monkeypatch.setattr(module, "tf", only_type)
-            options = {"data_dir": tmp_path, "file_format": "array_record"}
-            builder = tensorflow_datasets.builder(name, **options)
-            examples = [{"image": encoded(8, 16), **example} for example in examples]
-            splits = {"train": list(enumerate(examples))}
-            builder._split_generators = lambda dl_manager: splits
-            builder.download_and_prepare()
-            return tfds.load(name, "train", data_dir=tmp_path)
-
-        return load
-
-    @pytest.mark.parametrize("name", ["voc/2007", "voc/2012"])
-    def test_voc(self, load, name):
-        things = [
-            {"label": "bird", "bbox": BELOW, "is_difficult": False},
-            {"label": "tvmonitor", "bbox": BELOW, "is_difficult": True},
-        ]
-        things = [{"pose": "rear", "is_truncated": True, **thing} for thing in things]
-        labels = {"labels": [], "labels_no_difficult": []}
-        data = load(name, {"image/filename": "a.jpg", "objects": things, **labels})
-        (objects,) = data.objects
-        # The devkit's xmin 4, ymin 4, xmax 8, ymax 8.
-        np.testing.assert_array_equal(objects.boxes, [[3, 3, 8, 8]] * 2)
-        np.testing.assert_array_equal(objects.labels, [2, 19])
-        np.testing.assert_array_equal(objects.crowd, [False, True])
+@pytest.mark.parametrize("name", SETS_OF_TFDS)
+def test_sets_of_tfds(tmp_path, monkeypatch, name):
+    """TFDS's own builders, of an image of height 8 and width 16."""
+    example, boxes, labels, crowd, num_classes = SETS_OF_TFDS[name]
+    file_name = "image/file_name" if name == "kitti" else "image/filename"
+    example = {"image": encoded(8, 16), file_name: "a.jpg", **example}
+    if name.startswith("coco"):  # whose features need TensorFlow for a type only
+        module = tensorflow_datasets.object_detection.coco
+        monkeypatch.setattr(module, "tf", types.SimpleNamespace(int64=np.int64))
+        example["image/id"] = 42
+    options = {"data_dir": tmp_path, "file_format": "array_record"}
+    builder = tensorflow_datasets.builder(name, **options)
+    builder._split_generators = lambda dl_manager: {"train": [(0, example)]}
+    builder.download_and_prepare()
+    data = tfds.load(name, "train", data_dir=tmp_path)
+    (objects,) = data.objects
+    np.testing.assert_array_equal(objects.boxes, boxes)
+    np.testing.assert_array_equal(objects.labels, labels)
+    np.testing.assert_array_equal(objects.crowd, np.array(crowd, bool))
+    assert len(data.class_names) == num_classes
+    if name.startswith("voc"):
         assert data.class_names == voc.CLASS_NAMES and data.image_ids == (0,)
-
-    @pytest.mark.parametrize("name", ["coco/2014", "coco/2017"])
-    def test_coco(self, load, name):
-        thing = {"id": 1, "area": 7, "bbox": BOX, "label": 79, "is_crowd": True}
-        ids = {"image/id": 42, "image/filename": "a.jpg"}
-        data = load(name, {**ids, "objects": [thing]}, with_tensorflow=True)
-        (objects,) = data.objects
-        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4]])
-        assert (objects.labels[0], objects.crowd[0]) == (79, True)
-        assert data.image_ids == (42,) and len(data.class_names) == 80
+    if name.startswith("coco"):
+        assert data.image_ids == (42,)
         assert data.ground_truth()["annotations"][0]["area"] == 7
-
-    def test_wider_face(self, load):
-        flags = {"blur": 2, "occlusion": 1}
-        flags |= dict.fromkeys(("expression", "illumination", "pose"), True)
-        faces = [
-            {"bbox": BOX, "invalid": False, **flags},
-            {"bbox": BELOW, "invalid": True, **flags},
-        ]
-        data = load("wider_face", {"image/filename": "a.jpg", "faces": faces})
-        (objects,) = data.objects
-        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4], [4, 4, 8, 8]])
-        np.testing.assert_array_equal(objects.labels, [0, 0])
-        np.testing.assert_array_equal(objects.crowd, [False, True])
-        assert data.class_names == ("face",)
-
-    def test_kitti(self, load):
-        # Upside down: of 8 rows the car has the four topmost.
-        car = {"type": "Car", "bbox": BELOW, "occluded": "unknown"}
-        car |= dict.fromkeys(("truncated", "alpha", "rotation_y"), 0.5)
-        car |= {"dimensions": [1.0, 2.0, 3.0], "location": [1.0, 2.0, 3.0]}
-        data = load("kitti", {"image/file_name": "a.png", "objects": [car]})
-        (objects,) = data.objects
-        np.testing.assert_array_equal(objects.boxes, [[4, 0, 8, 4]])
-        assert data.class_names[objects.labels[0]] == "Car"
-        assert len(data.class_names) == 8
-
-    def test_open_images(self, load):
-        unknown = ("is_occluded", "is_truncated", "is_depiction", "is_inside")
-        flags = {"source": "xclick", "bbox": BOX, **dict.fromkeys(unknown, -1)}
-        things = [
-            {"label": label, "is_group_of": group, **flags}
-            for label, group in ((5, 1), (600, 0), (7, -1))
-        ]
-        no_boxes = {"objects": [], "objects_trainable": []}
-        example = {"image/filename": "a.jpg", "bobjects": things, **no_boxes}
-        data = load("open_images_v4", example)
-        (objects,) = data.objects
-        np.testing.assert_array_equal(objects.labels, [5, 600, 7])
-        np.testing.assert_array_equal(objects.crowd, [True, False, False])
-        np.testing.assert_array_equal(objects.boxes, [[8, 2, 16, 4]] * 3)
-        assert len(data.class_names) == 601
+    if name in ("wider_face", "kitti"):
+        assert data.class_names[0] == {"wider_face": "face", "kitti": "Car"}[name]
 
 
 def read_mask_set(folder, **options):
@@ -260,24 +228,18 @@ class TestMasks:
             np.testing.assert_allclose(masks, expected, rtol=1e-6)
 
     def test_the_ground_truth_has_them_in_the_image(self, data):
-        left, top = data.ground_truth()["annotations"]
+        annotations = json.loads(json.dumps(data.ground_truth()))["annotations"]
         # The left half of (16, 4, 32, 12), the upper one of (0, 8, 8, 16).
-        for annotation, (x, y, width, height) in (
-            (left, (16, 4, 8, 8)),
-            (top, (0, 8, 8, 4)),
-        ):
+        corners = [(16, 4, 24, 12), (0, 8, 8, 12)]
+        for annotation, (x1, y1, x2, y2) in zip(annotations, corners, strict=True):
             pixels = pycocotools.mask.decode(annotation["segmentation"])
-            expected = np.zeros((16, 32), bool)
-            expected[y : y + height, x : x + width] = True
             assert pixels.shape == (16, 32)
-            ys, xs = np.nonzero(pixels != expected)
             # Pasting may be a pixel off along the border.
-            assert ((ys >= y - 1) & (ys <= y + height)).all()
-            assert ((xs >= x - 1) & (xs <= x + width)).all()
-            assert pixels[y + 1 : y + height - 1, x + 1 : x + width - 1].all()
-        assert (left["area"], top["area"]) == (128.0, 64.0)
-        assert (left["category_id"], top["category_id"]) == (0, 1)
-        json.dumps(data.ground_truth())
+            assert pixels[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].all()
+            pixels[max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1] = 0
+            assert not pixels.any()
+        found = [(a["area"], a["category_id"]) for a in annotations]
+        assert found == [(128.0, 0), (64.0, 1)]
 
 
 def test_sizes_are_those_a_person_sees(prepare):
@@ -366,45 +328,34 @@ class TestTheNextStart:
         examples = [coco_example(i, encoded(8, 16), *objects[:i]) for i in range(3)]
         return prepare(COCO, examples)
 
-    @pytest.fixture
-    def passes(self, monkeypatch):
-        """What was read from end to end, one after the other."""
-        names = []
+    @pytest.mark.parametrize("file", ["features.json", "tiny_set-train.array_record*"])
+    def test_reads_nothing_but_the_index_of_the_same_files(
+        self, folder, monkeypatch, file
+    ):
+        passes = []
         read = tfds._read_index
-
-        def counted(*arguments):
-            names.append(arguments[2])
-            return read(*arguments)
-
-        monkeypatch.setattr(tfds, "_read_index", counted)
-        return names
-
-    def test_reads_nothing_but_the_index(self, folder, passes):
-        first = tfds.load_directory(folder, "train")
-        second = tfds.load_directory(folder, "train")
+        monkeypatch.setattr(
+            tfds, "_read_index", lambda *args: passes.append(args[2]) or read(*args)
+        )
+        first, second = (tfds.load_directory(folder, "train") for _ in range(2))
         assert passes == ["tiny_set/1.0.0 train"]
         assert second.ground_truth() == first.ground_truth()
         assert second.image_ids == first.image_ids == (0, 1, 2)
         np.testing.assert_array_equal(second.sizes, first.sizes)
         assert second.read_image(2).shape == (8, 16, 3)
         assert second.read_encoded(2) == first.read_encoded(2)
-
-    def test_a_slice_has_its_own(self, folder):
-        whole, start, end = (
-            tfds.load_directory(folder, f"train{part}").image_ids
-            for part in ("", "[:1]", "[1:]")
-        )
-        assert start + end == whole
-        assert tfds.load_directory(folder, "train[1:]").image_ids == end
-        assert len(list(folder.glob("index-*.npz"))) == 3
-
-    @pytest.mark.parametrize("file", ["features.json", "tiny_set-train.array_record*"])
-    def test_notices_what_has_changed(self, folder, passes, file):
-        tfds.load_directory(folder, "train")
         (changed,) = folder.glob(file)
         os.utime(changed, (1, 1))
         tfds.load_directory(folder, "train")
         assert len(passes) == 2
+
+    def test_a_slice_has_its_own(self, folder):
+        whole, start, end, again = (
+            tfds.load_directory(folder, f"train{part}").image_ids
+            for part in ("", "[:1]", "[1:]", "[1:]")
+        )
+        assert start + end == whole and again == end
+        assert len(list(folder.glob("index-*.npz"))) == 3
 
 
 def test_broken_descriptions_are_errors(prepare, tmp_path):

@@ -9,6 +9,11 @@ from jaxdet.data.formats.tfds_features import find_layout, read_id, read_objects
 
 FEATURES = tensorflow_datasets.features
 SIZE = (8, 16)  # height and width of the image
+TWO_LABELS = {
+    "bbox": FEATURES.BBoxFeature(),
+    "mood": FEATURES.ClassLabel(num_classes=3),
+    "pose": FEATURES.ClassLabel(num_classes=2),
+}
 THING = {"bbox": FEATURES.BBoxFeature(), "label": FEATURES.ClassLabel(num_classes=3)}
 
 
@@ -47,16 +52,7 @@ def test_boxes_in_all_formats(box_format, box):
         ({"bbox": FEATURES.BBoxFeature()}, "no image feature among bbox"),
         ({"image": FEATURES.Image()}, "no detection data set.* among image"),
         (
-            {
-                "image": FEATURES.Image(),
-                "faces": FEATURES.Sequence(
-                    {
-                        "bbox": FEATURES.BBoxFeature(),
-                        "mood": FEATURES.ClassLabel(num_classes=3),
-                        "pose": FEATURES.ClassLabel(num_classes=2),
-                    }
-                ),
-            },
+            {"image": FEATURES.Image(), "faces": FEATURES.Sequence(TWO_LABELS)},
             "faces has the classes of mood, pose; allowed: .* label or type",
         ),
     ],

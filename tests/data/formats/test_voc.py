@@ -176,14 +176,10 @@ def test_bad_splits_are_named(folder, lines, problem):
         voc.load(root)
 
 
-def test_the_images_of_one_class_are_a_split_too(folder):
+def test_splits_of_one_class_and_images_of_another_kind(folder):
     root = folder({"a": "", "b": ""})
     (root / "ImageSets" / "Main" / "cat_test.txt").write_text("b  1\na -1\n")
     assert voc.load(root, split="cat_test").image_ids == ("b", "a")
-
-
-def test_images_need_not_be_jpegs(folder):
-    root = folder({"a": ""})
     (root / "JPEGImages" / "a.jpg").unlink()
     PIL.Image.new("RGB", (60, 40), "blue").save(root / "JPEGImages" / "a.png")
     np.testing.assert_array_equal(voc.load(root).read_image(0)[0, 0], [0, 0, 255])
