@@ -20,7 +20,7 @@ from experiments import recipe as recipes
 from experiments.data_option import DataOption, search_proposals
 from experiments.lecture import anatomy
 from jaxdet import parallel
-from jaxdet.config import ConfigError
+from jaxdet.config import Anchors, ConfigError
 from jaxdet.data import selective_search
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco, digits
@@ -42,7 +42,8 @@ def run(few_digits, tmp_path_factory):
     """The run folder of a very short quickstart."""
     workdir = tmp_path_factory.mktemp("run")
     recipe = recipes.load("retinanet_digits")
-    small = dataclasses.replace(recipe.detector, channels=8, head_depth=1)
+    one_level = {"levels": (4,), "anchors": Anchors(((28.0, 40.0),))}
+    small = dataclasses.replace(recipe.detector, channels=8, head_depth=1, **one_level)
     backbone = recipe.backbone.clone(width=8)
     recipe = dataclasses.replace(recipe, detector=small, backbone=backbone)
     training = dataclasses.replace(recipe.training, **SHORT)

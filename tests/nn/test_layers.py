@@ -20,13 +20,29 @@ from jaxdet.nn.layers import (
 from tests.nn import drawn
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [1, 3, 7])
-def test_agrees_with_flax(rng, kernel, stride):
-    x = jnp.asarray(rng.normal(size=(2, 9, 12, 5)), jnp.float32)
-    ours = Conv(7, kernel, stride)
-    margin = [(kernel // 2, kernel // 2)] * 2
-    flax = nn.Conv(7, (kernel, kernel), (stride, stride), padding=margin)
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "padding"),
+    [
+        (1, 1, 1, None),
+        (1, 2, 1, None),
+        (3, 1, 1, None),
+        (3, 2, 1, None),
+        (7, 1, 1, None),
+        (7, 2, 1, None),
+        (3, 1, 6, None),
+        # AlexNet's first layer, with its own padding and enough for ceil(x / 4) cells.
+        (11, 4, 1, (2, 2)),
+        (11, 4, 1, (2, 8)),
+    ],
+)
+def test_agrees_with_flax(rng, kernel, stride, dilation, padding):
+    x = jnp.asarray(rng.normal(size=(2, 15, 18, 5)), jnp.float32)
+    given = {"padding": padding} if padding else {}
+    ours = Conv(7, kernel, stride, dilation=dilation, **given)
+    margin = padding or (dilation * (kernel // 2),) * 2
+    flax = nn.Conv(
+        7, (kernel,) * 2, stride, padding=[margin] * 2, kernel_dilation=dilation
+    )
     variables = drawn.variables(rng, flax, x)
     expected = jax.eval_shape(ours.init, jax.random.key(0), x)
     chex.assert_trees_all_equal_shapes(variables, expected)
@@ -43,42 +59,14 @@ def test_agrees_with_flax(rng, kernel, stride):
 
 
 # AlexNet's first layer, with its own padding and enough for ceil(extent / 4) cells.
-@pytest.mark.parametrize("padding", [(2, 2), (2, 8)])
-@pytest.mark.parametrize("extents", [(32, 35), (33, 30)])
-def test_padding_of_ones_own_agrees_with_flax(rng, extents, padding):
-    x = jnp.asarray(rng.normal(size=(2, *extents, 3)), jnp.float32)
-    ours = Conv(5, 11, 4, padding=padding)
-    flax = nn.Conv(5, (11, 11), (4, 4), padding=[padding] * 2)
-    variables = drawn.variables(rng, ours, x)
-    expected = jax.jit(flax.apply)(variables, x)
-    answer = jax.jit(ours.apply)(variables, x)
-    chex.assert_trees_all_close(answer, expected, atol=1e-5)
-    if padding == (2, 8):
-        assert expected.shape[1:3] == tuple(-(-extent // 4) for extent in extents)
-
-
-def test_max_pool_at_every_cell_agrees_with_flax(rng):
-    x = jnp.asarray(rng.uniform(size=(1, 7, 8, 3)), jnp.float32)
-    expected = jax.jit(partial(nn.max_pool, window_shape=(3, 3), padding="SAME"))(x)
-    chex.assert_trees_all_equal(jax.jit(partial(max_pool, stride=1))(x), expected)
-
-
-def test_dilation_agrees_with_flax(rng):
-    x = jnp.asarray(rng.normal(size=(1, 15, 14, 3)), jnp.float32)
-    ours = Conv(5, dilation=6)
-    flax = nn.Conv(5, (3, 3), kernel_dilation=6, padding=[(6, 6)] * 2)
-    variables = drawn.variables(rng, ours, x)
-    expected = jax.jit(flax.apply)(variables, x)
-    assert expected.shape == (1, 15, 14, 5)
-    answer = jax.jit(ours.apply)(variables, x)
-    chex.assert_trees_all_close(answer, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("extents", [(8, 10), (7, 9)])
 @pytest.mark.parametrize(
-    ("window", "padding"), [(3, (1, 1)), (3, (0, 2)), (3, (0, 0)), (2, (0, 1))]
+    ("window", "padding", "stride"),
+    [(3, (1, 1), 2), (3, (0, 2), 2), (3, (0, 0), 2), (2, (0, 1), 2), (3, (1, 1), 1)],
 )
-def test_max_pool_agrees_with_flax(rng, extents, window, padding):
+def test_max_pool_agrees_with_flax(rng, extents, window, padding, stride):
     x = jnp.asarray(rng.uniform(size=(2, *extents, 3)), jnp.float32)
 
     @partial(jax.jit, static_argnums=0)
@@ -90,11 +78,11 @@ def test_max_pool_agrees_with_flax(rng, extents, window, padding):
         (total, answer), gradient = jax.value_and_grad(total, has_aux=True)(x)
         return answer, total, gradient
 
-    ours = partial(max_pool, window=window, padding=padding)
+    ours = partial(max_pool, window=window, padding=padding, stride=stride)
     expected = partial(
         nn.max_pool,
         window_shape=(window, window),
-        strides=(2, 2),
+        strides=(stride, stride),
         padding=(padding, padding),
     )
     ours, expected = (answer_total_and_gradient(pool, x) for pool in (ours, expected))
@@ -122,13 +110,6 @@ def test_frozen_norm_by_hand():
     np.testing.assert_allclose(answer, 2 * (7 - 3) / 2 + 1)
 
 
-def test_frozen_norm_has_no_parameters():
-    init = Norm("frozen").init
-    variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((1, 2, 2, 4)))
-    assert "params" not in variables
-    assert set(variables["constants"]["frozen"]) == {"scale", "bias", "mean", "var"}
-
-
 def test_group_norm_against_numpy(rng):
     x = rng.normal(2, 3, (2, 5, 6, 64)).astype(np.float32)
     norm = Norm("group")
@@ -140,7 +121,7 @@ def test_group_norm_against_numpy(rng):
     chex.assert_trees_all_close(answer, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5, 9, 16, 33, 48])
+@pytest.mark.parametrize("channels", [1, 2, 5, 33, 48])
 def test_any_number_of_channels_has_groups(rng, channels):
     x = jnp.asarray(rng.normal(3, 2, (1, 8, 8, channels)), jnp.float32)
     answer, _ = jax.jit(Norm("group").init_with_output)(jax.random.key(0), x)

@@ -356,30 +356,14 @@ def test_every_variable_there_and_back(name):
     assert {key: tensor.shape for key, tensor in state.items()} == golden
 
 
-def names_of(name):
-    return {t.theirs: np.zeros(0) for t in torchvision.MODELS[name].network.tensors}
-
-
 def test_checkpoints_of_something_else():
-    name = "retinanet_resnet50_fpn"
-    state = names_of(name)
+    tensors = torchvision.MODELS["retinanet_resnet50_fpn"].network.tensors
+    state = {tensor.theirs: np.zeros(0) for tensor in tensors}
+    with pytest.raises(WeightsError, match=r"no model 'yolo'; allowed: retinanet"):
+        torchvision.load(state, "yolo")
     del state["backbone.body.conv1.weight"]
     with pytest.raises(WeightsError, match=r"nearest is .*fpn,.*body\.conv1\.weight"):
         torchvision.load(state)
-    state["backbone.body.conv0.weight"] = np.zeros(0)
-    message = r"(?s)2 tensors .*conv1\.weight is missing.*conv0\.weight is left over"
-    with pytest.raises(WeightsError, match=message):
-        torchvision.load(state, name)
-    state["backbone.body.conv1.weight"] = state.pop("backbone.body.conv0.weight")
-    needed = r"conv1\.weight has shape \(0,\), \(64, 3, 7, 7\) is needed"
-    with pytest.raises(WeightsError, match=needed):
-        torchvision.load(state)
-    with pytest.raises(WeightsError, match=r"no model 'yolo'; allowed: retinanet"):
-        torchvision.load(state, "yolo")
-    with pytest.raises(
-        WeightsError, match=r"variables do not fit .*constants/backbone"
-    ):
-        torchvision.export({"params": {"head": {"kernel": np.zeros(3)}}}, name)
 
 
 def test_classes_of_coco(data_folder):
