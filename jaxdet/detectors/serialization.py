@@ -114,7 +114,7 @@ def _walk(recipe: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _check(value: Any, allowed: Collection[str]) -> None:
-    """Refuses one value, whose parts are looked at by themselves."""
+    """Refuses one value, whose parts are checked by themselves."""
     if isinstance(value, dict):
         _check_object(value, allowed)
     elif isinstance(value, str):

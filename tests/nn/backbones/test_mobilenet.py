@@ -1,4 +1,4 @@
-"""MobileNetV2: shapes, and stages beyond. Its features: tests/test_weights.py."""
+"""MobileNetV2: shapes, and further stages. tests/weights has its features."""
 
 import jax
 import jax.numpy as jnp
