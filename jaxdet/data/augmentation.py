@@ -23,7 +23,7 @@ MEAN_COLOR = (123, 117, 104)
 # A patch overlaps some object at least so much (2.2); None: it need not at all.
 _LEAST_IOU = (0.1, 0.3, 0.5, 0.7, 0.9, None)
 _LEAST_VISIBLE = 0.25  # share of a box that a random crop must leave
-_TRIALS = 50  # for a patch that fulfils its condition, as in the authors' code
+_TRIALS = 50  # for a patch that meets its condition, as in the authors' code
 
 
 def augment(
@@ -143,7 +143,7 @@ def iou_crop(rng: np.random.Generator, example: Example) -> Example:
 def random_crop(
     rng: np.random.Generator, example: Example, *, smallest: float = 0.5
 ) -> Example:
-    """Returns a patch of any shape, with `smallest` to 1 of the image's sides.
+    """Returns a patch of any shape whose sides are `smallest` to 1 of the image's.
 
     Objects stay by their visible part, and are cut to it: if a quarter of their area is
     in the patch and at least one pixel each way (of a thinner one, all). Of crowds any
@@ -195,7 +195,7 @@ def scale_jitter(
 
 
 def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
-    """Returns a patch: the objects that stay, their masks, and all regions, cut to it.
+    """Returns a patch with the objects that stay, their masks and all regions, cropped.
 
     Regions outside the patch are left without area.
 
@@ -270,7 +270,7 @@ def _visible_sides(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
 
 
 def _cut_masks(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Masks of `old` boxes `[N, M, M]` for the `new` ones inside them, bilinearly."""
+    """Resamples masks `[N, M, M]` of `old` boxes for the `new` ones, bilinearly."""
     cells = masks.shape[-1]
     centers = (np.arange(cells) + 0.5) / cells
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def check(
     data_set: DataSet, config: InputConfig, *, batch_size: int, devices: int = 1
 ) -> None:
-    """Finds, before training, what would stop it later; it reads no pixels.
+    """Checks, before training, what would stop it later; reads no pixels.
 
     Args:
       data_set: what will be trained on.
@@ -153,7 +153,7 @@ def evaluation_batches(
     the canvas, of scale 1, without objects, and of id -1. An unreadable image that
     `config` says to skip becomes one of them too. Of too many objects the largest are
     kept, always: metrics take theirs from `DataSet.ground_truth`, not from here; and
-    there are no masks, which would cost time for nothing.
+    masks are left out, as they would only cost time.
 
     Args:
       data_set: see `DataSet`.
@@ -252,7 +252,7 @@ def _first_readable(
     substitutes: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[int, np.ndarray]:
-    """Reads the planned image, or if it is to be skipped, another; with its position.
+    """Reads the planned image, or another if it is to be skipped, and its position.
 
     The order in which the others are tried is drawn anew, and not only from those that
     `read` has not failed on yet: it must not depend on the steps before.
@@ -308,7 +308,7 @@ def _read_checked(data_set: DataSet, position: int) -> np.ndarray:
 def _make_example(
     data_set: DataSet, batch: Batch, position: int, image: np.ndarray
 ) -> Example:
-    """Joins an image and as much of what is known of it as the batch has slots for."""
+    """Joins an image with as many of its annotations as the batch has slots for."""
     objects = data_set.objects[position]
     kept = _largest(objects.boxes, batch.truth.valid.shape[1])
     example = Example(image, *(values[kept] for values in objects))
@@ -323,7 +323,7 @@ def _make_example(
 
 
 def _largest(boxes: np.ndarray, count: int) -> np.ndarray:
-    """Finds the `count` boxes of largest area; indices in the order they had."""
+    """Returns the indices, rising, of the `count` boxes of largest area."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     return np.sort(np.argsort(-width * height, kind="stable")[:count])
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Index(NamedTuple):
-    """All there is to know of a split's images but pixels and masks, in their order."""
+    """Describes a split's images, in their order: everything but pixels and masks."""
 
     image_ids: tuple[int | str, ...]
     sizes: np.ndarray  # [number of images, 2] int32 (height, width)
@@ -35,7 +35,7 @@ def load(
     files: Iterable[pathlib.Path],
     make: Callable[[], Index],
 ) -> Index:
-    """Returns the index in `folder`; where it is absent or old, it is made.
+    """Returns the index in `folder`, and makes it where it is absent or outdated.
 
     Where nothing can be written to `folder`, the index is kept in a folder below
     `cache_folder()`.

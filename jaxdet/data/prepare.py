@@ -221,7 +221,7 @@ def _examples(
 
 
 def _has_area(annotation: dict, size: tuple[int, int]) -> bool:
-    """Tells whether an annotation is an object: as `coco.load` clips its box."""
+    """Tells whether an annotation's box has area when clipped as `coco.load` does."""
     x, y, width, height = annotation["bbox"]
     corners = np.array([[x, y, x + width, y + height]], np.float64)
     return bool(clip_to_image(corners, size)[1])

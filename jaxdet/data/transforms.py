@@ -137,7 +137,7 @@ def resize_to_canvas(
 def size_from_min_max(
     size: tuple[int, int], min_max_size: tuple[int, int]
 ) -> tuple[int, int]:
-    """Returns (height, width) that torchvision resizes an image to: rounded down.
+    """Returns the (height, width), rounded down, that torchvision resizes an image to.
 
     Args:
       size: (height, width) of the image.
@@ -152,7 +152,7 @@ def size_from_min_max(
 def canvases_from_min_max(
     min_max_size: tuple[int, int], *, multiple: int = 32
 ) -> tuple[tuple[int, int], ...]:
-    """Returns torchvision's canvas of each image alone: no larger than needed.
+    """Returns the canvases that torchvision pads single images to.
 
     Args:
       min_max_size: as in `size_from_min_max`.
