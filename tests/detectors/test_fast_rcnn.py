@@ -18,8 +18,7 @@ SMALL = FastRCNNConfig(
     num_classes=3,
     # On coarser levels max pooling rounds different RoIs to the same.
     pooler=RoIPoolerConfig(method="max", levels=(2,), output_size=4),
-    # Enough samples for all regions: those left out may be predicted best.
-    roi_heads=dataclasses.replace(ROI_HEADS, batch_size_per_image=24),
+    roi_heads=ROI_HEADS,
 )
 
 

@@ -16,7 +16,8 @@ from tests.detectors import laws, scenes
 
 # Half of the RoIs are objects: to tell them apart is harder than to find them.
 ROI_HEADS = RoIHeadsConfig(
-    batch_size_per_image=16,
+    # Enough samples for all regions: those left out may be predicted best.
+    batch_size_per_image=24,
     positive_fraction=0.5,
     postprocessing=Postprocessing(max_detections=20),
 )
