@@ -136,8 +136,7 @@ def test_objects_stay_in_sampled_patches_by_their_center(monkeypatch):
     np.testing.assert_array_equal(cut.labels, [0])
 
 
-def test_patches_are_as_large_and_overlap_as_much_as_they_say(monkeypatch):
-    rng = np.random.default_rng(0)
+def test_patches_are_as_large_and_overlap_as_much_as_they_say(rng, monkeypatch):
     monkeypatch.setattr(augmentation, "_LEAST_IOU", (0.5,))
     given = marked(60, 80, [(20, 10, 60, 50)])
     unchanged, overlaps = 0, []
@@ -156,22 +155,17 @@ def test_patches_are_as_large_and_overlap_as_much_as_they_say(monkeypatch):
     assert 60 < unchanged < 140  # one of the two conditions left is "all of it"
 
 
-def test_the_object_that_a_patch_overlaps_stays_in_it(monkeypatch):
+def test_the_object_that_a_patch_overlaps_stays_in_it(rng, monkeypatch):
     monkeypatch.setattr(augmentation, "_LEAST_IOU", (0.1,))
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        cut = augmentation.iou_crop(rng, marked(boxes=[(0, 0, 40, 60)]))
-        assert len(cut.boxes) == 1
+    given = marked(boxes=[(0, 0, 40, 60)])
+    assert all(len(augmentation.iou_crop(rng, given).boxes) == 1 for _ in range(200))
 
 
-def test_each_condition_is_drawn(monkeypatch):
-    asked = []
-
-    def find_patch(rng, example, least_iou):
-        asked.append(least_iou)
-
-    monkeypatch.setattr(augmentation, "_find_patch", find_patch)
-    rng, given = np.random.default_rng(0), marked()
+def test_each_condition_is_drawn(rng, monkeypatch):
+    asked, given = [], marked()
+    monkeypatch.setattr(
+        augmentation, "_find_patch", lambda rng, example, least: asked.append(least)
+    )
     for _ in range(700):
         assert augmentation.iou_crop(rng, given) is given  # no patch was found
     for least in (0.1, 0.3, 0.5, 0.7, 0.9, None):
@@ -188,7 +182,7 @@ def test_crowds_are_no_objects_to_overlap(monkeypatch):
     assert any(augmentation.iou_crop(rng, crowd) is not crowd for _ in range(5))
 
 
-def test_objects_stay_in_random_patches_by_their_visible_part(monkeypatch):
+def test_objects_stay_in_random_patches_by_their_visible_part(rng, monkeypatch):
     boxes_and_what_is_seen = [
         ((30, 0, 70, 10), (30, 0, 40, 10)),  # a quarter
         ((31, 0, 71, 10), None),  # less
@@ -204,7 +198,6 @@ def test_objects_stay_in_random_patches_by_their_visible_part(monkeypatch):
     given = marked(boxes=boxes, crowd=np.arange(9) >= 6)
     patch = np.array([0, 0, 40, 60])
     monkeypatch.setattr(augmentation, "_random_patch", lambda *_: patch)
-    rng = np.random.default_rng(0)
     for change in (augmentation.random_crop, stretched_to_twice_its_size):
         cut = change(rng, given)
         stay = [i for i in range(9) if seen[i] is not None]

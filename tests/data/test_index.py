@@ -9,22 +9,15 @@ from jaxdet.data import index
 from jaxdet.data.dataset import DataError, Objects
 
 
-def objects_of(*rows):
-    boxes = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4)
-    labels = np.array([row[4] for row in rows], np.int32)
-    return Objects(boxes, labels, np.array([row[5] for row in rows], bool))
-
-
 def an_index(image_ids=(7, 3, 9)):
     """Of three images: two of three objects kept, none of one, and none at all."""
+    boxes = np.array([[0, 1, 2.5, 3], [5, 6, 7, 8]], np.float32)
+    full = Objects(boxes, np.array([4, 0], np.int32), np.array([False, True]))
+    none = Objects(*(values[:0] for values in full))
     return index.Index(
         image_ids=image_ids,
         sizes=np.array([[40, 60], [30, 20], [5, 6]], np.int32),
-        objects=(
-            objects_of((0, 1, 2.5, 3, 4, False), (5, 6, 7, 8, 0, True)),
-            objects_of(),
-            objects_of(),
-        ),
+        objects=(full, none, none),
         areas=(np.array([4.5, 3.0]), np.zeros(0), np.zeros(0)),
         kept=(np.array([1, 0, 1], bool), np.zeros(1, bool), np.zeros(0, bool)),
     )
@@ -117,31 +110,23 @@ def test_a_broken_index_is_made_anew(load, folder, rng):
         assert_same(load(), an_index())
 
 
-@pytest.fixture
-def no_writing(monkeypatch):
-    """Folders to which nothing can be written; root may write anywhere."""
-    forbidden = []
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_folder_that_is_read_only(
+    load, folder, tmp_path, monkeypatch, caplog, everywhere
+):
     write = index.write_atomically
 
-    def write_atomically(file, content):
-        if any(file.is_relative_to(folder) for folder in forbidden):
+    def write_atomically(file, content):  # root may write anywhere
+        if everywhere or file.is_relative_to(folder):
             raise PermissionError(13, "Permission denied")
         write(file, content)
 
     monkeypatch.setattr(index, "write_atomically", write_atomically)
-    return forbidden
-
-
-def test_a_folder_that_is_read_only(load, folder, tmp_path, no_writing):
-    no_writing.append(folder)
-    load()
-    load()
-    assert load.made == 1 and not list(folder.glob("index-*"))
-    assert len(list((tmp_path / "cache" / "indexes").rglob("index-*.npz"))) == 1
-
-
-def test_nothing_can_be_written(load, tmp_path, no_writing, caplog):
-    no_writing.append(tmp_path)
     with caplog.at_level(logging.WARNING):
-        assert_same(load(), an_index())
-    assert "no index can be kept" in caplog.text and "denied" in caplog.text
+        for _ in range(2):
+            assert_same(load(), an_index())
+    assert not list(folder.glob("index-*"))
+    cached = len(list((tmp_path / "cache" / "indexes").rglob("index-*.npz")))
+    assert (load.made, cached) == ((2, 0) if everywhere else (1, 1))
+    refused = "no index can be kept" in caplog.text and "denied" in caplog.text
+    assert refused == everywhere

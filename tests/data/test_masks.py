@@ -94,7 +94,6 @@ class TestParse:
         [
             ([], "one or more polygons, or run lengths"),
             ("04", "one or more polygons, or run lengths"),
-            ([[1, 2, 3, 4]], "3 or more points"),
             ([SQUARE, [1, 2, 3, 4, 5, 6, 7]], "3 or more points"),
             ([SQUARE, []], "3 or more points"),
             (SQUARE, "3 or more points"),
