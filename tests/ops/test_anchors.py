@@ -87,13 +87,6 @@ def test_every_level_needs_sizes():
         anchors.pyramid_anchors((8, 8), sizes=[(4,)], ratios=(1,), levels=(2, 3))
 
 
-@pytest.mark.parametrize("canvas", [(64, 64), (65, 127), (1, 1)])
-def test_count_is_the_number_of_anchors(canvas):
-    boxes = anchors.pyramid_anchors(canvas, **RETINANET)
-    count = anchors.num_anchors(canvas, levels=RETINANET["levels"], per_cell=9)
-    assert len(boxes) == count
-
-
 @pytest.mark.parametrize("size", [(64, 96), (40, 33), (1, 96), (0, 0)])
 def test_anchors_on_an_image_are_those_of_a_canvas_of_its_size(size):
     mask = partial(anchors.inside_mask, levels=RETINANET["levels"], per_cell=9)
@@ -131,12 +124,6 @@ def test_cell_centers_are_those_of_anchors(canvas, options):
     )
     assert points.dtype == jnp.float32
     chex.assert_trees_all_close(points, (boxes[:, :2] + boxes[:, 2:]) / 2)
-
-
-def test_cell_centers_by_hand():
-    points = anchors.cell_centers((16, 20), levels=(3, 4))
-    fine = [(x, y) for y in (4, 12) for x in (4, 12, 20)]
-    np.testing.assert_array_equal(points, [*fine, (8, 8), (24, 8)])
 
 
 def test_the_best_of_each_level(transform):

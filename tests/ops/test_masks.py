@@ -1,10 +1,7 @@
 from functools import partial
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxdet.data import masks as masks_on_the_host
 from jaxdet.ops import masks
@@ -134,22 +131,3 @@ class TestPasteMasks:
             np.testing.assert_array_equal(pixels[clear], expected[clear] > 0.5)
             drawn += pixels.sum()
         assert drawn > 1000
-
-
-@pytest.mark.parametrize("side", [7, 28])
-def test_what_is_cut_from_a_pasted_mask_is_the_mask(side):
-    """A smooth mask survives the way to the canvas and back."""
-    x, y = np.meshgrid(*[(np.arange(side) + 0.5) / side] * 2)
-    mask = (np.exp(-8 * ((x - 0.5) ** 2 + (y - 0.5) ** 2))).astype(np.float32)[None]
-    box = jnp.array([[30.0, 20, 90, 100]])
-    whole = jnp.array([[0.0, 0, 120, 120]])
-
-    @jax.jit
-    def there_and_back(mask):
-        pasted = masks.paste_masks(mask, box, canvas=(120, 120))
-        return masks.crop_and_resize_masks(
-            pasted, whole, box, jnp.array([0]), output_size=side
-        )
-
-    back = there_and_back(mask)
-    chex.assert_trees_all_close(back, mask, atol=0.08)

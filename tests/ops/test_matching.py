@@ -37,22 +37,30 @@ def rpn_anchors():
     )
 
 
-def test_thresholds_by_hand(transform):
-    match = transform(
-        partial(
-            matching.match_by_iou,
-            negative_iou=0.25,
-            positive_iou=0.5,
-            allow_low_quality_matches=False,
-        )
+def match(rows, boxes, valid=None, *, low=0.3, high=0.7, best=True):
+    """Anchors and objects, matched by their IoU."""
+    rows, boxes = (jnp.asarray(x, jnp.float32) for x in (rows, boxes))
+    valid = np.ones(len(boxes), bool) if valid is None else np.array(valid, bool)
+    return _match(
+        rows,
+        boxes,
+        valid,
+        negative_iou=low,
+        positive_iou=high,
+        allow_low_quality_matches=best,
     )
+
+
+_match = jax.jit(
+    matching.match_by_iou,
+    static_argnames=("negative_iou", "positive_iou", "allow_low_quality_matches"),
+)
+
+
+def test_thresholds_by_hand():
     # IoU with the square: 1, 0.5 (at high), 0.4, 0.25 (at low), 0.2, 0.
     rows = [[0, 0, 10, bottom] for bottom in (10, 5, 4, 2.5, 2)] + [[20, 20, 30, 30]]
-    matches = match(
-        jnp.array(rows, jnp.float32),
-        jnp.array([SQUARE], jnp.float32),
-        jnp.ones(1, bool),
-    )
+    matches = match(rows, [SQUARE], low=0.25, high=0.5, best=False)
     np.testing.assert_array_equal(compact(matches), [0, 0, -2, -2, -1, -1])
     chex.assert_trees_all_close(matches.iou, jnp.array([1, 0.5, 0.4, 0.25, 0.2, 0]))
     assert matches.gt_index.dtype == jnp.int32
@@ -61,109 +69,68 @@ def test_thresholds_by_hand(transform):
 
 def test_the_best_anchors_of_an_object_are_positive_with_all_ties():
     rows = [[0, 0, 10, 2], [0, 8, 10, 10], [0, 0, 10, 1], [50, 50, 60, 60]]
-    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7))
-    matches = match(
-        jnp.array(rows, jnp.float32),
-        jnp.array([SQUARE], jnp.float32),
-        jnp.ones(1, bool),
-    )
-    np.testing.assert_array_equal(compact(matches), [0, 0, -1, -1])
+    np.testing.assert_array_equal(compact(match(rows, [SQUARE])), [0, 0, -1, -1])
 
 
 def test_a_best_anchor_answers_for_the_object_it_overlaps_most():
-    objects = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 4.0, 10.0, 24.0]])
+    objects = [[0, 0, 10, 10], [0, 4, 10, 24]]
     # The first anchor is the best one of both objects and nearer to the first.
-    rows = jnp.array([[0.0, 0.0, 10.0, 12.0], [0.0, 22.0, 10.0, 24.0]])
-    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.9))
-    matches = match(rows, objects, jnp.ones(2, bool))
+    rows = [[0, 0, 10, 12], [0, 22, 10, 24]]
+    matches = match(rows, objects, high=0.9)
     np.testing.assert_array_equal(compact(matches), [0, -1])
 
 
 def test_the_first_of_equal_objects_is_meant():
-    twins = jnp.array([SQUARE, SQUARE], jnp.float32)
-    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7))
     for valid, first in [([1, 1], 0), ([0, 1], 1)]:
-        matches = match(twins, twins, np.array(valid, bool))
+        matches = match([SQUARE] * 2, [SQUARE] * 2, valid)
         np.testing.assert_array_equal(matches.gt_index, [first, first])
 
 
 @pytest.mark.parametrize("slots", [0, 1, 3])
 def test_without_objects_all_anchors_are_background(rng, slots):
-    boxes = np.zeros((slots, 4), np.float32)
-    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.0, positive_iou=0.0))
-    matches = match(random_boxes(rng, 7), boxes, np.zeros(slots, bool))
-    chex.assert_trees_all_equal(
-        matches,
-        matching.Matches(
-            gt_index=jnp.zeros(7, jnp.int32),
-            positive=jnp.zeros(7, bool),
-            negative=jnp.ones(7, bool),
-            iou=jnp.zeros(7),
-        ),
-    )
+    boxes, none = np.zeros((slots, 4)), np.zeros(slots, bool)
+    matches = match(random_boxes(rng, 7), boxes, none, low=0.0, high=0.0)
+    assert matches.negative.all() and not matches.positive.any()
+    np.testing.assert_array_equal(matches.gt_index, np.zeros(7))
+    np.testing.assert_array_equal(matches.iou, np.zeros(7))
 
 
 def test_padding_changes_nothing(rng, rpn_anchors):
     boxes = random_boxes(rng, 3)
     # Zeros touch no anchor; a stale box that does must not count either.
     padding = np.stack([np.zeros(4, np.float32), np.asarray(rpn_anchors[4000])])
-    match = jax.jit(partial(matching.match_by_iou, negative_iou=0.3, positive_iou=0.7))
-    alone = match(rpn_anchors, boxes, np.ones(3, bool))
-    padded = match(
-        rpn_anchors, np.concatenate([boxes, padding]), np.array([1, 1, 1, 0, 0], bool)
-    )
+    alone = match(rpn_anchors, boxes)
+    padded = match(rpn_anchors, np.concatenate([boxes, padding]), [1, 1, 1, 0, 0])
     assert 3 <= padded.positive.sum() < 200
     chex.assert_trees_all_equal(padded, alone)
 
 
-@pytest.mark.parametrize("allow_low_quality_matches", [True, False])
-def test_agrees_with_the_oracle(rng, allow_low_quality_matches):
-    match = jax.jit(
-        partial(
-            matching.match_by_iou,
-            negative_iou=0.3,
-            positive_iou=0.6,
-            allow_low_quality_matches=allow_low_quality_matches,
-        )
-    )
+@pytest.mark.parametrize("best", [True, False])
+def test_agrees_with_the_oracle(rng, best):
     for _ in range(5):
         rows, boxes = random_boxes(rng, 60), random_boxes(rng, 6)
         rows[30:] = rows[:30]  # Ties.
         valid = rng.uniform(size=6) < 0.7
-        expected = oracles.match(
-            rows,
-            boxes,
-            valid,
-            negative_iou=0.3,
-            positive_iou=0.6,
-            allow_low_quality_matches=allow_low_quality_matches,
-        )
-        np.testing.assert_array_equal(compact(match(rows, boxes, valid)), expected)
+        options = {"negative_iou": 0.3, "positive_iou": 0.6}
+        options["allow_low_quality_matches"] = best
+        expected = oracles.match(rows, boxes, valid, **options)
+        matches = match(rows, boxes, valid, high=0.6, best=best)
+        np.testing.assert_array_equal(compact(matches), expected)
 
 
 @pytest.mark.parametrize(
-    "name, low, high", [("rpn", 0.3, 0.7), ("retinanet", 0.4, 0.5)]
+    ("name", "rows", "low", "high"),
+    [
+        ("rpn", "rpn_256x320", 0.3, 0.7),
+        ("retinanet", "rpn_256x320", 0.4, 0.5),
+        ("roi", "boxes_a", 0.5, 0.5),
+    ],
 )
-def test_agrees_with_torchvision(golden_ops, rpn_anchors, name, low, high):
-    match = jax.jit(partial(matching.match_by_iou, negative_iou=low, positive_iou=high))
+def test_agrees_with_torchvision(golden_ops, rpn_anchors, name, rows, low, high):
+    candidates = golden_ops["boxes/a"] if rows == "boxes_a" else rpn_anchors
     boxes = golden_ops[f"matcher/{name}/boxes"]
-    matches = match(rpn_anchors, boxes, np.ones(len(boxes), bool))
-    golden = golden_ops[f"matcher/{name}/index_on_rpn_256x320"]
-    np.testing.assert_array_equal(compact(matches), golden)
-
-
-def test_agrees_with_torchvision_without_best_matches(golden_ops):
-    match = jax.jit(
-        partial(
-            matching.match_by_iou,
-            negative_iou=0.5,
-            positive_iou=0.5,
-            allow_low_quality_matches=False,
-        )
-    )
-    boxes = golden_ops["matcher/roi/boxes"]
-    matches = match(golden_ops["boxes/a"], boxes, np.ones(len(boxes), bool))
-    golden = golden_ops["matcher/roi/index_on_boxes_a"]
+    matches = match(candidates, boxes, low=low, high=high, best=name != "roi")
+    golden = golden_ops[f"matcher/{name}/index_on_{rows}"]
     np.testing.assert_array_equal(compact(matches), golden)
 
 

@@ -122,12 +122,11 @@ def test_agrees_with_the_oracle(features, samples, aligned):
     np.testing.assert_allclose(pooled, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", [2, 0])
-def test_the_gradient_is_the_transpose(rng, features, samples):
+def test_the_gradient_is_the_transpose(rng, features):
     @jax.jit
     def value_and_gradient(features, upstream):
         align = partial(
-            roi_align.roi_align, stride=STRIDE, output_size=3, sampling_ratio=samples
+            roi_align.roi_align, stride=STRIDE, output_size=3, sampling_ratio=0
         )
         pooled, pull = jax.vjp(align, features, BOXES)
         return pooled, pull(upstream)[0]
@@ -143,7 +142,7 @@ def test_the_gradient_is_the_transpose(rng, features, samples):
     )
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3, 0])
+@pytest.mark.parametrize("samples", [3, 0])
 def test_of_a_plane_are_its_values_at_the_bin_centers(rng, samples):
     corners = np.sort(rng.uniform(4, 60, (20, 2, 2)), axis=1).astype(np.float32)
     boxes = corners.reshape(20, 4)

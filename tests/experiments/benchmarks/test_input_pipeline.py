@@ -28,13 +28,6 @@ def test_speeds_are_medians_and_the_ratio_is_taken_turn_by_turn():
     assert ratio.endswith("| 0.50 | 1.00 |")
 
 
-def test_speed_is_work_by_time(monkeypatch):
-    clock, processor = iter([10.0, 12.0]), iter([1.0, 1.5])
-    monkeypatch.setattr(input_pipeline.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(input_pipeline.time, "process_time", lambda: next(processor))
-    assert input_pipeline.speed(lambda: None, 8) == (4.0, 16.0)
-
-
 def test_decoding_alone_is_the_work_of_the_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(input_pipeline, "PHOTOGRAPHS", 4)
     data_set = coco.load(input_pipeline.make_photographs(tmp_path), tmp_path)

@@ -51,17 +51,6 @@ def test_values(varied, setting, value):
     assert scaling.varied_value(varied, setting) == value
 
 
-def test_settings_reach_their_detectors():
-    setting = Setting("faster_rcnn", proposals=60, classes=7, width=8)
-    text = json.dumps(scaling.make(setting).recipe)
-    for field in ('"post_nms_topk": 60', '"post_nms_topk_train": 60'):
-        assert field in text
-    assert '"batch_size_per_image": 30' in text and '"width": 8' in text
-    assert '"num_classes": 7' in text
-    detector = scaling.make(Setting(anchor_sizes=2))
-    assert '"sizes": [[16.0, 22.6' in json.dumps(detector.recipe)
-
-
 def test_the_command(monkeypatch, tmp_path):
     settings = []
 

@@ -38,11 +38,3 @@ def test_the_incoming_gradient_is_no_constant():
     value, gradient = program.jaxpr.outvars
     (last,) = [line for line in program.eqns if gradient in line.outvars]
     assert value in last.invars
-
-
-def test_boxes_are_those_of_a_detector():
-    boxes = timing.random_boxes(np.random.default_rng(0), 200, (300, 400))
-    assert boxes.shape == (200, 4) and boxes.dtype == np.float32
-    assert (boxes >= 0).all()
-    assert (boxes <= [400, 300, 400, 300]).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all()

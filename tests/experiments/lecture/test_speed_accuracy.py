@@ -10,7 +10,6 @@ import pytest
 
 from experiments.lecture import speed_accuracy
 from experiments.lecture.speed_accuracy import (
-    NAMES,
     TRAINING,
     Detectors,
     main,
@@ -20,7 +19,6 @@ from experiments.lecture.speed_accuracy import (
 from jaxdet.config import ConfigError
 from jaxdet.data.formats import digits
 from jaxdet.data.input_config import InputConfig
-from jaxdet.detectors.serialization import deserialize
 from tests.data.in_memory import in_memory_data_set
 
 FIRST_FOUR = {"steps": 4, "warmup_steps": 1, "log_every": 2}
@@ -44,17 +42,6 @@ def test_sizes_are_those_of_training():
     half, whole = sizes(config)  # 1.01 is the same multiple of 32
     assert half == InputConfig(canvases=((32, 64), (64, 32)), flip=0.0)
     assert whole == InputConfig(canvases=both, flip=0.0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_detectors_have_the_classes_of_their_data_and_the_backbone_asked(name):
-    data_set = in_memory_data_set([(32, 32)], class_names=("a", "b", "c"))
-    detector = make(name, 18, Detectors(), data_set, "bfloat16")
-    recipe = json.dumps(detector.recipe)
-    assert f"jaxdet.detectors.{name}" in recipe and detector.num_classes == 3
-    assert '"depth": 18' in recipe and '"coarsest": 4' in recipe
-    assert '"dtype": "bfloat16"' in recipe and "float32" not in recipe
-    assert deserialize(detector.recipe).recipe == detector.recipe
 
 
 def test_the_backbone_reaches_as_far_as_the_levels():

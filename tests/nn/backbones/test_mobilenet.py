@@ -31,18 +31,6 @@ def test_parameter_count_and_channels():
     assert "last_conv" not in variables["params"]
 
 
-def test_extra_stages():
-    network = MobileNetV2(0.5, wide=True, extra=((256, 512), (128, 256)), norm="group")
-    features, variables = jax.eval_shape(
-        network.init_with_output, jax.random.key(0), jnp.zeros((2, 300, 260, 3))
-    )
-    shapes = {level: x.shape for level, x in features.items()}
-    assert shapes[5] == (2, 10, 9, 640)
-    assert shapes[6] == (2, 5, 5, 256) and shapes[7] == (2, 3, 3, 128)
-    layers = variables["params"]["stage6_block0"]
-    assert layers["depthwise_conv"]["kernel"].shape == (3, 3, 1, 128)
-
-
 def test_extra_stages_end_with_an_activation(rng):
     network = MobileNetV2(0.05, extra=((64, 64),), padding="same", norm="none")
     pixels = jnp.asarray(rng.normal(size=(1, 64, 64, 3)), jnp.float32)
