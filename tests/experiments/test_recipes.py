@@ -124,7 +124,9 @@ def test_recipes_fit_their_data(name, asked):
     ("name", "network", "replaced", "frozen"),
     [
         ("rcnn_voc", "alexnet", {"backbone", "box_head"}, 0),
-        ("sppnet_voc", "vgg16", {"backbone"}, 13),
+        pytest.param(
+            *("sppnet_voc", "vgg16", {"backbone"}, 13), marks=pytest.mark.slow
+        ),
         ("fast_rcnn_voc", "vgg16", {"backbone", "box_head"}, 4),
         ("faster_rcnn_voc", "vgg16", {"backbone", "box_head"}, 4),
         ("faster_rcnn_c4_voc", "resnet50", {"backbone", "box_head"}, 2),

@@ -225,6 +225,7 @@ def assert_losses(parts, golden, place):
             np.testing.assert_allclose(parts[name], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_losses(parity, monkeypatch):
     batch = parity.batch
     if parity.two_stages:
