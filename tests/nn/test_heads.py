@@ -246,3 +246,11 @@ def test_masks_agree_with_a_transposed_convolution(rng):
             doubled[:, row::2, column::2] = np.maximum(cells, 0)
     expected = output(params, "output", doubled)
     np.testing.assert_allclose(masks, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_masks_in_bfloat16_are_float32_logits():
+    head = MaskHead(2, channels=4, norm="group", dtype=jnp.bfloat16)
+    crops = jnp.ones((1, 2, 2, 4))
+    masks, variables = jax.eval_shape(head.init_with_output, jax.random.key(0), crops)
+    chex.assert_type([masks, *jax.tree.leaves(variables)], jnp.float32)
+    assert {"conv3", "norm3"} <= set(variables["params"])

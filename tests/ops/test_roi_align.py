@@ -313,3 +313,14 @@ def test_each_box_reads_its_own_level(rng, golden_ops):
 
     expected = value_and_gradient(every_level)
     chex.assert_trees_all_close(value_and_gradient(own_level), expected, atol=1e-4)
+
+
+def test_more_samples_than_there_may_be(features, monkeypatch):
+    # A bin of 12 cells by 9, yet two samples each way: as if 2 had been asked for.
+    monkeypatch.setattr(roi_align, "MAX_SAMPLING_RATIO", 2)
+    align = partial(roi_align.roi_align, stride=STRIDE, output_size=1)
+    adaptive, two = (
+        jax.jit(partial(align, sampling_ratio=samples))(features, BOXES[:1])
+        for samples in (0, 2)
+    )
+    chex.assert_trees_all_close(adaptive, two, atol=1e-5)

@@ -17,6 +17,7 @@ from jaxdet.nn.heads import FCHead
 from jaxdet.nn.layers import max_pool
 from jaxdet.ops import images
 from jaxdet.weights import backbones, mapping
+from jaxdet.weights.state_dict import WeightsError
 from tests.conftest import GOLDEN
 from tests.golden import replay
 
@@ -152,3 +153,11 @@ def test_a_resnet_is_divided():
     )
     stage5 = mapping.select_submodules(whole, r"stage5_.*")
     chex.assert_trees_all_equal_shapes(stage5, head)
+
+
+def test_unknown_networks_and_tensors_of_others():
+    with pytest.raises(WeightsError, match="no network 'vgg11'; allowed: alexnet, "):
+        backbones.load({}, "vgg11")
+    tensor = "layer1.0.conv1.weight"
+    with pytest.raises(WeightsError, match=rf"(?s) alexnet:.* {tensor} is left over"):
+        backbones.load({tensor: np.zeros((8, 8))}, "alexnet")

@@ -102,3 +102,11 @@ def test_a_block_that_widens_nothing(rng):
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 6, 3)))
     layers = {"depthwise_conv", "depthwise_norm", "project_conv", "project_norm"}
     assert shapes["params"].keys() == layers
+
+
+def test_arithmetic_in_bfloat16_keeps_float32_parameters():
+    x = jnp.ones((1, 4, 4, 3))
+    init = DepthwiseConv(dtype=jnp.bfloat16).init_with_output
+    answer, variables = jax.eval_shape(init, jax.random.key(0), x)
+    chex.assert_type(answer, jnp.bfloat16)
+    chex.assert_type(jax.tree.leaves(variables), jnp.float32)

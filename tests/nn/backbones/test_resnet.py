@@ -5,6 +5,7 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
@@ -68,3 +69,11 @@ def test_unknown_depth():
         ResNet(51).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match="depth 51; allowed"):
         ResNetHead(51).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
+
+
+def test_parameter_count():
+    # torchvision's documented total, less the classifier and the norms.
+    init, image = ResNet(101).init, jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(init, jax.random.key(0), image)
+    leaves = jax.tree.leaves(shapes["params"])
+    assert sum(np.prod(leaf.shape) for leaf in leaves) == 42_394_816
