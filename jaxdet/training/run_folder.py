@@ -79,7 +79,7 @@ def load_run(workdir: str | os.PathLike) -> Run:
         recipe = values.pop("recipe", None)  # its lists stay lists
         run = from_json(Run, values | {"recipe": None})
         return dataclasses.replace(run, recipe=recipe)
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RunError(f"{file}: {error}") from error
 
 

@@ -1,4 +1,5 @@
 import json
+import random
 
 import jax
 import numpy as np
@@ -72,3 +73,32 @@ def test_a_broken_config_is_named(tmp_path, content, words):
     with pytest.raises(RunError, match=words) as error:
         load_run(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_mutated_configs_are_loaded_or_named(tmp_path):
+    """A value of a run or of its training becomes something else: one error at most."""
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
+    file = tmp_path / "config.json"
+    whole, chance = file.read_text(), random.Random(0)
+    values = [None, True, -1, 0, 1.5, 10**400, "", "os:system", [], {}, nested(900)]
+    values += [[[10**6, 10**6]], [{"a": []}], {"call": "os:system", "arguments": []}]
+    refused = 0
+    for _ in range(400):
+        run = json.loads(whole)
+        part = chance.choice([run, run["training"], run["training"]["input"]])
+        part[chance.choice([*part])] = chance.choice(values)
+        file.write_text(json.dumps(run))
+        try:
+            load_run(tmp_path)
+        except RunError as error:
+            refused += 1
+            assert str(file) in str(error)
+    assert 200 < refused < 400
+    assert [*tmp_path.iterdir()] == [file]
