@@ -88,6 +88,8 @@ Probability = Annotated[float, InRange(0, 1, above=True, below=True)]
 PositiveFraction = Annotated[float, InRange(0, 1, above=True)]
 Depth = Annotated[int, InRange(0, 100)]
 """Layers one after the other."""
+PositiveDepth = Annotated[int, InRange(1, 100)]
+"""The same where there is at least one."""
 Level = Annotated[int, InRange(0, 16)]
 """Of a feature pyramid; its stride is two to this power."""
 Levels = Annotated[tuple[Level, ...], NotEmpty(), Rising()]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdet.config import Count, Depth, NonNegative, checked_dataclass
+from jaxdet.config import Count, NonNegative, PositiveDepth, checked_dataclass
 from jaxdet.detectors import faster_rcnn, roi_heads, rpn
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
@@ -33,7 +33,7 @@ class MaskRCNNConfig:
     """Cells a side of the mask head's input; masks have twice as many (Figure 4)."""
     mask_channels: Count = 256
     """Of the mask head (Figure 4)."""
-    mask_depth: Depth = 4
+    mask_depth: PositiveDepth = 4
     """3x3 convolutions of the mask head (Figure 4)."""
     mask_norm: NormType = "none"
     """Of those convolutions; "group" trains from scratch."""

@@ -17,9 +17,9 @@ import optax
 from jaxdet.config import (
     Anchors,
     Count,
-    Depth,
     Fraction,
     NonNegative,
+    PositiveDepth,
     PositiveFraction,
     Preprocessing,
     PyramidLevels,
@@ -55,7 +55,7 @@ class RPNConfig:
     """Of the pyramid's convolutions."""
     head_channels: Count | None = None
     """Of the 3x3 convolutions; None: as many as the features have."""
-    head_depth: Depth = 1
+    head_depth: PositiveDepth = 1
     """3x3 convolutions (3.1)."""
     softmax: bool = False
     """Two logits an anchor and a softmax (3.1), instead of one and a sigmoid."""

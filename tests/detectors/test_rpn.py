@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdet.config import Anchors
+from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.detectors.rpn import RPNConfig, losses, predict, propose, rpn
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import anchors, box_coding
@@ -194,3 +195,10 @@ def test_a_backbone_without_the_level_is_refused():
     detector = rpn(SMALL, ResNet(10, 16, norm="group", coarsest=3))
     with pytest.raises(ValueError, match="level 4"):
         jax.eval_shape(detector.init, jax.random.key(0), scenes.batch())
+
+
+def test_a_head_has_at_least_one_layer():
+    with pytest.raises(ValueError, match=r"head_depth is 0; it must be in \[1, 100\]"):
+        RPNConfig(head_depth=0)
+    with pytest.raises(ValueError, match=r"mask_depth is 0; it must be in \[1, 100\]"):
+        MaskRCNNConfig(mask_depth=0)
