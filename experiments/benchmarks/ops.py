@@ -43,21 +43,14 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An operator and what it is given.
+    """An operator and what it is given."""
 
-    Attributes:
-      name: of the operator.
-      sizes: of what it is given, for the table.
-      function: the operator.
-      arguments: of it; compiled code must not know their values.
-      differentiable: whether it is timed with the gradient of the first argument, too.
-    """
-
-    name: str
-    sizes: str
-    function: Callable
-    arguments: tuple
+    name: str  # of the operator
+    sizes: str  # of what it is given, for the table
+    function: Callable  # the operator
+    arguments: tuple  # of it; compiled code must not know their values
     differentiable: bool = False
+    """Whether it is timed with the gradient of the first argument, too."""
 
 
 def main(

@@ -76,19 +76,14 @@ TRAINING = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Detectors:
-    """The numbers of all four, by default those of the recipes on digits.
-
-    Attributes:
-      retinanet: numbers of RetinaNet; the classes are those of the data.
-      fcos: numbers of FCOS.
-      ssd: numbers of SSD.
-      faster_rcnn: numbers of Faster R-CNN.
-    """
+    """The numbers of all four, by default those of the recipes on digits."""
 
     retinanet: RetinaNetConfig = retinanet_digits.RECIPE.detector
-    fcos: FCOSConfig = fcos_digits.RECIPE.detector
-    ssd: SSDConfig = ssd_digits.RECIPE.detector
+    """Numbers of RetinaNet; the classes are those of the data."""
+    fcos: FCOSConfig = fcos_digits.RECIPE.detector  # numbers of FCOS
+    ssd: SSDConfig = ssd_digits.RECIPE.detector  # numbers of SSD
     faster_rcnn: FasterRCNNConfig = faster_rcnn_digits.RECIPE.detector
+    """Numbers of Faster R-CNN."""
 
 
 class Point(NamedTuple):

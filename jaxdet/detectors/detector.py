@@ -37,8 +37,11 @@ def from_network(
     Args:
       network: the module; calling it on `[B, H, W, 3]` float pixels must run every
         trained stage, so that `init` makes every parameter.
-      loss: `(network, batch, key, axis_name=None) -> (scalar, metrics)`.
-      predict: `(network, batch) -> Detections`.
+      loss: `(network, batch, key, axis_name=None) -> (scalar, metrics)`. The batch has
+        truth; per-image randomness depends only on the key of the step and the image
+        id. Under `pmap`, `axis_name` is that of the devices that share the batch.
+      predict: `(network, batch) -> Detections`, `[B, D]`, best first; the truth of the
+        batch is not used.
       num_classes: see `Detector`.
       builder: the call that makes this detector; its recipe, unless it holds values
         that no recipe can hold.

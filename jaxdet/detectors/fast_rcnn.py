@@ -39,17 +39,13 @@ PAPER = FastRCNNConfig()
 
 
 class FastRCNNNetwork(nn.Module):
-    """Convolutions for the image, fully connected layers for each RoI (Figure 1).
+    """Convolutions for the image, fully connected layers for each RoI (Figure 1)."""
 
-    Attributes:
-      config: see `FastRCNNConfig`.
-      backbone: returns the features of `config.pooler.levels`; see `fast_rcnn`.
-      box_head: what each RoI passes before classes and boxes; see `fast_rcnn`.
-    """
-
-    config: FastRCNNConfig
+    config: FastRCNNConfig  # see `FastRCNNConfig`
     backbone: nn.Module
+    """Returns the features of `config.pooler.levels`; see `fast_rcnn`."""
     box_head: nn.Module
+    """What each RoI passes before classes and boxes; see `fast_rcnn`."""
 
     def setup(self):
         """Makes the two siblings that follow the box head."""
@@ -79,13 +75,6 @@ class FastRCNNNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):
     """Computes softmax and box loss of sampled RoIs, jointly (2.3).
 
-    Args:
-      network: a bound `FastRCNNNetwork`.
-      batch: with truth and regions.
-      key: of the step; per-image randomness depends only on it and the image id.
-      config: see `FastRCNNConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
-
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
 
@@ -109,14 +98,6 @@ def loss(network, batch: Batch, key, *, config: FastRCNNConfig, axis_name=None):
 
 def predict(network, batch: Batch, *, config: FastRCNNConfig) -> Detections:
     """Classifies the regions that came with the batch and moves their boxes.
-
-    Args:
-      network: a bound `FastRCNNNetwork`.
-      batch: with regions; its truth is not used.
-      config: see `FastRCNNConfig`.
-
-    Returns:
-      `Detections` `[B, D]`, best first.
 
     Raises:
       ValueError: if the batch has no regions.

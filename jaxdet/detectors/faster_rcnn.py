@@ -79,19 +79,14 @@ DETECTRON2_C4 = FasterRCNNConfig(
 
 
 class FasterRCNNNetwork(nn.Module):
-    """Trunk, sliding head, and the layers that each RoI passes (Figure 2).
+    """Trunk, sliding head, and the layers that each RoI passes (Figure 2)."""
 
-    Attributes:
-      config: see `FasterRCNNConfig`.
-      backbone: returns the stages below `config.rpn.levels`; see `faster_rcnn`.
-      box_head: what each RoI passes before classes and boxes; see `faster_rcnn`.
-      mask_head: Mask R-CNN's third branch.
-    """
-
-    config: FasterRCNNConfig
+    config: FasterRCNNConfig  # see `FasterRCNNConfig`
     backbone: nn.Module
+    """Returns the stages below `config.rpn.levels`; see `faster_rcnn`."""
     box_head: nn.Module
-    mask_head: nn.Module | None = None
+    """What each RoI passes before classes and boxes; see `faster_rcnn`."""
+    mask_head: nn.Module | None = None  # Mask R-CNN's third branch
 
     def setup(self):
         """Makes the layers that follow the backbone and the box head."""
@@ -123,13 +118,6 @@ class FasterRCNNNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: FasterRCNNConfig, axis_name=None):
     """Computes the four losses: objectness and boxes of anchors, class and box of RoIs.
 
-    Args:
-      network: a bound `FasterRCNNNetwork`.
-      batch: with truth.
-      key: of the step; per-image randomness depends only on it and the image id.
-      config: see `FasterRCNNConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
-
     Returns:
       The sum, and `{"objectness_loss", "rpn_box_loss", "class_loss", "box_loss"}`.
     """
@@ -155,16 +143,7 @@ def loss(network, batch: Batch, key, *, config: FasterRCNNConfig, axis_name=None
 
 
 def predict(network, batch: Batch, *, config: FasterRCNNConfig) -> Detections:
-    """Proposes regions, classifies them and moves their boxes.
-
-    Args:
-      network: a bound `FasterRCNNNetwork`.
-      batch: its truth is not used.
-      config: see `FasterRCNNConfig`.
-
-    Returns:
-      `Detections` `[B, D]`, best first.
-    """
+    """Proposes regions, classifies them and moves their boxes."""
     pixels, sizes = preprocess(batch, config.rpn.preprocessing, config.rpn.mask_padding)
     features = network.features(pixels, sizes)
     objectness, anchor_deltas = network.rpn_head(features, sizes)

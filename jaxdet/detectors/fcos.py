@@ -145,16 +145,12 @@ TORCHVISION = FCOSConfig(
 
 
 class FCOSNetwork(nn.Module):
-    """Backbone, feature pyramid and the head that its levels share (Figure 2).
+    """Backbone, feature pyramid and the head that its levels share (Figure 2)."""
 
-    Attributes:
-      config: see `FCOSConfig`.
-      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`; the levels of
-        `config` are made of its stages.
-    """
-
-    config: FCOSConfig
+    config: FCOSConfig  # see `FCOSConfig`
     backbone: nn.Module
+    """`(pixels, sizes) -> {level: features}`, with a `dtype`; the levels of `config`
+    are made of its stages."""
 
     def setup(self):
         """Makes the layers that follow the backbone."""
@@ -189,13 +185,6 @@ class FCOSNetwork(nn.Module):
 
 def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
     """Computes focal losses of all points, box and centerness losses of positive ones.
-
-    Args:
-      network: a bound `FCOSNetwork`.
-      batch: with truth.
-      key: not used: FCOS samples nothing.
-      config: see `FCOSConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
     Returns:
       The sum, and `{"class_loss", "box_loss", "centerness_loss", "positives"}`; the
@@ -244,16 +233,7 @@ def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: FCOSConfig) -> Detections:
-    """Decodes the top scores of each level and removes duplicates by NMS.
-
-    Args:
-      network: a bound `FCOSNetwork`.
-      batch: its truth is not used.
-      config: see `FCOSConfig`.
-
-    Returns:
-      `Detections` `[B, config.postprocessing.max_detections]`, best first.
-    """
+    """Decodes the top scores of each level and removes duplicates by NMS."""
     pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
     logits, ltrb, centerness = network(pixels, sizes)  # [B, A, K], [B, A, 4], [B, A]
     points, strides, inside = _points(pixels.shape, sizes, config)

@@ -55,13 +55,6 @@ DETECTRON2 = MaskRCNNConfig(faster_rcnn.DETECTRON2)
 def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
     """Computes Faster R-CNN's four losses and that of positive RoIs' masks (3).
 
-    Args:
-      network: a bound `FasterRCNNNetwork` with a mask head.
-      batch: with truth, masks included.
-      key: of the step; per-image randomness depends only on it and the image id.
-      config: see `MaskRCNNConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
-
     Returns:
       The sum, and those of `faster_rcnn.loss` and `"mask_loss"`.
 
@@ -104,11 +97,6 @@ def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
 
 def predict(network, batch: Batch, *, config: MaskRCNNConfig) -> Detections:
     """Detects as Faster R-CNN, and predicts the mask of each detection's class.
-
-    Args:
-      network: a bound `FasterRCNNNetwork` with a mask head.
-      batch: its truth is not used.
-      config: see `MaskRCNNConfig`.
 
     Returns:
       `Detections` as of `faster_rcnn.predict`, with masks `[B, D, M, M]` in [0, 1], cut

@@ -66,17 +66,11 @@ PAPER = RCNNConfig()
 
 
 class RCNNNetwork(nn.Module):
-    """A classification network for warped regions (Figure 1).
+    """A classification network for warped regions (Figure 1)."""
 
-    Attributes:
-      config: see `RCNNConfig`.
-      backbone: returns the features of level `config.level`; see `rcnn`.
-      box_head: what each region passes before classes and boxes; see `rcnn`.
-    """
-
-    config: RCNNConfig
-    backbone: nn.Module
-    box_head: nn.Module
+    config: RCNNConfig  # see `RCNNConfig`
+    backbone: nn.Module  # returns the features of level `config.level`; see `rcnn`
+    box_head: nn.Module  # what each region passes before classes and boxes; see `rcnn`
 
     def setup(self):
         """Makes the two siblings that follow the box head."""
@@ -101,13 +95,6 @@ class RCNNNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
     """Computes softmax and box loss of sampled RoIs.
 
-    Args:
-      network: a bound `RCNNNetwork`.
-      batch: with truth and regions.
-      key: of the step; per-image randomness depends only on it and the image id.
-      config: see `RCNNConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
-
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
 
@@ -131,14 +118,6 @@ def loss(network, batch: Batch, key, *, config: RCNNConfig, axis_name=None):
 
 def predict(network, batch: Batch, *, config: RCNNConfig) -> Detections:
     """Classifies the regions that came with the batch and moves their boxes.
-
-    Args:
-      network: a bound `RCNNNetwork`.
-      batch: with regions; its truth is not used.
-      config: see `RCNNConfig`.
-
-    Returns:
-      `Detections` `[B, D]`, best first.
 
     Raises:
       ValueError: if the batch has no regions.

@@ -125,16 +125,12 @@ DETECTRON2 = RetinaNetConfig(
 
 
 class RetinaNetNetwork(nn.Module):
-    """Backbone, feature pyramid and two heads (section 4, Figure 3).
+    """Backbone, feature pyramid and two heads (section 4, Figure 3)."""
 
-    Attributes:
-      config: see `RetinaNetConfig`.
-      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`; the levels of
-        `config` are made of its stages.
-    """
-
-    config: RetinaNetConfig
+    config: RetinaNetConfig  # see `RetinaNetConfig`
     backbone: nn.Module
+    """`(pixels, sizes) -> {level: features}`, with a `dtype`; the levels of `config`
+    are made of its stages."""
 
     def setup(self):
         """Makes the layers that follow the backbone."""
@@ -168,13 +164,6 @@ class RetinaNetNetwork(nn.Module):
 
 def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None):
     """Computes the focal loss of all but ignored anchors, a box loss of positive ones.
-
-    Args:
-      network: a bound `RetinaNetNetwork`.
-      batch: with truth.
-      key: not used: RetinaNet samples nothing.
-      config: see `RetinaNetConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
     Returns:
       The sum, and `{"class_loss", "box_loss", "positives"}`; the last is the number of
@@ -221,16 +210,7 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
 
 
 def predict(network, batch: Batch, *, config: RetinaNetConfig) -> Detections:
-    """Decodes the top scores of each level and removes duplicates by NMS.
-
-    Args:
-      network: a bound `RetinaNetNetwork`.
-      batch: its truth is not used.
-      config: see `RetinaNetConfig`.
-
-    Returns:
-      `Detections` `[B, config.postprocessing.max_detections]`, best first.
-    """
+    """Decodes the top scores of each level and removes duplicates by NMS."""
     pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
     logits, deltas = network(pixels, sizes)  # [B, A, K], [B, A, 4]
     boxes, inside = dense.anchor_grid(

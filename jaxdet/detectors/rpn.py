@@ -145,15 +145,10 @@ DETECTRON2_C4 = RPNConfig(
 
 
 class RPNNetwork(nn.Module):
-    """Backbone, feature pyramid where there is one, and the sliding head (Figure 3).
+    """Backbone, feature pyramid where there is one, and the sliding head (Figure 3)."""
 
-    Attributes:
-      config: see `RPNConfig`.
-      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`.
-    """
-
-    config: RPNConfig
-    backbone: nn.Module
+    config: RPNConfig  # see `RPNConfig`
+    backbone: nn.Module  # `(pixels, sizes) -> {level: features}`, with a `dtype`
 
     def setup(self):
         """Makes the layers that follow the backbone."""
@@ -186,13 +181,6 @@ def head(config: RPNConfig, dtype: jnp.dtype) -> RPNHead:
 def loss(network, batch: Batch, key, *, config: RPNConfig, axis_name=None):
     """Computes the objectness and box losses of sampled anchors; see `losses`.
 
-    Args:
-      network: a bound `RPNNetwork`.
-      batch: with truth.
-      key: of the step; per-image randomness depends only on it and the image id.
-      config: see `RPNConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
-
     Returns:
       The sum, and `{"objectness_loss", "rpn_box_loss"}`.
     """
@@ -204,16 +192,7 @@ def loss(network, batch: Batch, key, *, config: RPNConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: RPNConfig) -> Detections:
-    """Returns the proposals as detections of one class.
-
-    Args:
-      network: a bound `RPNNetwork`.
-      batch: its truth is not used.
-      config: see `RPNConfig`.
-
-    Returns:
-      `Detections` `[B, config.post_nms_topk]`, best first; all labels are 0.
-    """
+    """Returns the proposals as detections of one class, whose label is 0."""
     pixels, sizes = preprocess(batch, config.preprocessing, config.mask_padding)
     objectness, deltas = network(pixels, sizes)
     proposals = propose(objectness, deltas, batch, config)

@@ -59,17 +59,12 @@ PAPER = SPPNetConfig(scales=tuple(s / 688 for s in (480, 576, 688, 874, 1200)))
 
 
 class SPPNetNetwork(nn.Module):
-    """Convolutions for the image, fully connected layers for each region (Figure 5).
+    """Convolutions for the image, fully connected layers for each region (Figure 5)."""
 
-    Attributes:
-      config: see `SPPNetConfig`.
-      backbone: returns the features of level `config.level`; see `sppnet`.
-      box_head: what each region passes before classes and boxes; see `sppnet`.
-    """
-
-    config: SPPNetConfig
-    backbone: nn.Module
+    config: SPPNetConfig  # see `SPPNetConfig`
+    backbone: nn.Module  # returns the features of level `config.level`; see `sppnet`
     box_head: nn.Module
+    """What each region passes before classes and boxes; see `sppnet`."""
 
     def setup(self):
         """Makes the two siblings that follow the box head."""
@@ -97,13 +92,6 @@ class SPPNetNetwork(nn.Module):
 def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
     """Computes softmax and box loss of sampled RoIs; convolutions get no gradient.
 
-    Args:
-      network: a bound `SPPNetNetwork`.
-      batch: with truth and regions.
-      key: of the step; per-image randomness depends only on it and the image id.
-      config: see `SPPNetConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
-
     Returns:
       The sum, and `{"class_loss", "box_loss"}`.
 
@@ -127,14 +115,6 @@ def loss(network, batch: Batch, key, *, config: SPPNetConfig, axis_name=None):
 
 def predict(network, batch: Batch, *, config: SPPNetConfig) -> Detections:
     """Classifies the regions that came with the batch and moves their boxes.
-
-    Args:
-      network: a bound `SPPNetNetwork`.
-      batch: with regions; its truth is not used.
-      config: see `SPPNetConfig`.
-
-    Returns:
-      `Detections` `[B, D]`, best first.
 
     Raises:
       ValueError: if the batch has no regions.

@@ -172,16 +172,12 @@ def vgg16_300(norm: NormType = "none", dtype: jnp.dtype = jnp.float32) -> ExtraS
 
 
 class SSDNetwork(nn.Module):
-    """A backbone, and two convolutions on each of its levels (2.1, Figure 2).
+    """A backbone, and two convolutions on each of its levels (2.1, Figure 2)."""
 
-    Attributes:
-      config: see `SSDConfig`.
-      backbone: `(pixels, sizes) -> {level: features}`, with a `dtype`; it has all
-        levels of `config`.
-    """
-
-    config: SSDConfig
+    config: SSDConfig  # see `SSDConfig`
     backbone: nn.Module
+    """`(pixels, sizes) -> {level: features}`, with a `dtype`; it has all levels of
+    `config`."""
 
     @nn.compact
     def __call__(
@@ -218,13 +214,6 @@ class SSDNetwork(nn.Module):
 
 def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
     """Computes class losses of positive and hard negative boxes, box losses (2.2).
-
-    Args:
-      network: a bound `SSDNetwork`.
-      batch: with truth.
-      key: not used: SSD samples nothing.
-      config: see `SSDConfig`.
-      axis_name: of the devices that share the batch, under `pmap`; None: there is one.
 
     Returns:
       The sum, and `{"class_loss", "box_loss", "positives"}`; the last is the number of
@@ -265,16 +254,7 @@ def loss(network, batch: Batch, key, *, config: SSDConfig, axis_name=None):
 
 
 def predict(network, batch: Batch, *, config: SSDConfig) -> Detections:
-    """Decodes the top scores of each class and removes duplicates by NMS.
-
-    Args:
-      network: a bound `SSDNetwork`.
-      batch: its truth is not used.
-      config: see `SSDConfig`.
-
-    Returns:
-      `Detections` `[B, config.postprocessing.max_detections]`, best first.
-    """
+    """Decodes the top scores of each class and removes duplicates by NMS."""
     pixels, sizes = preprocess(batch, config.preprocessing)
     logits, deltas = network(pixels, sizes)  # maps of each level
     boxes, inside = _default_boxes(pixels.shape[1:3], sizes, deltas, config)

@@ -10,38 +10,26 @@ from jaxdet.nn.layers import Conv, Norm, NormType, zero_outside
 
 
 class ExtraStages(nn.Module):
-    """A backbone, continued by stages of a 1x1 and a 3x3 convolution of stride 2.
+    """A backbone, continued by stages of a 1x1 and a 3x3 convolution of stride 2."""
 
-    Attributes:
-      backbone: its coarsest level is where the new ones begin.
-      channels: of the 1x1 and of the 3x3 convolution of each stage.
-      norm: of all new convolutions.
-      unpadded: of the last stages, so many have 3x3 convolutions of stride 1 without
-        padding instead: the paper's 300 pixels end with 5, 3 and 1 cells. On a canvas
-        larger than the image they see some padding; images should fill theirs.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    backbone: nn.Module
+    backbone: nn.Module  # its coarsest level is where the new ones begin
     channels: tuple[tuple[int, int], ...]
-    norm: NormType = "none"
+    """Of the 1x1 and of the 3x3 convolution of each stage."""
+    norm: NormType = "none"  # of all new convolutions
     unpadded: int = 0
-    dtype: jnp.dtype = jnp.float32
+    """Of the last stages, so many have 3x3 convolutions of stride 1 without padding
+    instead: the paper's 300 pixels end with 5, 3 and 1 cells. On a canvas larger than
+    the image they see some padding; images should fill theirs."""
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalized pixels -> the backbone's features, and a level for each stage.
+        """Normalized pixels `[B, H, W, 3]` -> the backbone's levels, and the new ones.
 
-        Args:
-          pixels: `[B, H, W, 3]`, zero outside the true images.
-          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
-            the canvas is image.
-
-        Returns:
-          `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`; an unpadded level
-          has two cells a side less than the one before.
+        They are `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`; an unpadded
+        level has two cells a side less than the one before.
 
         Raises:
           ValueError: if fewer than 3 cells a side are left for a convolution without

@@ -15,29 +15,21 @@ XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class FPN(nn.Module):
-    """Lateral 1x1 convolutions, a top-down path of sums, and 3x3 convolutions.
+    """Lateral 1x1 convolutions, a top-down path of sums, and 3x3 convolutions."""
 
-    Attributes:
-      finest: finest level of the pyramid.
-      coarsest: coarsest one; those beyond the backbone's are made by `extra`.
-      channels: of every level.
-      top_down: whether a level takes up what those above it have found; False: the
-        backbone's stages side by side, each with its own convolutions (Table 1 d).
-      extra: `"c5"` and `"p5"`: 3x3 convolutions of stride 2 with ReLUs between them,
-        the first on the backbone's last stage (RetinaNet, detectron2) or on the
-        pyramid's (torchvision's first RetinaNet, FCOS); `"pool"`: every second cell of
-        the level below (FPN 4.1).
-      norm: of the lateral and the output convolutions.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    finest: int = 3
-    coarsest: int = 7
-    channels: int = 256
+    finest: int = 3  # finest level of the pyramid
+    coarsest: int = 7  # coarsest one; those beyond the backbone's are made by `extra`
+    channels: int = 256  # of every level
     top_down: bool = True
+    """Whether a level takes up what those above it have found; False: the backbone's
+    stages side by side, each with its own convolutions (Table 1 d)."""
     extra: Literal["c5", "p5", "pool"] = "c5"
-    norm: NormType = "none"
-    dtype: jnp.dtype = jnp.float32
+    """`"c5"` and `"p5"`: 3x3 convolutions of stride 2 with ReLUs between them, the
+    first on the backbone's last stage (RetinaNet, detectron2) or on the pyramid's
+    (torchvision's first RetinaNet, FCOS); `"pool"`: every second cell of the level
+    below (FPN 4.1)."""
+    norm: NormType = "none"  # of the lateral and the output convolutions
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
@@ -45,10 +37,7 @@ class FPN(nn.Module):
     ) -> dict[int, jax.Array]:
         """`{level: [B, H, W, C]}` -> `{level: [B, H, W, channels]}`, finest first.
 
-        Args:
-          stages: the backbone's features; its levels from `finest` up are used.
-          sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
-            empty; None: all of the canvas is image.
+        Of the backbone's `stages` those from `finest` up are used.
 
         Raises:
           ValueError: if `stages` lacks level `finest`, or one between it and its last.

@@ -15,21 +15,13 @@ _NORMAL = nn.initializers.normal(0.01)
 
 
 class DenseHead(nn.Module):
-    """3x3 convolutions with ReLUs, then one with `outputs` per cell (RetinaNet 4).
+    """3x3 convolutions with ReLUs, then one with `outputs` per cell (RetinaNet 4)."""
 
-    Attributes:
-      outputs: numbers per cell, for instance anchors times classes.
-      depth: convolutions before the last one.
-      norm: of those convolutions.
-      bias: of the last convolution at the start of training.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    outputs: int
-    depth: int = 4
-    norm: NormType = "none"
-    bias: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    outputs: int  # numbers per cell, for instance anchors times classes
+    depth: int = 4  # convolutions before the last one
+    norm: NormType = "none"  # of those convolutions
+    bias: float = 0.0  # of the last convolution at the start of training
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
@@ -37,12 +29,8 @@ class DenseHead(nn.Module):
     ) -> jax.Array:
         """`{level: [B, H, W, C]}` -> `[B, cells, outputs]` float32.
 
-        Cells run over levels (finest first), rows, columns, as in ops/anchors.py.
-
-        Args:
-          pyramid: features of one number of channels, which the convolutions keep.
-          sizes: `[B, 2]` true (height, width) in canvas pixels, to keep the padding
-            empty; None: all of the canvas is image.
+        Cells run over levels (finest first), rows, columns, as in ops/anchors.py. All
+        levels have one number of channels, which the convolutions keep.
         """
         tower = _tower_layers(self, next(iter(pyramid.values())).shape[-1])
         bias_init = nn.initializers.constant(self.bias)
@@ -59,26 +47,18 @@ class FCOSHead(nn.Module):
     """Classes, boxes and centerness of each cell (Tian et al. 2019, Figure 2).
 
     Two towers, shared by all levels: one for the classes, one for the boxes.
-
-    Attributes:
-      num_classes: K.
-      depth: 3x3 convolutions of each tower.
-      norm: of those convolutions.
-      centerness_on: the tower that the centerness is predicted from; "class" in the
-        paper's Figure 2, "box" among its later improvements.
-      level_scales: whether the distances of each level are multiplied by a learned
-        number.
-      bias: of the class logits at the start of training.
-      dtype: of the arithmetic; parameters stay float32.
     """
 
-    num_classes: int
-    depth: int = 4
-    norm: NormType = "group"
+    num_classes: int  # K
+    depth: int = 4  # 3x3 convolutions of each tower
+    norm: NormType = "group"  # of those convolutions
     centerness_on: Literal["box", "class"] = "box"
+    """The tower that the centerness is predicted from; "class" in the paper's Figure 2,
+    "box" among its later improvements."""
     level_scales: bool = True
-    bias: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    """Whether the distances of each level are multiplied by a learned number."""
+    bias: float = 0.0  # of the class logits at the start of training
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
@@ -88,10 +68,6 @@ class FCOSHead(nn.Module):
 
         They are `[B, A, K]`, `[B, A, 4]` (left, top, right, bottom) and `[B, A]`,
         float32; A as in `DenseHead`.
-
-        Args:
-          pyramid: see `DenseHead`.
-          sizes: see `DenseHead`.
         """
         tower = partial(_Tower, self.depth, self.norm, self.dtype)
         towers = {name: tower(name=f"{name}_tower") for name in ("class", "box")}
@@ -117,24 +93,17 @@ class FCOSHead(nn.Module):
 
 
 class RPNHead(nn.Module):
-    """3x3 convolutions with ReLUs and two 1x1 siblings (Ren et al. 2015, 3.1).
+    """3x3 convolutions with ReLUs and two 1x1 siblings (Ren et al. 2015, 3.1)."""
 
-    Attributes:
-      num_anchors: per cell.
-      depth: 3x3 convolutions.
-      outputs: objectness logits per anchor: 1 for a sigmoid, 2 for the softmax over
-        (background, object) of the paper.
-      channels: of the 3x3 convolutions; None: as many as the pyramid has.
-      norm: of the 3x3 convolutions.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    num_anchors: int
-    depth: int = 1
+    num_anchors: int  # per cell
+    depth: int = 1  # 3x3 convolutions
     outputs: int = 1
+    """Objectness logits per anchor: 1 for a sigmoid, 2 for the softmax over
+    (background, object) of the paper."""
     channels: int | None = None
-    norm: NormType = "none"
-    dtype: jnp.dtype = jnp.float32
+    """Of the 3x3 convolutions; None: as many as the pyramid has."""
+    norm: NormType = "none"  # of the 3x3 convolutions
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
@@ -144,10 +113,6 @@ class RPNHead(nn.Module):
 
         Both are float32; A runs over levels (finest first), rows, columns, shapes, as
         in ops/anchors.py.
-
-        Args:
-          pyramid: features of one number of channels.
-          sizes: see `DenseHead`.
         """
         channels = self.channels or next(iter(pyramid.values())).shape[-1]
         tower = _tower_layers(self, channels)
@@ -163,19 +128,13 @@ class RPNHead(nn.Module):
 
 
 class FCHead(nn.Module):
-    """Fully connected layers with ReLUs on each RoI (Girshick 2015, 2.1).
-
-    Attributes:
-      features: outputs of each layer; 4096 for AlexNet and VGG, 1024 on a pyramid.
-      depth: layers.
-      dropout: share of the outputs of each layer set to zero in training.
-      dtype: of the arithmetic; parameters stay float32.
-    """
+    """Fully connected layers with ReLUs on each RoI (Girshick 2015, 2.1)."""
 
     features: int = 1024
-    depth: int = 2
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    """Outputs of each layer; 4096 for AlexNet and VGG, 1024 on a pyramid."""
+    depth: int = 2  # layers
+    dropout: float = 0.0  # share of the outputs of each layer set to zero in training
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(self, crops: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -204,31 +163,18 @@ class FCHead(nn.Module):
 
 
 class ConvFCHead(nn.Module):
-    """3x3 convolutions, then one fully connected layer (Wu & He 2018, 4.2).
+    """3x3 convolutions, then one fully connected layer (Wu & He 2018, 4.2)."""
 
-    Attributes:
-      features: outputs.
-      channels: of the convolutions.
-      depth: convolutions.
-      norm: of the convolutions, each RoI an image of its own.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    features: int = 1024
-    channels: int = 256
-    depth: int = 4
-    norm: NormType = "none"
-    dtype: jnp.dtype = jnp.float32
+    features: int = 1024  # outputs
+    channels: int = 256  # of the convolutions
+    depth: int = 4  # convolutions
+    norm: NormType = "none"  # of the convolutions, each RoI an image of its own
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(self, crops: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """`[R, S, S, C]` -> `[R, features]`.
-
-        Args:
-          crops: the features in the RoIs.
-          keys: not used, there is no dropout; every box head takes them.
-        """
-        del keys
+        """`[R, S, S, C]` -> `[R, features]`."""
+        del keys  # There is no dropout.
         tower = _tower_layers(self, self.channels, kernel_init=HE_NORMAL)
         x = _apply_tower(tower, crops, None, 1)
         dense = nn.Dense(self.features, kernel_init=XAVIER, dtype=self.dtype, name="fc")
@@ -236,17 +182,11 @@ class ConvFCHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """Class logits and box deltas of each RoI (Girshick 2015, 2.1).
+    """Class logits and box deltas of each RoI (Girshick 2015, 2.1)."""
 
-    Attributes:
-      num_classes: K.
-      class_agnostic: one box for all classes instead of one for each.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    num_classes: int
-    class_agnostic: bool = False
-    dtype: jnp.dtype = jnp.float32
+    num_classes: int  # K
+    class_agnostic: bool = False  # one box for all classes instead of one for each
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -265,21 +205,13 @@ class BoxPredictor(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """A mask of each RoI for every class (He et al. 2017, Figure 4 right).
+    """A mask of each RoI for every class (He et al. 2017, Figure 4 right)."""
 
-    Attributes:
-      num_classes: K.
-      channels: of all convolutions but the last.
-      depth: 3x3 convolutions before the one that doubles the extents.
-      norm: of the 3x3 convolutions, each RoI an image of its own.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    num_classes: int
-    channels: int = 256
-    depth: int = 4
-    norm: NormType = "none"
-    dtype: jnp.dtype = jnp.float32
+    num_classes: int  # K
+    channels: int = 256  # of all convolutions but the last
+    depth: int = 4  # 3x3 convolutions before the one that doubles the extents
+    norm: NormType = "none"  # of the 3x3 convolutions, each RoI an image of its own
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(self, crops: jax.Array) -> jax.Array:

@@ -4,6 +4,10 @@ A canvas is larger than its image, and a convolution's bias or norm fills the re
 values that leak back over the border. Given the true sizes, networks set the rest to
 zero before each layer that mixes cells (`zero_outside`), so that an image's features
 are those it would have on a canvas of its own size, whatever it shares a batch with.
+
+Wherever a network or a layer takes `sizes`, they are the `[B, 2]` true (height, width)
+of the images in canvas pixels; with None all of the canvas is image. `dtype` is that of
+the arithmetic; parameters and statistics stay float32.
 """
 
 import functools
@@ -31,28 +35,18 @@ class Conv(nn.Module):
     pixels: the same numbers, several times faster on CPU, where gradients of 1x1
     convolutions and convolutions of three channels are slow. On accelerators neither
     has been timed.
-
-    Attributes:
-      features: channels of the output.
-      kernel: side in cells, odd.
-      stride: cells from one output to the next.
-      use_bias: whether a number for each channel is added.
-      padding: cells before and after; None: half of the kernel's reach on both sides.
-      dilation: cells from one tap of the kernel to the next.
-      kernel_init: of `[kernel, kernel, C, features]`.
-      bias_init: of `[features]`.
-      dtype: of the arithmetic; parameters stay float32.
     """
 
-    features: int
-    kernel: int = 3
-    stride: int = 1
-    use_bias: bool = True
+    features: int  # channels of the output
+    kernel: int = 3  # side in cells, odd
+    stride: int = 1  # cells from one output to the next
+    use_bias: bool = True  # whether a number for each channel is added
     padding: tuple[int, int] | None = None
-    dilation: int = 1
-    kernel_init: Callable = HE_NORMAL
-    bias_init: Callable = nn.initializers.zeros
-    dtype: jnp.dtype = jnp.float32
+    """Cells before and after; None: half of the kernel's reach on both sides."""
+    dilation: int = 1  # cells from one tap of the kernel to the next
+    kernel_init: Callable = HE_NORMAL  # of `[kernel, kernel, C, features]`
+    bias_init: Callable = nn.initializers.zeros  # of `[features]`
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -114,14 +108,11 @@ class FrozenBatchNorm(nn.Module):
 
     They live in the collection `constants`, out of reach of any optimizer, and come
     from a pretrained checkpoint; without one this is the identity.
-
-    Attributes:
-      epsilon: added to the variances.
-      dtype: of the arithmetic; parameters and statistics stay float32.
     """
 
-    epsilon: float = 1e-5
+    epsilon: float = 1e-5  # added to the variances
     dtype: jnp.dtype = jnp.float32
+    """Of the arithmetic; parameters and statistics stay float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -145,16 +136,12 @@ class GroupNorm(nn.Module):
 
     They are summed channel by channel first, in one pass over the features; groups are
     then joined on `[B, C]` numbers.
-
-    Attributes:
-      groups: fewer where a group would be left with a single channel.
-      epsilon: added to the variances.
-      dtype: of the arithmetic; parameters and statistics stay float32.
     """
 
-    groups: int = 32
-    epsilon: float = 1e-5
+    groups: int = 32  # fewer where a group would be left with a single channel
+    epsilon: float = 1e-5  # added to the variances
     dtype: jnp.dtype = jnp.float32
+    """Of the arithmetic; parameters and statistics stay float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array, inside: jax.Array | None = None) -> jax.Array:
@@ -192,17 +179,12 @@ class GroupNorm(nn.Module):
 
 
 class Norm(nn.Module):
-    """The norm of one layer, by kind: `FrozenBatchNorm`, `GroupNorm` or none.
+    """The norm of one layer, by kind: `FrozenBatchNorm`, `GroupNorm` or none."""
 
-    Attributes:
-      kind: `"frozen"`, `"group"` or `"none"`.
-      epsilon: added to the variances.
-      dtype: of the arithmetic; parameters and statistics stay float32.
-    """
-
-    kind: NormType = "group"
-    epsilon: float = 1e-5
+    kind: NormType = "group"  # `"frozen"`, `"group"` or `"none"`
+    epsilon: float = 1e-5  # added to the variances
     dtype: jnp.dtype = jnp.float32
+    """Of the arithmetic; parameters and statistics stay float32."""
 
     @nn.compact
     def __call__(
@@ -212,7 +194,7 @@ class Norm(nn.Module):
 
         Args:
           x: features.
-          sizes: `[B, 2]` true (height, width) in canvas pixels, or None: all is image.
+          sizes: see above.
           stride: canvas pixels per cell.
 
         Raises:
@@ -255,8 +237,7 @@ def zero_outside(
 
     Args:
       features: `[B, H, W, C]`.
-      sizes: `[B, 2]` true (height, width) in canvas pixels; None: all of the canvas is
-        image, and nothing changes.
+      sizes: see above; with None nothing changes.
       stride: canvas pixels per cell.
 
     Returns:

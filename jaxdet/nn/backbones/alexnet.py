@@ -1,7 +1,5 @@
 """AlexNet in a single tower (Krizhevsky et al. 2012; Krizhevsky 2014)."""
 
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,34 +23,23 @@ class AlexNet(nn.Module):
     there are `ceil(canvas / 16)` of them, the first centered at 7.5. The filters see
     the same patterns; Fast R-CNN changes the paddings of its AlexNet for the same
     purpose.
-
-    Attributes:
-      width: channels of conv1; the others have 3, 6, 4 and 4 times as many.
-      norm: `"none"` as torchvision, `"group"` to train from scratch.
-      centered: cells centered in their strides, to detect on the features of an image;
-        False: the published paddings, to classify crops as in pretraining.
-      dtype: of the arithmetic; parameters stay float32.
     """
 
-    width: int = 64
-    norm: NormType = "none"
+    width: int = 64  # channels of conv1; the others have 3, 6, 4 and 4 times as many
+    norm: NormType = "none"  # `"none"` as torchvision, `"group"` to train from scratch
     centered: bool = True
-    dtype: jnp.dtype = jnp.float32
+    """Cells centered in their strides, to detect on the features of an image; False:
+    the published paddings, to classify crops as in pretraining."""
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalized pixels -> conv5 after its ReLU.
+        """Normalized pixels `[B, H, W, 3]` -> conv5 after its ReLU.
 
-        Args:
-          pixels: `[B, H, W, 3]`, zero outside the true images.
-          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
-            the canvas is image.
-
-        Returns:
-          `{4: [B, ceil(H / 16), ceil(W / 16), 4 * width]}`; about one row and column
-          less, 13x13 cells of 224x224 pixels, if not `centered`.
+        It is `{4: [B, ceil(H / 16), ceil(W / 16), 4 * width]}`; about one row and
+        column less, 13x13 cells of 224x224 pixels, if not `centered`.
         """
         x, cells = pixels, sizes  # cells: what images of those sizes have in this layer
         for index, (multiple, kernel, stride, before) in enumerate(_CONVS, start=1):
@@ -78,23 +65,17 @@ class AlexNet(nn.Module):
         return {4: x}
 
 
-def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
+def first_convs(count: int) -> tuple[str, ...]:
     """Returns patterns of the first layers' parameters, for `TrainingConfig.frozen`.
 
-    Args:
-      count: 5 are all (SPP-net).
-      backbone: name of the AlexNet within the network.
-
-    Returns:
-      A regular expression a layer.
+    There is one for each of `count` layers; 5 are all (SPP-net).
 
     Raises:
       ValueError: if `count` is not in 0 to 5.
     """
     if not 0 <= count <= 5:
         raise ValueError(f"AlexNet has 5 convolutions; cannot freeze the first {count}")
-    place = re.escape(backbone)
-    return tuple(f"{place}/(conv|norm){index + 1}/.*" for index in range(count))
+    return tuple(f"backbone/(conv|norm){index + 1}/.*" for index in range(count))
 
 
 def layers(centered: bool = True) -> tuple[tuple[int, int, int], ...]:

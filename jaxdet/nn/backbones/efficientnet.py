@@ -24,33 +24,22 @@ _PLAN = {  # Table 1, of B0
 
 
 class EfficientNetLite0(nn.Module):
-    """The convolutional part of EfficientNet-Lite0, without its last 1x1 convolution.
+    """The convolutions of EfficientNet-Lite0, without the last 1x1 one."""
 
-    Attributes:
-      width: channels, as a multiple of the published ones.
-      norm: `"frozen"` with pretrained statistics, `"group"` to train from scratch.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    width: float = 1.0
+    width: float = 1.0  # channels, as a multiple of the published ones
     norm: NormType = "frozen"
-    dtype: jnp.dtype = jnp.float32
+    """`"frozen"` with pretrained statistics, `"group"` to train from scratch."""
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
     epsilon = 1e-3  # of the norms
 
     @nn.compact
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalized pixels -> the features of stages 2 to 5.
+        """Normalized pixels `[B, H, W, 3]` -> the features of stages 2 to 5.
 
-        Args:
-          pixels: `[B, H, W, 3]`, zero outside the true images.
-          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
-            the canvas is image.
-
-        Returns:
-          `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`, with 24, 40, 112
-          and 320 channels.
+        They are `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`, with 24, 40,
+        112 and 320 channels.
         """
         narrow, _ = inverted_residual.stages(self, _PLAN, "same", pixels, sizes)
         return {level: narrow[level] for level in range(2, 6)}

@@ -1,7 +1,6 @@
 """Builds inverted residual blocks, of which MobileNetV2 and EfficientNet consist."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
@@ -42,7 +41,7 @@ def stages(
       plan: its blocks; the first of each level but 1 has stride 2.
       padding: of all layers.
       pixels: `[B, H, W, 3]`, zero outside the true images.
-      sizes: `[B, 2]` true (height, width), or None: all of the canvas is image.
+      sizes: see `nn/layers.py`.
 
     Returns:
       Narrow and wide features, `{level: [B, H / 2**level, W / 2**level, C]}` both,
@@ -83,15 +82,11 @@ def stages(
     return narrow, wide
 
 
-def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
+def first_stages(count: int) -> tuple[str, ...]:
     """Returns patterns of the first stages' parameters, for `TrainingConfig.frozen`.
 
-    Args:
-      count: 1 is all of stride 2, 2 adds stage 2 of stride 4, up to 5.
-      backbone: name of the network made of `stages` within the whole.
-
-    Returns:
-      A regular expression a stage.
+    There is one for each of `count` stages: 1 is all of stride 2, 2 adds stage 2 of
+    stride 4, up to 5.
 
     Raises:
       ValueError: if `count` is not in 0 to 5.
@@ -99,7 +94,7 @@ def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
     if not 0 <= count <= 5:
         raise ValueError(f"there are stages 1 to 5; cannot freeze the first {count}")
     names = ["(stem|stage1)_", *(f"stage{level}_" for level in range(2, 6))]
-    return tuple(f"{re.escape(backbone)}/{name}.*" for name in names[:count])
+    return tuple(f"backbone/{name}.*" for name in names[:count])
 
 
 class InvertedResidual(nn.Module):
@@ -107,39 +102,25 @@ class InvertedResidual(nn.Module):
 
     A 1x1 convolution widens, a depthwise one mixes cells, a 1x1 one narrows again. The
     shortcut is there where the input has the output's shape.
-
-    Attributes:
-      between: channels of the depthwise convolution; None: those of the input, without
-        the first convolution.
-      features: channels of the output.
-      level: of the output: its stride is 2**level canvas pixels.
-      norm: makes a norm, given a name.
-      kernel: side of the depthwise convolution in cells.
-      stride: of the same, 1 or 2.
-      padding: of the same.
-      linear: False: ReLU6 after the last convolution too.
-      dtype: of the arithmetic; parameters stay float32.
     """
 
     between: int | None
-    features: int
-    level: int
-    norm: Callable
-    kernel: int = 3
-    stride: int = 1
-    padding: Padding = "centered"
-    linear: bool = True
-    dtype: jnp.dtype = jnp.float32
+    """Channels of the depthwise convolution; None: those of the input, without the
+    first convolution."""
+    features: int  # channels of the output
+    level: int  # of the output: its stride is 2**level canvas pixels
+    norm: Callable  # makes a norm, given a name
+    kernel: int = 3  # side of the depthwise convolution in cells
+    stride: int = 1  # of the same, 1 or 2
+    padding: Padding = "centered"  # of the same
+    linear: bool = True  # False: ReLU6 after the last convolution too
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
         self, x: jax.Array, sizes: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), features]`.
-
-        Args:
-          x: features.
-          sizes: `[B, 2]` true (height, width) in canvas pixels, or None: all is image.
 
         Returns:
           The features, and the wide ones before the depthwise convolution.
@@ -182,7 +163,7 @@ class DepthwiseConv(nn.Module):
 
         Args:
           x: features, zero outside the true images.
-          sizes: `[B, 2]` true (height, width) in canvas pixels, or None: all is image.
+          sizes: see `nn/layers.py`.
           stride: canvas pixels per cell of `x`.
         """
         side, step, channels = self.kernel, self.stride, x.shape[-1]
@@ -218,7 +199,7 @@ def pad(
       kernel: side in cells, odd.
       stride: 1 or 2.
       padding: where windows of stride 2 lie.
-      sizes: `[B, 2]` true (height, width) in canvas pixels, or None: all is image.
+      sizes: see `nn/layers.py`.
       pixels: canvas pixels per cell of `x`.
 
     Returns:

@@ -22,43 +22,31 @@ _LAST = 1280  # channels of the last 1x1 convolution
 
 
 class MobileNetV2(nn.Module):
-    """The convolutional part of MobileNetV2.
+    """The convolutional part of MobileNetV2."""
 
-    Attributes:
-      width: channels, as a multiple of the published ones.
-      wide: whether to return the features that SSDLite detects on (section 6.2): those
-        of stages 2 to 4 as the next stage widens them, and those of stage 5 after the
-        last 1x1 convolution; False: as the stages end, and without it.
-      extra: (between, features) channels of further stages, of one block each, that end
-        with a ReLU6: levels from 6 on.
-      padding: `"centered"` for parameters of torchvision, `"same"` of TensorFlow.
-      norm: `"frozen"` with pretrained statistics, `"group"` to train from scratch.
-      epsilon: of the norms; TensorFlow's is 1e-3.
-      dtype: of the arithmetic; parameters stay float32.
-    """
-
-    width: float = 1.0
+    width: float = 1.0  # channels, as a multiple of the published ones
     wide: bool = False
+    """Whether to return the features that SSDLite detects on (section 6.2): those of
+    stages 2 to 4 as the next stage widens them, and those of stage 5 after the last 1x1
+    convolution; False: as the stages end, and without it."""
     extra: tuple[tuple[int, int], ...] = ()
+    """(between, features) channels of further stages, of one block each, that end with
+    a ReLU6: levels from 6 on."""
     padding: Padding = "centered"
+    """`"centered"` for parameters of torchvision, `"same"` of TensorFlow."""
     norm: NormType = "frozen"
-    epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    """`"frozen"` with pretrained statistics, `"group"` to train from scratch."""
+    epsilon: float = 1e-5  # of the norms; TensorFlow's is 1e-3
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalized pixels -> the features of stages 2 to 5, and of the extra ones.
+        """Normalized pixels `[B, H, W, 3]` -> stages 2 to 5, and the extra ones.
 
-        Args:
-          pixels: `[B, H, W, 3]`, zero outside the true images.
-          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
-            the canvas is image.
-
-        Returns:
-          `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`, with 24, 32, 96 and
-          320 channels, or 144, 192, 576 and 1280 if `wide`, and those of `extra`.
+        They are `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`, with 24, 32,
+        96 and 320 channels, or 144, 192, 576 and 1280 if `wide`, and those of `extra`.
         """
         narrow, wide = inverted_residual.stages(
             self, _PLAN, self.padding, pixels, sizes

@@ -1,6 +1,5 @@
 """Residual networks (He et al. 2015), stride in the 3x3 convolution."""
 
-import re
 from functools import partial
 
 import flax.linen as nn
@@ -21,41 +20,28 @@ _LAYOUTS = {
 
 
 class ResNet(nn.Module):
-    """The convolutional part of a residual network.
+    """The convolutional part of a residual network."""
 
-    Attributes:
-      depth: 10, 18, 34, 50, 101 or 152 layers.
-      width: channels of the stem; the stages have 1, 2, 4 and 8 times as many, four
-        times that with bottlenecks.
-      norm: `"frozen"` with pretrained statistics, `"group"` to train from scratch.
-      coarsest: the last stage that is made, 2 to 5.
-      epsilon: of the norms.
-      dtype: of the arithmetic; parameters stay float32.
-      remat: whether gradients keep only what goes into each block and compute the rest
-        again: less memory, about a third more arithmetic (Chen et al. 2016).
-    """
-
-    depth: int = 50
+    depth: int = 50  # 10, 18, 34, 50, 101 or 152 layers
     width: int = 64
+    """Channels of the stem; the stages have 1, 2, 4 and 8 times as many, four times
+    that with bottlenecks."""
     norm: NormType = "frozen"
-    coarsest: int = 5
-    epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    """`"frozen"` with pretrained statistics, `"group"` to train from scratch."""
+    coarsest: int = 5  # the last stage that is made, 2 to 5
+    epsilon: float = 1e-5  # of the norms
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
     remat: bool = False
+    """Whether gradients keep only what goes into each block and compute the rest again:
+    less memory, about a third more arithmetic (Chen et al. 2016)."""
 
     @nn.compact
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalized pixels -> the features of stages 2 to `coarsest`.
+        """Normalized pixels `[B, H, W, 3]` -> the features of stages 2 to `coarsest`.
 
-        Args:
-          pixels: `[B, H, W, 3]`, zero outside the true images.
-          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
-            the canvas is image.
-
-        Returns:
-          `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`.
+        They are `{level: [B, ceil(H / 2**level), ceil(W / 2**level), C]}`.
 
         Raises:
           ValueError: for a depth that has no layout, or a stage that it lacks.
@@ -74,46 +60,27 @@ class ResNet(nn.Module):
 
 
 class ResNetHead(nn.Module):
-    """Stage 5 on each region of stage 4, averaged (He et al. 2015, appendix A).
-
-    Attributes:
-      depth: of the network it is the end of, as in `ResNet`; so are all others.
-      width: channels of the stem.
-      norm: each region is an image of its own.
-      epsilon: of the norms.
-      dtype: of the arithmetic; parameters stay float32.
-    """
+    """Stage 5 on each region of stage 4, averaged (He et al. 2015, appendix A)."""
 
     depth: int = 50
-    width: int = 64
-    norm: NormType = "frozen"
-    epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    """Of the network it is the end of, as in `ResNet`; so are all others."""
+    width: int = 64  # channels of the stem
+    norm: NormType = "frozen"  # each region is an image of its own
+    epsilon: float = 1e-5  # of the norms
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(self, regions: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """`[R, S, S, C]` -> `[R, D]`, the means over the cells of stage 5.
-
-        Args:
-          regions: features of stage 4.
-          keys: not used, there is no dropout; every box head takes them.
-
-        Raises:
-          ValueError: for a depth that has no layout.
-        """
-        del keys
+        """Stage 4 `[R, S, S, C]` -> `[R, D]`, the means over the cells of stage 5."""
+        del keys  # There is no dropout.
         return jnp.mean(_stage(self, 5, regions, None), axis=(1, 2))
 
 
-def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
+def first_stages(count: int) -> tuple[str, ...]:
     """Returns patterns of the first stages' parameters, for `TrainingConfig.frozen`.
 
-    Args:
-      count: 1 is the stem, 2 adds stage 2 (the usual choice), up to 5.
-      backbone: name of the ResNet within the network.
-
-    Returns:
-      A regular expression a stage.
+    There is one for each of `count` stages: 1 is the stem, 2 adds stage 2 (the usual
+    choice), up to 5.
 
     Raises:
       ValueError: if `count` is not in 0 to 5.
@@ -121,7 +88,7 @@ def first_stages(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
     if not 0 <= count <= 5:
         raise ValueError(f"a ResNet has stages 1 to 5; cannot freeze the first {count}")
     names = ["stem_", *(f"stage{level}_" for level in range(2, 6))]
-    return tuple(f"{re.escape(backbone)}/{name}.*" for name in names[:count])
+    return tuple(f"backbone/{name}.*" for name in names[:count])
 
 
 def layers(level: int, depth: int = 50) -> tuple[tuple[int, int, int], ...]:

@@ -1,7 +1,5 @@
 """VGG-16, thirteen 3x3 convolutions (Simonyan & Zisserman 2014, configuration D)."""
 
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,30 +17,20 @@ class VGG16(nn.Module):
 
     Its box head is `FCHead(4096, depth=2, dropout=0.5)` on 7x7 cells. Cells lie
     exactly where the conventions say, centered in their strides.
-
-    Attributes:
-      width: channels of the first block; the last ones have eight times as many.
-      norm: `"none"` as published, `"group"` to train from scratch.
-      dtype: of the arithmetic; parameters stay float32.
     """
 
     width: int = 64
-    norm: NormType = "none"
-    dtype: jnp.dtype = jnp.float32
+    """Channels of the first block; the last ones have eight times as many."""
+    norm: NormType = "none"  # `"none"` as published, `"group"` to train from scratch
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalized pixels -> conv5_3 after its ReLU.
+        """Normalized pixels `[B, H, W, 3]` -> conv5_3 after its ReLU.
 
-        Args:
-          pixels: `[B, H, W, 3]`, zero outside the true images.
-          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
-            the canvas is image.
-
-        Returns:
-          `{4: [B, ceil(H / 16), ceil(W / 16), 8 * width]}`.
+        It is `{4: [B, ceil(H / 16), ceil(W / 16), 8 * width]}`.
         """
         x = pixels
         for level in range(len(_BLOCKS)):
@@ -54,31 +42,21 @@ class VGG16SSD(nn.Module):
     """VGG-16 as SSD changes it: convolutions for its fully connected layers (3).
 
     The last pooling keeps the extents, so conv6 sees as far as fc6 did by dilation.
-
-    Attributes:
-      width: channels of the first block; conv6 and conv7 have sixteen times as many.
-      norm: `"none"` as published, `"group"` to train from scratch.
-      dtype: of the arithmetic; parameters stay float32.
     """
 
     width: int = 64
-    norm: NormType = "none"
-    dtype: jnp.dtype = jnp.float32
+    """Channels of the first block; conv6 and conv7 have sixteen times as many."""
+    norm: NormType = "none"  # `"none"` as published, `"group"` to train from scratch
+    dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
     def __call__(
         self, pixels: jax.Array, sizes: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Normalized pixels -> conv4_3, scaled to a learned length, and conv7.
+        """Normalized pixels `[B, H, W, 3]` -> conv4_3, rescaled, and conv7.
 
-        Args:
-          pixels: `[B, H, W, 3]`, zero outside the true images.
-          sizes: `[B, 2]` true (height, width), to keep the padding empty; None: all of
-            the canvas is image.
-
-        Returns:
-          `{3: [B, ceil(H / 8), ceil(W / 8), 8 * width]`,
-          `4: [B, ceil(H / 16), ceil(W / 16), 16 * width]}`.
+        They are `{3: [B, ceil(H / 8), ceil(W / 8), 8 * width],
+        4: [B, ceil(H / 16), ceil(W / 16), 16 * width]}`.
         """
         x = pixels
         for level in range(4):
@@ -109,15 +87,11 @@ class L2Norm(nn.Module):
         return values.astype(self.dtype)
 
 
-def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
+def first_convs(count: int) -> tuple[str, ...]:
     """Returns patterns of the first layers' parameters, for `TrainingConfig.frozen`.
 
-    Args:
-      count: 4 are conv1_1 to conv2_2 (Fast R-CNN), 13 are all (SPP-net).
-      backbone: name of the VGG-16 within the network.
-
-    Returns:
-      A regular expression a layer.
+    There is one for each of `count` layers: 4 are conv1_1 to conv2_2 (Fast R-CNN), 13
+    are all (SPP-net).
 
     Raises:
       ValueError: if `count` is not in 0 to 13.
@@ -125,8 +99,7 @@ def first_convs(count: int, *, backbone: str = "backbone") -> tuple[str, ...]:
     if not 0 <= count <= 13:
         raise ValueError(f"VGG-16 has 13 convolutions; cannot freeze the first {count}")
     names = [n for level, (size, _) in enumerate(_BLOCKS) for n in _names(level, size)]
-    place = re.escape(backbone)
-    return tuple(f"{place}/(conv|norm){name}/.*" for name in names[:count])
+    return tuple(f"backbone/(conv|norm){name}/.*" for name in names[:count])
 
 
 def layers() -> tuple[tuple[int, int, int], ...]:

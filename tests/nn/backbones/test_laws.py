@@ -87,9 +87,9 @@ def test_first_layers_are_frozen(first, network, count, most, expected):
     image = jnp.zeros((1, 64, 64, 3))
     variables = jax.eval_shape(network.init, jax.random.key(0), image)
     paths = [path.split("/", 1)[1] for path in flatten_dict(variables, sep="/")]
-    patterns = first(count, backbone="here")
+    patterns = first(count)
     for path in paths:
-        frozen = any(re.fullmatch(pattern, f"here/{path}") for pattern in patterns)
+        frozen = any(re.fullmatch(pattern, f"backbone/{path}") for pattern in patterns)
         assert frozen == bool(re.fullmatch(expected, path.split("/")[0])), path
     assert first(0) == ()
     with pytest.raises(ValueError, match=f"first {most + 1}"):
