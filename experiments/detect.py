@@ -44,9 +44,6 @@ class Loaded(NamedTuple):
     category_ids: tuple[int, ...]
 
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-
 def main(
     pictures: tyro.conf.Positional[tuple[pathlib.Path, ...]],
     *,
@@ -190,14 +187,16 @@ def _list_pictures(
         if not path.is_dir():
             files.append(path)
             continue
-        inside = [at for at in sorted(path.rglob("*")) if at.suffix.lower() in SUFFIXES]
+        inside = [
+            at for at in sorted(path.rglob("*")) if image_files.has_image_suffix(at)
+        ]
         if not path.resolve().is_relative_to(written):
             inside = [at for at in inside if not at.resolve().is_relative_to(written)]
         files += inside
     if not files:
         named = ", ".join(map(str, pictures)) or "nothing named"
         raise DataError(
-            f"no pictures ({named}); allowed: {', '.join(sorted(SUFFIXES))}"
+            f"no pictures ({named}); allowed: {', '.join(sorted(image_files.SUFFIXES))}"
         )
     return list(dict.fromkeys(files))  # a file named twice is one picture
 

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, reads json, and names the cache folder."""
+"""Lists files, writes them whole or not at all, and names the cache folder."""
 
 import json
 import os
@@ -10,6 +10,9 @@ from typing import Any, BinaryIO
 from jaxdet.data.dataset import DataError
 
 CACHE_VARIABLE = "JAXDET_CACHE"  # names the folder of what is made once and kept
+
+SPLITS = ("train", "training", "trainval", "val", "valid", "validation", "test")
+"""Names of folders that hold a part of a data set."""
 
 
 def cache_folder() -> pathlib.Path:
@@ -30,6 +33,31 @@ def read_json(file: pathlib.Path) -> Any:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not json ({error})") from error
+
+
+def list_files(folder: str | os.PathLike) -> list[str]:
+    """Lists the files in a folder and below, but for hidden ones.
+
+    What macOS leaves in zip files, `._a.jpg` and `__MACOSX`, is left out.
+
+    Returns:
+      Their paths from the folder on, with "/", in alphabetical order.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [one for one in folders if not one.startswith((".", "__MACOSX"))]
+        inner = os.path.relpath(parent, folder).replace(os.sep, "/")
+        prefix = "" if inner == "." else f"{inner}/"
+        found += [prefix + file for file in files if not file.startswith(".")]
+    return sorted(found)
+
+
+def split_of(path: str) -> str | None:
+    """Returns the first folder in a path that has the name of a split, if any.
+
+    "images/train/a.jpg" -> "train".
+    """
+    return next((one for one in path.split("/")[:-1] if one.lower() in SPLITS), None)
 
 
 def write_json(file: pathlib.Path, content: Any, *, indent: int | None = None) -> None:

@@ -11,6 +11,11 @@ import PIL.Image
 
 from jaxdet.data.dataset import DataError
 
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+"""Of files that are taken for images, in lower case."""
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,6 +37,11 @@ def read(path: str | os.PathLike) -> np.ndarray:
       DataError: it cannot be read, or not be decoded.
     """
     return decode(read_encoded(path), str(path))
+
+
+def has_image_suffix(path: str | os.PathLike) -> bool:
+    """Tells whether a file is taken for an image, by its name."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def read_sized(

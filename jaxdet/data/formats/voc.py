@@ -1,12 +1,13 @@
 """Reads data sets in the folders of the Pascal VOC challenges, or in ones like them."""
 
-import functools
-import logging
+import collections
+import math
 import os
 import pathlib
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -14,11 +15,13 @@ from tqdm import tqdm
 from jaxdet.data import image_files
 from jaxdet.data.annotations import (
     OVERHANG,
-    clip_to_image,
-    coco_ground_truth,
-    inside_image,
+    AnnotatedImage,
+    BadBoxes,
+    fits_image,
+    make_data_set,
 )
-from jaxdet.data.dataset import DataError, DataSet, Objects
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.files import list_files
 
 _NAMES = """
 aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
@@ -28,14 +31,15 @@ CLASS_NAMES = tuple(_NAMES.split())
 """The twenty of VOC 2007 to 2012."""
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-logger = logging.getLogger(__name__)
+_FLAGS = {"": False, "0": False, "false": False, "unspecified": False}
+_FLAGS |= {"1": True, "true": True}
 
 
 def load(
     *folders: str | os.PathLike,
     split: str = "trainval",
     class_names: Sequence[str] | None = CLASS_NAMES,
+    bad_boxes: Literal["error", "skip"] = "error",
 ) -> DataSet:
     """Returns one split of `Annotations/*.xml`, checked; its images must exist.
 
@@ -52,9 +56,12 @@ def load(
       split: lists the images, `ImageSets/Main/<split>.txt`.
       class_names: label k is `class_names[k]`; None: the twenty of VOC if no other name
         is found, else all names found, in alphabetical order.
+      bad_boxes: what happens to a box that is not four finite numbers, or reaches more
+        than `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
+        and logged.
 
     Raises:
-      ValueError: no folder is given.
+      ValueError: no folder is given, or `bad_boxes` is none of the two.
       DataError: a file is missing or not as it should be. `read_image` raises it where
         an image is broken, or its size on disk is not the annotation's.
     """
@@ -69,41 +76,11 @@ def load(
             "folders; allowed: folders of different names"
         )
     name = f"{'+'.join(path.name for path in paths)} {split}"
-    entries, annotations = _read_split(paths, split, name)
+    bad = BadBoxes(bad_boxes)
+    images = _read_split(paths, split, name, bad)
     if class_names is None:
-        class_names = _order_names(annotations)
-    labels = {name: label for label, name in enumerate(class_names)}
-    objects = [_objects(annotation, labels) for annotation in annotations]
-    dropped = sum(len(annotation.rows) for annotation in annotations)
-    dropped -= sum(len(of_image.labels) for of_image in objects)
-    if dropped:
-        logger.warning("%s: dropped %d objects without area", name, dropped)
-    image_ids = tuple(
-        f"{entry.folder.name}/{entry.stem}" if len(paths) > 1 else entry.stem
-        for entry in entries
-    )
-    sizes = np.array([annotation.size for annotation in annotations], np.int32)
-    category_ids = tuple(range(len(labels)))
-    return DataSet(
-        name=name,
-        class_names=tuple(class_names),
-        category_ids=category_ids,
-        image_ids=image_ids,
-        sizes=sizes,
-        objects=tuple(objects),
-        read_image=lambda i: image_files.read_sized(
-            entries[i].image, sizes[i], entries[i].annotation
-        ),
-        ground_truth=functools.partial(
-            coco_ground_truth,
-            image_ids,
-            sizes,
-            objects,
-            category_ids,
-            tuple(class_names),
-        ),
-        read_encoded=lambda i: image_files.read_encoded(entries[i].image),
-    )
+        class_names = _order_names(images)
+    return make_data_set(name, images, class_names, bad_boxes=bad.count)
 
 
 def find_class_names(
@@ -123,10 +100,9 @@ def find_class_names(
       DataError: see `load`.
     """
     paths = [pathlib.Path(folder) for folder in folders]
-    read = [_read_split(paths, split, split)[1] for split in splits]
-    return _order_names(
-        [annotation for annotations in read for annotation in annotations]
-    )
+    skip = BadBoxes("skip")  # `load` tells of them
+    read = [_read_split(paths, split, split, skip) for split in splits]
+    return _order_names([image for images in read for image in images])
 
 
 class _Entry(NamedTuple):
@@ -134,44 +110,36 @@ class _Entry(NamedTuple):
 
     folder: pathlib.Path
     stem: str
-    image: pathlib.Path
+    images: Sequence[str]  # paths of those with this name, whatever their suffix
 
     @property
-    def annotation(self) -> pathlib.Path:
-        return self.folder / "Annotations" / f"{self.stem}.xml"
-
-
-class _Row(NamedTuple):
-    """One object, its box already in edges."""
-
-    name: str
-    box: np.ndarray  # [4] (x1, y1, x2, y2)
-    difficult: bool
-
-
-class _Annotation(NamedTuple):
-    file: pathlib.Path
-    size: tuple[int, int]  # (height, width)
-    rows: list[_Row]
+    def annotation(self) -> str:
+        return str(self.folder / "Annotations" / f"{self.stem}.xml")
 
 
 def _read_split(
-    folders: Sequence[pathlib.Path], split: str, name: str
-) -> tuple[list[_Entry], list[_Annotation]]:
+    folders: Sequence[pathlib.Path], split: str, name: str, bad: BadBoxes
+) -> list[AnnotatedImage]:
     entries = [entry for folder in folders for entry in _list_images(folder, split)]
-    progress = tqdm(entries, name, unit="image", delay=2, leave=False)
-    return entries, [_read_annotation(entry) for entry in progress]
+    images = []
+    for entry in tqdm(entries, name, unit="image", delay=2, leave=False):
+        file, stem = entry.annotation, entry.stem
+        root = read_xml(file)
+        image_id = f"{entry.folder.name}/{stem}" if len(folders) > 1 else stem
+        path = choose_image(entry.images, root, file)
+        images.append(read_annotation(root, file, path, image_id, bad))
+    return images
 
 
-def _order_names(annotations: Sequence[_Annotation]) -> tuple[str, ...]:
-    names = {row.name for annotation in annotations for row in annotation.rows}
+def _order_names(images: Sequence[AnnotatedImage]) -> tuple[str, ...]:
+    names = {name for image in images for name in image.categories}
     return CLASS_NAMES if names <= set(CLASS_NAMES) else tuple(sorted(names))
 
 
 def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:
     file = folder / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text("utf-8-sig").splitlines()
     except OSError as error:
         splits = sorted(path.stem for path in file.parent.glob("*.txt"))
         # The others, such as cat_trainval, list the images of one class.
@@ -181,13 +149,13 @@ def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not a text file ({error})") from error
-    stems = [line.split()[0] for line in lines if line.strip()]
+    # One listing: asking file by file is slow on network disks.
+    images = images_by_stem(folder / "JPEGImages")
+    stems = [_stem_of(line.strip(), images) for line in lines if line.strip()]
     if not stems:
         raise DataError(f"{file}: empty; at least one image is needed")
     if len(set(stems)) < len(stems):
         raise DataError(f"{file}: an image stands there twice; allowed: once")
-    # One listing: asking file by file is slow on network disks.
-    images = {path.stem: path for path in sorted(folder.glob("JPEGImages/*"))}
     missing = [stem for stem in stems if stem not in images]
     if missing:
         raise DataError(
@@ -197,75 +165,164 @@ def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:
     return [_Entry(folder, stem, images[stem]) for stem in stems]
 
 
-def _read_annotation(entry: _Entry) -> _Annotation:
-    file = entry.annotation
+def images_by_stem(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Lists image files, by their paths from a folder on, without their suffixes.
+
+    Args:
+      folder: looked through with the folders in it.
+
+    Returns:
+      "sub/a" -> the paths of `sub/a.jpg` and, were it there, `sub/a.png`.
+    """
+    images = collections.defaultdict(list)
+    for path in filter(image_files.has_image_suffix, list_files(folder)):
+        images[os.path.splitext(path)[0]].append(str(folder / path))
+    return dict(images)
+
+
+def _stem_of(line: str, images: Mapping[str, Sequence[str]]) -> str:
+    """Returns the image of a split's line: "a", "a.jpg" or, in a class's list, "a -1".
+
+    A name may hold spaces, so the flag is cut off only where no image has that name.
+    """
+    flagless = re.sub(r"\s+-?[01]$", "", line)
+    for name in (line, flagless):
+        without_suffix = os.path.splitext(name)[0]
+        if name in images:
+            return name
+        if image_files.has_image_suffix(name) and without_suffix in images:
+            return without_suffix
+    return flagless
+
+
+def choose_image(paths: Sequence[str], root: ElementTree.Element, file: str) -> str:
+    """Returns the one of several images of the same stem that an xml is about.
+
+    Args:
+      paths: of the images.
+      root: of the xml.
+      file: the xml, for errors.
+
+    Returns:
+      The only one, or that which `<filename>` names.
+
+    Raises:
+      DataError: it names none of them, or several.
+    """
+    name = file_name_of(root)
+    named = [path for path in paths if os.path.basename(path) == name]
+    for choice in (paths, named):
+        if len(choice) == 1:
+            return choice[0]
+    raise DataError(
+        f"{file}: its image is {' or '.join(paths)}, and <filename> {name!r} does not "
+        "tell which; allowed: one of them"
+    )
+
+
+def file_name_of(root: ElementTree.Element) -> str:
+    """Returns the `<filename>` of an xml without folders; "" if there is none."""
+    return re.split(r"[/\\]", root.findtext("filename", "").strip())[-1]
+
+
+def read_xml(file: str) -> ElementTree.Element:
+    """Reads the root element of an xml file.
+
+    Expat resolves no external entities, and refuses those that grow without bounds.
+
+    Raises:
+      DataError: it cannot be read, or is not xml.
+    """
     try:
-        root = ElementTree.parse(file).getroot()
+        return ElementTree.parse(file).getroot()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         # The latter two for encodings that are unknown, or of several bytes.
         raise DataError(f"{file}: not xml ({error})") from error
-    size = _read_size(root, file) or image_files.read_size(entry.image)
-    rows = [_read_row(element, size, file) for element in root.iterfind("object")]
-    return _Annotation(file, size, rows)
 
 
-def _read_size(root: ElementTree.Element, file: pathlib.Path) -> tuple[int, int] | None:
+def read_annotation(
+    root: ElementTree.Element, file: str, image: str, image_id: str, bad: BadBoxes
+) -> AnnotatedImage:
+    """Reads the objects of one image.
+
+    Args:
+      root: of the xml.
+      file: the xml, for errors.
+      image: path of the image; its header is read where the xml has no size.
+      image_id: the id it gets.
+      bad: is told of bad boxes.
+
+    Returns:
+      The image with its good objects; its categories are class names.
+
+    Raises:
+      DataError: a size, a name or a flag is not as it should be, or a box is bad.
+    """
+    size = _read_size(root, file) or image_files.read_size(image)
+    boxes, names, difficult = [], [], []
+    for element in root.iterfind("object"):
+        name = element.findtext("name", "").strip()
+        if not name:
+            raise DataError(f"{file}: an object has no name")
+        flag = element.findtext("difficult", "").strip()
+        if flag.lower() not in _FLAGS:
+            raise DataError(f"{file}: {name} has difficult {flag!r}; allowed: 0, 1")
+        box, problem = _read_box(element, name, size)
+        if problem:
+            bad.add(f"{file}: {problem}")
+            continue
+        boxes.append(box)
+        names.append(name)
+        difficult.append(_FLAGS[flag.lower()])
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    return AnnotatedImage(image_id, image, file, size, corners, names, difficult)
+
+
+def _read_size(root: ElementTree.Element, file: str) -> tuple[int, int] | None:
     """Returns (height, width); None where the file does not say."""
-    if root.find("size") is None:
-        return None
-    size = tuple(_number(root, f"size/{side}", file) for side in ("height", "width"))
+    size = []
+    for side in ("height", "width"):
+        text = root.findtext(f"size/{side}", "").strip()
+        value = _number(text or "0")
+        if value is None:
+            raise DataError(f"{file}: size/{side} is {text!r}; allowed: a number")
+        if value in (0, -1):  # Tools write them where they do not know.
+            return None
+        size.append(value)
     if not image_files.is_possible(size):
         raise DataError(
-            f"{file}: (height, width) is {size}; allowed: whole numbers above 0 of an "
-            "image that can be read"
+            f"{file}: (height, width) is {tuple(size)}; allowed: whole numbers above 0 "
+            "of an image that can be read"
         )
     height, width = map(int, size)
     return height, width
 
 
-def _read_row(
-    element: ElementTree.Element, size: tuple[int, int], file: pathlib.Path
-) -> _Row:
-    name = element.findtext("name", "").strip()
-    if not name:
-        raise DataError(f"{file}: an object has no name")
-    corners = [_number(element, f"bndbox/{corner}", file) for corner in _CORNERS]
-    box = np.array(corners) - (1, 1, 0, 0)
-    if not inside_image(box, size):
-        raise DataError(
-            f"{file}: {name} has (xmin, ymin, xmax, ymax) {corners}; allowed: within "
-            f"the image of height {size[0]} and width {size[1]}, give or take "
-            f"{OVERHANG:g} pixels"
-        )
-    difficult = element.findtext("difficult", "0").strip()
-    if difficult not in ("0", "1"):
-        raise DataError(f"{file}: {name} has difficult {difficult!r}; allowed: 0, 1")
-    return _Row(name, box, difficult == "1")
+def _read_box(
+    element: ElementTree.Element, name: str, size: tuple[int, int]
+) -> tuple[tuple[float, ...], str | None]:
+    """Returns edges (x1, y1, x2, y2), and what is wrong with them."""
+    corners = []
+    for corner in _CORNERS:
+        text = element.findtext(f"bndbox/{corner}")
+        corners.append(_number(text))
+        if corners[-1] is None:
+            return (), f"{name}: bndbox/{corner} is {text!r}; allowed: a finite number"
+    xmin, ymin, xmax, ymax = corners
+    box = (xmin - 1, ymin - 1, xmax, ymax)
+    if fits_image(box, size):
+        return box, None
+    return (), (
+        f"{name} has (xmin, ymin, xmax, ymax) {corners}; allowed: within the image of "
+        f"height {size[0]} and width {size[1]}, give or take {OVERHANG:g} pixels"
+    )
 
 
-def _number(element: ElementTree.Element, path: str, file: pathlib.Path) -> float:
-    text = element.findtext(path)
+def _number(text: str | None) -> float | None:
     try:
         value = float(text)
-        if np.isfinite(value):
-            return value
     except (TypeError, ValueError):
-        pass  # Missing, or no number.
-    raise DataError(f"{file}: {path} is {text!r}; allowed: a finite number")
-
-
-def _objects(annotation: _Annotation, labels: dict[str, int]) -> Objects:
-    """Returns the objects of one image that have area."""
-    for row in annotation.rows:
-        if row.name not in labels:
-            raise DataError(
-                f"{annotation.file}: the class {row.name!r} is unknown; allowed: "
-                f"{', '.join(labels)}"
-            )
-    boxes = np.array([row.box for row in annotation.rows]).reshape(-1, 4)
-    boxes, has_area = clip_to_image(boxes, annotation.size)
-    own_labels = np.array([labels[row.name] for row in annotation.rows], np.int32)
-    crowd = np.array([row.difficult for row in annotation.rows], bool)
-    return Objects(boxes[has_area], own_labels[has_area], crowd[has_area])
+        return None  # Missing, or no number.
+    return value if math.isfinite(value) else None

@@ -1,4 +1,5 @@
 import logging
+import time
 
 import numpy as np
 import PIL.Image
@@ -135,7 +136,7 @@ def test_encodings_that_are_unknown_are_named(folder, encoding):
         voc.load(root)
 
 
-@pytest.mark.parametrize("side", ["0", "40.5", "tall", "1e9", "1e300"])
+@pytest.mark.parametrize("side", ["-2", "40.5", "tall", "1e9", "1e300"])
 def test_bad_sizes_are_named(folder, side):
     with pytest.raises(DataError, match=r"a\.xml: .*height.*allowed"):
         voc.load(folder({"a": ""}, size=SIZE.replace("40", side)))
@@ -144,6 +145,11 @@ def test_bad_sizes_are_named(folder, side):
 def test_sizes_are_those_of_the_images(folder):
     data = voc.load(folder({"a": CAT}, size=""))
     np.testing.assert_array_equal(data.sizes, [[40, 60]])
+    for side in ("0", "-1", "", "0.0", " "):
+        for replaced in ("40", "60"):
+            size = SIZE.replace(replaced, side)
+            data = voc.load(folder({"a": CAT}, size=size))
+            np.testing.assert_array_equal(data.sizes, [[40, 60]])
     data = voc.load(folder({"a": ""}, size=SIZE.replace("40", "50")))
     with pytest.raises(DataError, match=r"a\.jpg: .*\(40, 60\).*\(50, 60\), as in .*a"):
         data.read_image(0)
@@ -183,3 +189,85 @@ def test_splits_of_one_class_and_images_of_another_kind(folder):
     (root / "JPEGImages" / "a.jpg").unlink()
     PIL.Image.new("RGB", (60, 40), "blue").save(root / "JPEGImages" / "a.png")
     np.testing.assert_array_equal(voc.load(root).read_image(0)[0, 0], [0, 0, 255])
+
+
+@pytest.mark.parametrize(
+    ("flag", "crowd"),
+    [("", False), ("False", False), ("Unspecified", False), ("True", True)],
+)
+def test_flags_as_tools_write_them(folder, flag, crowd):
+    data = voc.load(folder({"a": thing("cat", 1, 1, 9, 9, difficult=flag)}))
+    assert data.objects[0].crowd.tolist() == [crowd]
+
+
+def test_only_images_are_images(folder):
+    root = folder({"a": ""})
+    for name in ("a.xml", "a.txt", "._a.jpg"):
+        (root / "JPEGImages" / name).write_text("no image")
+    assert voc.load(root).read_image(0).shape == (40, 60, 3)
+
+
+def test_of_two_images_the_file_name_tells_which(folder):
+    blue = PIL.Image.new("RGB", (60, 40), "blue")
+    root = folder({"a": r"<filename>C:\photos\a.png</filename>"})
+    blue.save(root / "JPEGImages" / "a.png")
+    np.testing.assert_array_equal(voc.load(root).read_image(0)[0, 0], [0, 0, 255])
+    root = folder({"a": "<filename>a</filename>"})
+    with pytest.raises(DataError, match=r"a\.xml: .*a\.jpg or .*a\.png, and .* 'a'"):
+        voc.load(root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["my img 1\nb\n", "my img 1  1\nb -1\n", "\ufeffmy img 1.jpg \r\nb.jpg\r\n"],
+)
+def test_lines_of_splits(folder, text):
+    root = folder({"my img 1": CAT, "b": ""})
+    file = root / "ImageSets" / "Main" / "trainval.txt"
+    file.write_text(text, "utf-8", newline="")
+    assert voc.load(root).image_ids == ("my img 1", "b")
+
+
+def test_bad_boxes_are_dropped(folder, caplog):
+    bad = thing("dog", 1, 1, "wide", 9) + thing("dog", -9, 1, 9, 9)
+    root = folder({"a": bad + thing("cat", 5, 5, 4, 4) + CAT})
+    with pytest.raises(DataError, match=r'"skip" drops it'):
+        voc.load(root)
+    data = voc.load(root, bad_boxes="skip", class_names=None)
+    np.testing.assert_array_equal(data.objects[0].boxes, [[0, 0, 9, 9]])
+    assert len(data.ground_truth()["annotations"]) == 1
+    assert "trainval: dropped 2 objects with bad boxes" in caplog.text
+    assert "trainval: dropped 1 objects without area" in caplog.text
+    with pytest.raises(ValueError, match="bad_boxes is 'drop'; allowed"):
+        voc.load(root, bad_boxes="drop")
+
+
+def entities(*definitions):
+    return f"<!DOCTYPE a [{''.join(definitions)}]>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        entities(
+            '<!ENTITY x0 "ha">',
+            *(f'<!ENTITY x{i} "{f"&x{i - 1};" * 10}">' for i in range(1, 10)),
+        )
+        + "<annotation>&x9;</annotation>",
+        entities(f'<!ENTITY x "{"ha" * 50_000}">')
+        + f"<annotation>{'&x;' * 30_000}</annotation>",
+        entities('<!ENTITY x SYSTEM "{secret}">')
+        + "<annotation><filename>&x;</filename></annotation>",
+    ],
+    ids=["exponential", "quadratic", "external"],
+)
+def test_entities_of_strangers_are_refused(folder, text):
+    root = folder({"a": ""})
+    secret = root / "secret.txt"
+    secret.write_text("secret")
+    (root / "Annotations" / "a.xml").write_text(text.replace("{secret}", str(secret)))
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"a\.xml: not xml") as caught:
+        voc.load(root)
+    assert "secret" not in str(caught.value).replace(str(root), "")
+    assert time.monotonic() - start < 10
