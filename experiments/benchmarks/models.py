@@ -63,29 +63,28 @@ _C4 = replace(faster_rcnn.DETECTRON2_C4, num_classes=90)
 _MASK = replace(mask_rcnn.TORCHVISION, faster_rcnn=_FASTER)
 _RESNET, _FC_HEAD = partial(ResNet, 50), partial(FCHead, 1024)
 _C4_LAYERS = partial(ResNet, 50, coarsest=4), partial(ResNetHead, 50)
-_RIVALS = {
-    "retinanet": "retinanet_resnet50_fpn",
-    "fcos": "fcos_resnet50_fpn",
-    "faster_rcnn": "fasterrcnn_resnet50_fpn",
-    "mask_rcnn": "maskrcnn_resnet50_fpn",
-    "ssd": "ssd300_vgg16",
-}
-_MODELS = {
-    "retinanet": ("RetinaNet", retinanet.retinanet, _RETINANET, _RESNET),
-    "fcos": ("FCOS", fcos.fcos, _FCOS, _RESNET),
-    "faster_rcnn": (
-        "Faster R-CNN",
-        faster_rcnn.faster_rcnn,
-        _FASTER,
-        _RESNET,
-        _FC_HEAD,
+_FASTER_RCNN = faster_rcnn.faster_rcnn
+MODELS = {
+    "retinanet": Model(
+        *("RetinaNet", retinanet.retinanet, _RETINANET, _RESNET),
+        rival="retinanet_resnet50_fpn",
     ),
-    "faster_rcnn_c4": ("Faster R-CNN, C4", faster_rcnn.faster_rcnn, _C4, *_C4_LAYERS),
-    "mask_rcnn": ("Mask R-CNN", mask_rcnn.mask_rcnn, _MASK, _RESNET, _FC_HEAD),
-    "ssd": ("SSD", ssd.ssd, _SSD, ssd.vgg16_300),
+    "fcos": Model("FCOS", fcos.fcos, _FCOS, _RESNET, rival="fcos_resnet50_fpn"),
+    "faster_rcnn": Model(
+        *("Faster R-CNN", _FASTER_RCNN, _FASTER, _RESNET, _FC_HEAD),
+        rival="fasterrcnn_resnet50_fpn",
+    ),
+    "faster_rcnn_c4": Model("Faster R-CNN, C4", _FASTER_RCNN, _C4, *_C4_LAYERS),
+    "mask_rcnn": Model(
+        *("Mask R-CNN", mask_rcnn.mask_rcnn, _MASK, _RESNET, _FC_HEAD),
+        rival="maskrcnn_resnet50_fpn",
+    ),
+    "ssd": Model(
+        *("SSD", ssd.ssd, _SSD, ssd.vgg16_300),
+        rival="ssd300_vgg16",
+        canvas=(300, 300),
+    ),
 }
-MODELS = {name: Model(*x, rival=_RIVALS.get(name)) for name, x in _MODELS.items()}
-MODELS["ssd"] = MODELS["ssd"]._replace(canvas=(300, 300))
 
 
 def random_batch(

@@ -2,8 +2,9 @@
 
 Three parts: the backbone; the neck and the heads that run on whole images; and all
 else, from anchors to losses or NMS, and in R-CNNs what happens to each region. The
-first two are timed in turns with the whole, so that all meet the same machine, and are
-subtracted from it. `benchmarks.ops` times the operators among the rest by themselves.
+first two are timed in turns with the whole call, so that all meet the same machine,
+and are subtracted from it. `benchmarks.ops` times the operators among the rest by
+themselves.
 """
 
 from collections.abc import Callable
@@ -16,30 +17,29 @@ import jax
 from experiments.benchmarks.models import Model
 from experiments.benchmarks.timing import medians, with_gradient
 from jaxdet.config import Preprocessing
+from jaxdet.detectors.detector import preprocess
 from jaxdet.detectors.faster_rcnn import FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSNetwork
-from jaxdet.detectors.mask_rcnn import MaskRCNNConfig
 from jaxdet.detectors.retinanet import RetinaNetNetwork
 from jaxdet.detectors.ssd import SSDNetwork
-from jaxdet.ops import images
 from jaxdet.structs import Batch
 
 DENSE = {"retinanet": RetinaNetNetwork, "fcos": FCOSNetwork, "ssd": SSDNetwork}
 
 
 def measure(
-    whole: Callable,
+    call: Callable,
     model: Model,
     precision: str,
     variables: dict[str, Any],
     batch: Batch,
     training: bool,
     repeats: int,
-) -> dict[str, Any]:
-    """Returns milliseconds of `predict`, or of a training step, and of its parts.
+) -> dict[str, float]:
+    """Returns milliseconds of the parts of `predict`, or of a training step.
 
     Args:
-      whole: a function of nothing that makes such a call.
+      call: makes such a call, without arguments.
       model: the detector as it is measured.
       precision: of its arithmetic.
       variables: of its network.
@@ -48,15 +48,12 @@ def measure(
       repeats: calls of which the median is taken.
 
     Returns:
-      `{"parts_whole", "parts": [{"name", "milliseconds"}]}`, whose sum is the whole's.
+      By the name of the part, and of the "whole", their sum.
     """
-    network, layers = layers_of(model, precision)
+    network, layers = _layers(model, precision)
     rest = {name: values for name, values in variables.items() if name != "params"}
-    colors = Preprocessing()
-    pixels = images.normalize(
-        batch.images, batch.sizes, mean=colors.mean, std=colors.std
-    )
-    calls = [whole]
+    pixels, _ = preprocess(batch, Preprocessing())
+    calls = [call]
     for method in (lambda network, pixels: network.backbone(pixels), layers):
         apply = nn.apply(method, network)
 
@@ -65,30 +62,21 @@ def measure(
 
         function = jax.jit(partial(with_gradient, run) if training else run)
         calls.append(partial(function, variables["params"], rest, pixels))
-    total, backbone, both = medians(calls, repeats)
-    parts = {
-        "backbone": backbone,
-        "neck and heads": both - backbone,
-        "all else": total - both,
-    }
-    rows = [{"name": name, "milliseconds": value} for name, value in parts.items()]
-    return {"parts_whole": total, "parts": rows}
+    whole, backbone, both = medians(calls, repeats)
+    heads, rest_of_it = both - backbone, whole - both
+    parts = {"backbone": backbone, "neck and heads": heads, "all else": rest_of_it}
+    return {**parts, "whole": whole}
 
 
-def layers_of(model: Model, precision: str) -> tuple[nn.Module, Callable]:
+def _layers(model: Model, precision: str) -> tuple[nn.Module, Callable]:
     """Returns a detector's network, and what runs its layers on `[B, H, W, 3]` pixels.
 
     Of R-CNNs it runs those before the first proposal.
     """
-    for name, network in DENSE.items():
-        if model.make.__name__ == name:
-            layers = network(model.config, *model.layers(precision))
-            return layers, lambda network, pixels: network(pixels)
-    config = model.config
-    if isinstance(config, MaskRCNNConfig):
-        config = config.faster_rcnn
-
-    def layers(network, pixels):
-        return network.rpn_head(network.features(pixels))
-
-    return FasterRCNNNetwork(config, *model.layers(precision)), layers
+    layers = model.layers(precision)
+    if model.make.__name__ in DENSE:
+        network = DENSE[model.make.__name__](model.config, *layers)
+        return network, lambda network, pixels: network(pixels)
+    config = getattr(model.config, "faster_rcnn", model.config)
+    network = FasterRCNNNetwork(config, *layers)
+    return network, lambda network, pixels: network.rpn_head(network.features(pixels))

@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import models, parts, report, speed_report
-from experiments.benchmarks.models import MODELS
+from experiments.benchmarks.models import MODELS, mean_detections
 from experiments.benchmarks.speed_report import Case
 from experiments.benchmarks.timing import medians
 from jaxdet.config import ConfigError
@@ -67,13 +67,6 @@ class Program(NamedTuple):
     variables: dict[str, Any]  # that it starts with
 
 
-class Limits(NamedTuple):
-    """What the device can do, in one precision."""
-
-    flops: float  # a second, of a product of matrices
-    bytes: float  # a second, read and written by a copy
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measures what the command line asks for, and prints it row by row.
 
@@ -90,19 +83,19 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(report.machine_line(measured["machine"]), flush=True)
     for case in _cases(options):
-        old = speed_report.row_of(measured, case)
+        old = measured["rows"].get(str(case), {})
         beside = rivals if MODELS[case.detector].rival and "rivals" not in old else None
         parts = options.parts and "parts" not in old
         if "error" in old or (old and beside is None and not parts):
             continue
         if case.precision not in measured["limits"]:
-            measured["limits"][case.precision] = limits(case.precision)._asdict()
-        limit = Limits(**measured["limits"][case.precision])
+            measured["limits"][case.precision] = limits(case.precision)
         try:
-            row = measure(case, limit, options, beside)
+            row = measure(case, measured["limits"][case.precision], options, beside)
         except RuntimeError as error:  # JAX's and torch's, usually out of memory
-            row = {**case.fields(), "error": str(error).partition("\n")[0]}
-        print(speed_report.line(speed_report.add(measured, row)), flush=True)
+            row = {"error": str(error).partition("\n")[0]}
+        row = speed_report.add(measured, case, row)
+        print(speed_report.line(str(case), row), flush=True)
         _save(measured, options)
         if rivals is not None:
             rivals.release()
@@ -110,28 +103,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(
-    case: Case, limit: Limits, options: argparse.Namespace, rivals: Any = None
+    case: Case, limit: dict, options: argparse.Namespace, rivals: Any = None
 ) -> dict:
-    """Returns a row of the report: see `speed_report` for what it holds.
+    """Returns what is measured of a case: see `speed_report` for what it holds.
 
     Args:
       case: what is measured.
-      limit: the device's greatest speeds, that shares are of.
+      limit: see `limits`.
       options: of the command line.
       rivals: the module that does the same with torchvision; None: no comparison.
     """
     model, training = MODELS[case.detector], case.task == "train"
-    peak = _peak_bytes()
     detector = model.detector(case.precision)
     masks = isinstance(model.config, mask_rcnn.MaskRCNNConfig)
     size = (case.batch, case.canvas, options.objects)
     batch = models.random_batch(*size, detector.num_classes, masks=masks)
     call, figures, variables = prepare(detector, batch, case.task)
-    calls, row = {"ours": call}, case.fields()
-    output = "loss" if training else "detections"
-    row[output] = (
-        float(call()[1]["loss"]) if training else models.mean_detections(call())
-    )
+    calls, output = {"ours": call}, "loss" if training else "detections"
+    first = call()
+    row = {output: first[1]["loss"].item() if training else mean_detections(first)}
     if rivals is not None:
         arguments = model.rival, variables, batch, case.precision, training
         theirs = rivals.calls(*arguments)
@@ -140,15 +130,13 @@ def measure(
         row |= _warning(row, 0.02 if model.box_head is None else 0.2)
     times = dict(zip(calls, medians([*calls.values()], options.repeats), strict=True))
     row |= _speed(figures, times.pop("ours"), case.batch, limit)
-    if _peak_bytes() > peak:  # otherwise it is that of an earlier row
-        row["device_peak"] = _peak_bytes()
     if rivals is not None:
         row["rivals"] = times
     if times:
         row["ratio"] = row["milliseconds"] / min(times.values())
     if options.parts:
         arguments = model, case.precision, variables, batch, training
-        row |= parts.measure(call, *arguments, options.repeats)
+        row["parts"] = parts.measure(call, *arguments, options.repeats)
     return row
 
 
@@ -216,8 +204,12 @@ def compiled(
     }
 
 
-def limits(precision: str) -> Limits:
-    """Measures the best of several square matrix products, and a copy in place."""
+def limits(precision: str) -> dict[str, float]:
+    """Measures what the device can do a second, for `flops_share` and `bytes_share`.
+
+    That is `flops`, the best of several square matrix products, and `bytes`, read and
+    written by a copy in place.
+    """
     on_host = jax.default_backend() == "cpu"
     dtype, flops = jnp.dtype(precision), []
     for side in (1024, 2048) if on_host else (4096, 8192, 16384):
@@ -234,7 +226,7 @@ def limits(precision: str) -> Limits:
         return kept[0]
 
     (milliseconds,) = medians([call], 5)
-    return Limits(max(flops), 2 * kept[0].nbytes / (milliseconds / 1000))
+    return {"flops": max(flops), "bytes": 2000 * kept[0].nbytes / milliseconds}
 
 
 def import_rivals() -> Any:
@@ -266,20 +258,15 @@ def _warning(row: dict, tolerance: float) -> dict[str, str]:
     return {"warning": f"first losses differ: ours {ours:.4g}, torchvision's {text}"}
 
 
-def _speed(figures: dict, milliseconds: float, images: int, limit: Limits) -> dict:
+def _speed(figures: dict, milliseconds: float, images: int, limit: dict) -> dict:
     seconds = milliseconds / 1000
     return {
         "milliseconds": milliseconds,
         "images_per_second": images / seconds,
         **figures,
-        "flops_share": figures["flops"] / seconds / limit.flops,
-        "bytes_share": figures["bytes"] / seconds / limit.bytes,
+        "flops_share": figures["flops"] / seconds / limit["flops"],
+        "bytes_share": figures["bytes"] / seconds / limit["bytes"],
     }
-
-
-def _peak_bytes() -> int:
-    """Returns the most memory that the device has held, or 0 if it does not tell."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def _save(measured: dict, options: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
 """Writes the report of `benchmarks.speed`: what json holds, and its tables.
 
-It has `machine`, `settings`, `limits` by precision, and `rows`. A row has the fields of
-a `Case` and what was measured of it, or the `error` that it ended with; a `warning` if
-the figures must not be compared. `parts_whole` was timed in turns with `parts`.
+It has `machine`, `settings`, `limits` by precision, and `rows` by the text of their
+`Case`. A row has the fields of its case and what was measured of it, or the `error`
+that it ended with; a `warning` if the figures must not be compared. The times of
+`parts` were taken in turns, and sum up to that of the "whole".
 """
 
 import pathlib
@@ -38,17 +39,6 @@ class Case(NamedTuple):
             f"{size_text(self.canvas)}, batch {self.batch}"
         )
 
-    @classmethod
-    def of(cls, row: dict) -> "Case":
-        """Returns the case of a row."""
-        return cls(*(row[name] for name in cls._fields))._replace(
-            canvas=tuple(row["canvas"])
-        )
-
-    def fields(self) -> dict[str, Any]:
-        """Returns the fields of its row."""
-        return {**self._asdict(), "canvas": list(self.canvas)}
-
 
 def start(
     path: pathlib.Path | None, machine: dict[str, Any], settings: dict[str, int]
@@ -65,7 +55,7 @@ def start(
     """
     this = {"machine": machine, "settings": settings}
     if path is None or not path.exists():
-        return {**this, "limits": {}, "rows": []}
+        return {**this, "limits": {}, "rows": {}}
     report = files.read_json(path)
     old, new = ({**r["machine"], **r["settings"]} for r in (report, this))
     different = [k for k in _FIXED if k in old and new.get(k, old[k]) != old[k]]
@@ -79,38 +69,31 @@ def start(
     return report
 
 
-def row_of(report: dict, case: Case) -> dict:
-    """Returns the row of a case, which is empty if it has not been measured."""
-    return next((row for row in report["rows"] if Case.of(row) == case), {})
+def add(report: dict, case: Case, measured: dict) -> dict:
+    """Adds what was measured of a case to what its row has, and returns the row.
 
-
-def add(report: dict, row: dict) -> dict:
-    """Adds a row in place of the old one of its case, whose other fields it keeps.
-
-    Times that were taken in turns with torchvision's are kept, too.
+    Times that were taken in turns with torchvision's are kept.
     """
-    case = Case.of(row)
-    old = row_of(report, case)
-    row = {**row, **old} if "rivals" in old else {**old, **row}
-    report["rows"] = [r for r in report["rows"] if Case.of(r) != case] + [row]
+    old = report["rows"].get(str(case), {})
+    new = {**measured, **old} if "rivals" in old else {**old, **measured}
+    report["rows"][str(case)] = row = {**case._asdict(), **new}
     return row
 
 
-def line(row: dict) -> str:
+def line(name: str, row: dict) -> str:
     """Writes a row as text, with its parts and warnings on lines of their own."""
-    notes = [f"WARNING: {note}" for note in _notes(row)]
-    if "milliseconds" not in row:
-        return "\n".join(notes)
-    text = (
-        f"{Case.of(row)}: {row['milliseconds']:.4g} ms, "
-        f"{row['images_per_second']:.3g} images/s, compiled in "
-        f"{row['compile_seconds']:.3g} s"
-    )
-    rivals = [f"{name} {value:.4g}" for name, value in row.get("rivals", {}).items()]
-    if rivals:
-        text += f"; torchvision {', '.join(rivals)} ms; ours / its {row['ratio']:.2f}"
-    parts = ["    {}: {} ms, {}".format(*cells) for cells in _part_cells(row)]
-    return "\n".join([text, *notes, *parts])
+    lines = [f"WARNING: {note}" for note in _notes(name, row)]
+    if "milliseconds" in row:
+        text = (
+            f"{name}: {row['milliseconds']:.4g} ms, {row['images_per_second']:.3g} "
+            f"images/s, compiled in {row['compile_seconds']:.3g} s"
+        )
+        times = ", ".join(f"{key} {x:.4g}" for key, x in row.get("rivals", {}).items())
+        if times:
+            text += f"; torchvision {times} ms; ours / its {row['ratio']:.2f}"
+        lines = [text, *lines]
+    parts = ["    {}: {} ms, {}".format(*cells) for cells in _parts(row)]
+    return "\n".join([*lines, *parts])
 
 
 def markdown(report: dict) -> str:
@@ -122,30 +105,30 @@ def markdown(report: dict) -> str:
         for precision, limit in report["limits"].items()
     ]
     rows = report["rows"]
-    blocks.append(table(HEADS, map(_row_cells, rows)).strip())
-    blocks += [f"**{note}**" for row in rows for note in _notes(row)]
-    for row in rows:
+    blocks.append(table(HEADS, map(_cells, rows.values())).strip())
+    for name, row in rows.items():
+        blocks += [f"**{note}**" for note in _notes(name, row)]
+    for name, row in rows.items():
         if "parts" in row:
-            parts = table(("part", "ms", "share"), _part_cells(row))
-            blocks += [f"{Case.of(row)}:", parts.strip()]
+            parts = table(("part", "ms", "share"), _parts(row))
+            blocks += [f"{name}:", parts.strip()]
     return "\n\n".join(blocks) + "\n"
 
 
-def _notes(row: dict) -> list[str]:
+def _notes(name: str, row: dict) -> list[str]:
     """Returns the failure and the warning of a row."""
-    kinds = ("error", "warning")
-    return [f"{Case.of(row)}: {row[kind]}" for kind in kinds if kind in row]
+    return [f"{name}: {row[kind]}" for kind in ("error", "warning") if kind in row]
 
 
-def _row_cells(row: dict) -> list[str]:
-    case, best = Case.of(row), ""
-    cells = [MODELS[case.detector].title, case.task, case.precision]
-    cells += [size_text(case.canvas), str(case.batch)]
+def _cells(row: dict) -> list[str]:
+    cells = [MODELS[row["detector"]].title, row["task"], row["precision"]]
+    cells += [size_text(row["canvas"]), str(row["batch"])]
     if "milliseconds" not in row:
         return [*cells, "failed", *8 * [""]]
+    best, ratio = "", ""
     if "ratio" in row:
         name = min(row["rivals"], key=row["rivals"].get)
-        best = f"{row['rivals'][name]:.4g} ({name})"
+        best, ratio = f"{row['rivals'][name]:.4g} ({name})", f"{row['ratio']:.2f}"
     return [
         *cells,
         f"{row['milliseconds']:.4g}",
@@ -156,17 +139,13 @@ def _row_cells(row: dict) -> list[str]:
         f"{row['flops_share']:.0%}",
         f"{row['bytes_share']:.0%}",
         best,
-        f"{row['ratio']:.2f}" if best else "",
+        ratio,
     ]
 
 
-def _part_cells(row: dict) -> list[list[str]]:
+def _parts(row: dict) -> list[tuple[str, str, str]]:
     """Returns name, milliseconds and share of each part, and of the whole."""
-    if "parts" not in row:
-        return []
-    whole = row["parts_whole"]
-    times = [(part["name"], part["milliseconds"]) for part in row["parts"]]
     return [
-        [name, f"{milliseconds:.4g}", f"{milliseconds / whole:.0%}"]
-        for name, milliseconds in [*times, ("whole", whole)]
+        (name, f"{milliseconds:.4g}", f"{milliseconds / row['parts']['whole']:.0%}")
+        for name, milliseconds in row.get("parts", {}).items()
     ]
