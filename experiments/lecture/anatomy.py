@@ -38,6 +38,7 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork
 from jaxdet.detectors.retinanet import RetinaNetConfig, RetinaNetNetwork
+from jaxdet.detectors.roi_heads import RoIPoolerConfig
 from jaxdet.detectors.rpn import RPNConfig, RPNNetwork
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.detectors.ssd import SSDConfig, SSDNetwork
@@ -141,7 +142,7 @@ def main(
     scene = scene_of(image, config, truth)
     if scene.labels is None:
         print("no object is known; the middle of the picture is taken for one")
-    drawn |= drawings(scene, trained)
+    drawn |= _drawings(scene, trained)
     output.mkdir(parents=True, exist_ok=True)
     for name, idea in IDEAS.items():
         if name in drawn:
@@ -178,7 +179,7 @@ def scene_of(
     return Scene(batch, picture, boxes[order], objects.labels[order])
 
 
-def drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Any]:
+def _drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Any]:
     """Draws all but the detections, by the names of `IDEAS`."""
     network, picture = None, scene.picture
     if trained is not None:
@@ -187,9 +188,8 @@ def drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Any]:
             scene = scene._replace(labels=outputs[scene.labels])
     drawn = _any_network(scene, getattr(network, "backbone", None))
     if trained is None:
-        drawn["anchors"], _ = _anchors(
-            scene, RPNConfig(), _pyramid_anchors(scene, RPNConfig())
-        )
+        config = RPNConfig()
+        drawn["anchors"], _ = _anchors(scene, config, _pyramid_anchors(scene, config))
     if network is not None:
         outputs = forward(network, trained.variables, scene.batch)
         drawn |= _KINDS[type(network)](scene, network.config, outputs)
@@ -197,7 +197,8 @@ def drawings(scene: Scene, trained: TrainedDetector | None) -> dict[str, Any]:
         regions = np.concatenate([selective_search(picture).boxes, scene.objects])
         by_size = regions[np.argsort(box_ops.area(regions))]
         some = np.linspace(0, len(by_size) - 1, figures.MOST).round().astype(int)
-        drawn["levels"] = _levels(picture, by_size[np.unique(some)], FasterRCNNConfig())
+        shown = by_size[np.unique(some)]
+        drawn["levels"] = figures.region_levels(picture, shown, RoIPoolerConfig())
     return drawn
 
 
@@ -289,7 +290,7 @@ def _proposals(
     scene: Scene, config: RPNConfig | FasterRCNNConfig, outputs: tuple
 ) -> dict[str, Figure]:
     picture, trunk = scene.picture, getattr(config, "rpn", config)
-    pooling = config if isinstance(config, FasterRCNNConfig) else FasterRCNNConfig()
+    pooler = getattr(config, "pooler", RoIPoolerConfig())
     logits, deltas = (np.asarray(values[0]) for values in outputs)
     background = logits[:, 0] if trunk.softmax else 0.0
     scores = np.asarray(jax.nn.sigmoid(logits[:, -1] - background))
@@ -311,7 +312,7 @@ def _proposals(
         "proposals": figures.proposals(
             picture, boxes, best, kept, threshold=trunk.nms_threshold
         ),
-        "levels": _levels(picture, boxes[kept], pooling),
+        "levels": figures.region_levels(picture, boxes[kept], pooler),
     }
 
 
@@ -334,12 +335,6 @@ _KINDS = {
     RetinaNetNetwork: _one_stage,
     SSDNetwork: _one_stage,
 }
-
-
-def _levels(picture: np.ndarray, boxes: np.ndarray, config: FasterRCNNConfig) -> Figure:
-    names = ("levels", "canonical_size", "canonical_level")
-    rule = {name: getattr(config.pooler, name) for name in names}
-    return figures.region_levels(picture, boxes, **rule)
 
 
 def _anchors(

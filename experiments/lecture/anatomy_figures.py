@@ -1,7 +1,7 @@
 """Draws the ideas of detection, a function each, which takes arrays.
 
 `lecture.anatomy` calls them for a photo and a network; a notebook can call any of them.
-Boxes and points are in pixels of the picture, whose shape is `[H, W, 3]`.
+Boxes and points are in pixels of the picture, which is `[H, W, 3]` uint8.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from jaxdet.detectors.roi_heads import RoIPoolerConfig
 from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.ops import box_coding, losses, receptive_field, roi_align, roi_pool
 from jaxdet.ops import boxes as box_ops
@@ -22,6 +23,9 @@ from jaxdet.ops.matching import Matches
 from jaxdet.ops.receptive_field import Field
 from jaxdet.visualize import draw, enlarge, enlarge_masks
 
+BINS, SAMPLES = 2, 2  # along each side of a region that is pooled, and of a bin
+POINT_STRIDE = 8  # pixels between points whose centerness is drawn
+LONGER_SIDE = 800  # at most, of a picture with detections; pixels
 MOST = 40  # boxes of a kind that are drawn
 EASY = 0.1  # a negative with a lower score is easy
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)  # Lin et al. 2017, Figure 1
@@ -91,26 +95,17 @@ def projected_region(
     return figure
 
 
-def roi_pool_and_align(
-    picture: np.ndarray,
-    box: np.ndarray,
-    *,
-    stride: int,
-    size: int = 2,
-    samples: int = 2,
-) -> Figure:
+def roi_pool_and_align(picture: np.ndarray, box: np.ndarray, *, stride: int) -> Figure:
     """Returns a figure of what RoI pooling and RoI Align read.
 
     Args:
       picture: `[H, W, 3]` uint8.
       box: `[4]` pixels, within the picture.
       stride: of the features, in pixels.
-      size: bins along each side.
-      samples: points along each side of a bin.
     """
     canvas = picture.shape[:2]
     figure, (left, right) = _canvas(picture, 2)
-    bins = pool_bins(box, canvas, stride=stride, size=size).reshape(-1, 4)
+    bins = pool_bins(box, canvas, stride=stride).reshape(-1, 4)
     snapped = np.nanmin(bins[:, :2], axis=0), np.nanmax(bins[:, 2:], axis=0)
     snapped = np.concatenate(snapped)
     for number, cells in enumerate(bins):
@@ -119,14 +114,14 @@ def roi_pool_and_align(
         left.fill([x1, x2, x2, x1], [y1, y1, y2, y2], color=color, alpha=0.3)
         _outline(left, cells[None], color=color)
     moves = ", ".join(f"{move:+.0f}" for move in snapped - box)
-    left.set_title(f"RoI pooling: {size} x {size} bins, moved by\n{moves} pixels")
-    points = align_points(box, canvas, stride=stride, size=size, samples=samples)
+    left.set_title(f"RoI pooling: {BINS} x {BINS} bins, moved by\n{moves} pixels")
+    points = align_points(box, canvas, stride=stride)
     right.plot(*points.reshape(-1, 2).T, "o", color=BLUE, label="read, bilinearly")
-    edges = np.linspace(box[:2], box[2:], size + 1)
+    edges = np.linspace(box[:2], box[2:], BINS + 1)
     right.vlines(edges[:, 0], box[1], box[3], color=RED, linewidth=1)
     right.hlines(edges[:, 1], box[0], box[2], color=RED, linewidth=1)
-    points_a_bin = f"{samples} x {samples} points in each"
-    right.set_title(f"RoI Align: {size} x {size} bins, not moved,\n{points_a_bin}")
+    points_a_bin = f"{SAMPLES} x {SAMPLES} points in each"
+    right.set_title(f"RoI Align: {BINS} x {BINS} bins, not moved,\n{points_a_bin}")
     shown = snapped + stride * np.array([-1.5, -1.5, 1.5, 1.5])
     for axes in (left, right):
         _grid(axes, -(-np.array(canvas) // stride), stride)
@@ -136,35 +131,32 @@ def roi_pool_and_align(
     return figure
 
 
-def pool_bins(
-    box: np.ndarray, canvas: tuple[int, int], *, stride: int, size: int
-) -> np.ndarray:
+def pool_bins(box: np.ndarray, canvas: tuple[int, int], *, stride: int) -> np.ndarray:
     """Returns the cells of each bin, from pooling features with a channel a cell.
 
     Args:
       box: `[4]` pixels.
       canvas: (height, width) in pixels.
       stride: pixels per cell.
-      size: bins along each side.
 
     Returns:
-      `[size, size, 4]` pixels; NaN in bins without a cell.
+      `[BINS, BINS, 4]` pixels; NaN in bins without a cell.
     """
     first, (rows, columns) = _cells_around(box, canvas, stride)
     channels = np.eye(rows * columns, dtype=np.float32).reshape(rows, columns, -1)
     local = (box - stride * np.tile(first, 2))[None]
-    pool = partial(roi_pool.roi_max_pool, stride=stride, output_size=size)
+    pool = partial(roi_pool.roi_max_pool, stride=stride, output_size=BINS)
     pooled = jax.jit(pool)(channels, local)
-    read = np.asarray(pooled[0]).reshape(size, size, rows, columns) > 0
-    bins = np.full((size, size, 4), np.nan)
-    for place in np.argwhere(read.any(axis=(2, 3))):
-        y, x = np.nonzero(read[tuple(place)])
-        bins[tuple(place)] = x.min(), y.min(), x.max() + 1, y.max() + 1
+    read = np.asarray(pooled[0]).reshape(BINS, BINS, rows, columns) > 0
+    bins = np.full((BINS, BINS, 4), np.nan)
+    for i, j in np.argwhere(read.any(axis=(2, 3))):
+        y, x = np.nonzero(read[i, j])
+        bins[i, j] = x.min(), y.min(), x.max() + 1, y.max() + 1
     return stride * (bins + np.tile(first, 2))
 
 
 def align_points(
-    box: np.ndarray, canvas: tuple[int, int], *, stride: int, size: int, samples: int
+    box: np.ndarray, canvas: tuple[int, int], *, stride: int
 ) -> np.ndarray:
     """Returns the points that RoI Align reads, from features that are (x, y).
 
@@ -172,19 +164,16 @@ def align_points(
       box: `[4]` pixels.
       canvas: (height, width) in pixels.
       stride: pixels per cell.
-      size: bins along each side.
-      samples: along each side of a bin.
 
     Returns:
-      `[size * samples, size * samples, 2]` (x, y) in pixels.
+      `[BINS * SAMPLES, BINS * SAMPLES, 2]` (x, y) in pixels.
     """
     first, (rows, columns) = _cells_around(box, canvas, stride)
     centers = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5)
     centers = np.stack(centers, axis=-1).astype(np.float32)
     local = (box - stride * np.tile(first, 2))[None]
-    align = partial(
-        roi_align.roi_align, stride=stride, output_size=size * samples, sampling_ratio=1
-    )
+    options = {"output_size": BINS * SAMPLES, "sampling_ratio": 1}
+    align = partial(roi_align.roi_align, stride=stride, **options)
     points = jax.jit(align)(centers, local)
     return stride * (np.asarray(points[0]) + first)
 
@@ -223,9 +212,7 @@ def anchor_labels(
 def objectness(picture: np.ndarray, maps: dict[int, np.ndarray]) -> Figure:
     """Returns a figure of the score of the best anchor in each cell, level by level.
 
-    Args:
-      picture: `[H, W, 3]` uint8.
-      maps: `{level: [rows, columns]}` in [0, 1], level l of stride `2**l`.
+    Maps are `{level: [rows, columns]}` in [0, 1], level l of stride `2**l`.
     """
     figure, panels = _canvas(picture, 1 + len(maps))
     panels[0].set_title("picture")
@@ -267,30 +254,28 @@ def proposals(
 
 
 def region_levels(
-    picture: np.ndarray,
-    boxes: np.ndarray,
-    *,
-    levels: Sequence[int] = (2, 3, 4, 5),
-    canonical_size: float = 224.0,
-    canonical_level: int = 4,
+    picture: np.ndarray, boxes: np.ndarray, config: RoIPoolerConfig
 ) -> Figure:
     """Returns a figure of the level that pools each region (FPN, equation 1).
 
     Args:
       picture: `[H, W, 3]` uint8.
       boxes: `[R, 4]`, the regions.
-      levels: see `roi_align.assign_levels`.
-      canonical_size: see `roi_align.assign_levels`.
-      canonical_level: see `roi_align.assign_levels`.
+      config: of the levels, and which region belongs to which.
     """
-    rule = {"canonical_size": canonical_size, "canonical_level": canonical_level}
+    levels, size, canonical = (
+        config.levels,
+        config.canonical_size,
+        config.canonical_level,
+    )
+    rule = {"canonical_size": size, "canonical_level": canonical}
     chosen = np.asarray(roi_align.assign_levels(boxes, levels, **rule))
     sides = np.sqrt(box_ops.area(boxes))
     figure, (chart, axes) = _canvas(picture, 2)
     chart.clear()
     chart.set_aspect("auto")
-    finest = canonical_size * 2.0 ** (levels[0] - 1 - canonical_level)
-    coarsest = canonical_size * 2.0 ** (levels[-1] + 1 - canonical_level)
+    finest = size * 2.0 ** (levels[0] - 1 - canonical)
+    coarsest = size * 2.0 ** (levels[-1] + 1 - canonical)
     low, high = np.clip(min(sides), 1, finest), max(coarsest, *sides)
     line = np.geomspace(low, high, 500)
     corners = np.stack([0 * line, 0 * line, line, line], axis=-1)
@@ -311,20 +296,14 @@ def region_levels(
     return figure
 
 
-def focal_curves(gammas: Sequence[float] = GAMMAS) -> Figure:
-    """Returns a figure of the focal loss by probability (Lin et al., Figure 1).
-
-    Args:
-      gammas: a curve each; 0 is the cross-entropy.
-    """
+def focal_curves() -> Figure:
+    """Returns a figure of the focal loss by probability (Lin et al., Figure 1)."""
     figure = Figure(figsize=(6.5, 4.5), layout="constrained", dpi=110)
     axes = figure.subplots()
     right = np.linspace(0.01, 0.999, 300)
     logits = np.log(right / (1 - right))
-    for gamma, color in zip(gammas, COLORS, strict=False):
-        loss = optax.losses.sigmoid_focal_loss(
-            logits, np.ones_like(logits), gamma=gamma
-        )
+    for gamma, color in zip(GAMMAS, COLORS, strict=True):
+        loss = optax.losses.sigmoid_focal_loss(logits, 0 * logits + 1, gamma=gamma)
         name = "0, cross-entropy" if gamma == 0 else f"{gamma:g}"
         axes.plot(right, loss, color=color, label=rf"$\gamma$ = {name}")
     axes.axvspan(1 - EASY, 1, color="gray", alpha=0.2, label="easy")
@@ -361,19 +340,11 @@ def shares_of_loss(
     }
 
 
-def loss_shares(
-    logits: np.ndarray, targets: np.ndarray, gammas: Sequence[float] = GAMMAS
-) -> Figure:
-    """Returns a figure of `shares_of_loss` of one network as bars.
-
-    Args:
-      logits: as of `shares_of_loss`.
-      targets: as of `shares_of_loss`.
-      gammas: a bar each; 0 is the cross-entropy.
-    """
+def loss_shares(logits: np.ndarray, targets: np.ndarray) -> Figure:
+    """Returns a figure of `shares_of_loss` of one network, a bar for each gamma."""
     figure = Figure(figsize=(7.5, 4), layout="constrained", dpi=110)
     axes = figure.subplots()
-    rows = [shares_of_loss(logits, targets, gamma=gamma) for gamma in gammas]
+    rows = [shares_of_loss(logits, targets, gamma=gamma) for gamma in GAMMAS]
     start = np.zeros(len(rows))
     for name, color in zip(rows[0], (BLUE, BROWN, GREEN), strict=True):
         share = 100 * np.array([row[name] for row in rows])
@@ -383,7 +354,7 @@ def loss_shares(
         start += share
     names = [
         rf"$\gamma$ = {gamma:g}: {100 * row['easy negatives']:.1f} easy"
-        for gamma, row in zip(gammas, rows, strict=True)
+        for gamma, row in zip(GAMMAS, rows, strict=True)
     ]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
@@ -395,14 +366,8 @@ def loss_shares(
     return figure
 
 
-def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figure:
-    """Returns a figure of points' distances to the sides of a box, and centerness.
-
-    Args:
-      picture: `[H, W, 3]` uint8.
-      box: `[4]` pixels.
-      stride: between points, in pixels.
-    """
+def centerness(picture: np.ndarray, box: np.ndarray) -> Figure:
+    """Returns a figure of points' distances to the sides of a box, and centerness."""
     figure, (left, right) = _canvas(picture, 2)
     points = box[:2] + np.array([[0.5, 0.5], [0.25, 0.25]]) * (box[2:] - box[:2])
     distances = np.asarray(box_coding.encode_ltrb(box[None], points))
@@ -411,6 +376,7 @@ def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figu
     _draw_distances(left, points, distances, texts)
     left.set_title("Left, top, right, bottom from two points")
     height, width = picture.shape[:2]
+    stride = POINT_STRIDE
     x, y = (np.arange(stride / 2, extent, stride) for extent in (width, height))
     grid = np.stack(np.meshgrid(x, y), axis=-1)
     central = losses.centerness(box_coding.encode_ltrb(box[None, None], grid))
@@ -424,8 +390,7 @@ def centerness(picture: np.ndarray, box: np.ndarray, *, stride: int = 8) -> Figu
 def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
     """Returns a figure of class score, centerness, and their product, level by level.
 
-    Args:
-      maps: `{level: [rows, columns, 3]}` in [0, 1], level l of stride `2**l`.
+    Maps are `{level: [rows, columns, 3]}` in [0, 1], level l of stride `2**l`.
     """
     figure = Figure(figsize=(2 + 2.6 * len(maps), 7.5), layout="constrained", dpi=110)
     rows = figure.subplots(3, len(maps), squeeze=False)
@@ -443,22 +408,17 @@ def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
 
 
 def detections(
-    image: np.ndarray,
-    detections: ImageDetections,
-    class_names: Sequence[str],
-    *,
-    max_size: int = 800,
+    image: np.ndarray, detections: ImageDetections, class_names: Sequence[str]
 ) -> np.ndarray:
-    """Draws detections into the image.
+    """Draws detections into an image.
 
     Args:
       image: `[H, W, 3]` uint8.
       detections: of the image.
       class_names: of their labels.
-      max_size: pixels of the longer side of the result.
 
     Returns:
-      `[H', W', 3]` uint8.
+      `[H', W', 3]` uint8, at most `LONGER_SIDE`.
     """
     picture, factor = enlarge(image)
     masks = detections.masks
@@ -471,7 +431,7 @@ def detections(
         masks=None if masks is None else enlarge_masks(masks, factor),
     )
     smaller = Image.fromarray(drawn)
-    smaller.thumbnail((max_size, max_size))
+    smaller.thumbnail((LONGER_SIDE, LONGER_SIDE))
     return np.array(smaller)
 
 
@@ -481,9 +441,8 @@ def _cells_around(
     """Returns the first cell (x, y), and (rows, columns), that a pooling may read."""
     cells = np.ceil(np.array(canvas[::-1]) / stride)
     first = np.maximum(np.floor(box[:2] / stride) - 1, 0)
-    columns, rows = (np.minimum(np.ceil(box[2:] / stride) + 1, cells) - first).astype(
-        int
-    )
+    last = np.minimum(np.ceil(box[2:] / stride) + 1, cells)
+    columns, rows = (last - first).astype(int)
     return first.astype(np.float32), (rows, columns)
 
 

@@ -4,8 +4,10 @@ With `--coordinator`, `--processes` and `--process` it is one of several.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
+import sys
 import time
 
 import flax.linen as nn
@@ -126,4 +128,8 @@ def main(folder: pathlib.Path, what: tuple[str, ...], /, *, broken: int = -1) ->
 
 
 if __name__ == "__main__":
+    if "--broken" in sys.argv:  # JAX waits for 100 seconds for a host that is gone
+        jax.distributed.initialize = functools.partial(
+            jax.distributed.initialize, heartbeat_timeout_seconds=10
+        )
     command_line.run(main)

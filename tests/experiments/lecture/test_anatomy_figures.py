@@ -12,7 +12,7 @@ def test_pooling_snaps_to_the_cells_of_both_corners():
     # In cells 1.25 to 6.25 and 2.25 to 8.25: columns 1 to 6, rows 2 to 8, of which both
     # rows of bins take the middle one.
     box = np.array([20, 36, 100, 132], np.float32)
-    bins = figures.pool_bins(box, (160, 160), stride=16, size=2)
+    bins = figures.pool_bins(box, (160, 160), stride=16)
     left, right, upper, lower = (16, 64), (64, 112), (32, 96), (80, 144)
     expected = [
         [[x[0], y[0], x[1], y[1]] for x in (left, right)] for y in (upper, lower)
@@ -22,17 +22,17 @@ def test_pooling_snaps_to_the_cells_of_both_corners():
 
 def test_pooling_ends_with_the_map_and_leaves_bins_without_a_cell():
     box = np.array([20, 36, 100, 132], np.float32)
-    bins = figures.pool_bins(box, (128, 160), stride=16, size=2)
+    bins = figures.pool_bins(box, (128, 160), stride=16)
     np.testing.assert_array_equal(bins[1, 0], [16, 80, 64, 128])
     beyond = np.array([0, 112, 16, 160], np.float32)  # rows 7 to 10, of 8
-    bins = figures.pool_bins(beyond, (128, 160), stride=16, size=2)
+    bins = figures.pool_bins(beyond, (128, 160), stride=16)
     assert np.isnan(bins[1]).all() and not np.isnan(bins[0]).any()
 
 
 @pytest.mark.parametrize("shift", [0.0, 4.5])
 def test_align_reads_between_cells_and_moves_nothing(shift):
     box = np.array([16, 32, 80, 96], np.float32) + shift
-    points = figures.align_points(box, (160, 160), stride=16, size=2, samples=2)
+    points = figures.align_points(box, (160, 160), stride=16)
     x, y = np.meshgrid([24, 40, 56, 72], [40, 56, 72, 88])
     np.testing.assert_allclose(points, np.stack([x, y], axis=-1) + shift, atol=1e-4)
 
