@@ -1,4 +1,4 @@
-"""Devices and hosts: the one pmap, replication, sharding, and agreement of processes.
+"""Runs functions on all devices and hosts: the one pmap, sharding, agreement.
 
 A host is one process with devices of its own; several of them can share one run.
 """

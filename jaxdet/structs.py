@@ -1,4 +1,4 @@
-"""The padded arrays that travel between data, detectors and evaluation.
+"""Defines the padded arrays that travel between data, detectors and evaluation.
 
 Letters in shapes: B images, H W rows and columns of the canvas, N object slots,
 P region slots, D detection slots, M mask cells a side, K classes. Boxes are float32

@@ -1,4 +1,4 @@
-"""The detectors that are timed, their variables, and images and objects for them.
+"""Makes the detectors that are timed, their variables, and images for them.
 
 Weights and images are random, but scaled so that detectors have as much to do as
 trained ones on photographs.

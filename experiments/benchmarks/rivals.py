@@ -1,4 +1,4 @@
-"""Torchvision's detectors and operators, for `--compare` of `speed` and `ops`.
+"""Runs torchvision's detectors and operators, for `--compare` of `speed` and `ops`.
 
 Detectors have the same weights and images as ours, in three settings: eager, channels
 last, and with the backbone and the heads of dense detectors and RPNs compiled, too;

@@ -72,7 +72,10 @@ def start(
 def add(report: dict, case: Case, measured: dict) -> dict:
     """Adds what was measured of a case to what its row has, and returns the row.
 
-    Times that were taken in turns with torchvision's are kept.
+    Args:
+      report: see above.
+      case: of the row, which may be there already.
+      measured: new figures; times that were taken in turns with torchvision's stay.
     """
     old = report["rows"].get(str(case), {})
     new = {**measured, **old} if "rivals" in old else {**old, **measured}

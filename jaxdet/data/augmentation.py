@@ -145,9 +145,9 @@ def random_crop(
 ) -> Example:
     """Returns a patch of any shape whose sides are `smallest` to 1 of the image's.
 
-    Objects stay by their visible part, and are cut to it: if a quarter of their area is
-    in the patch and at least one pixel each way (of a thinner one, all). Of crowds any
-    pixel stays: there may be whole objects in it.
+    An object stays if a quarter of its area lies in the patch, and at least one pixel
+    each way (of a thinner one, all of it); its box is then clipped to the patch. Crowds
+    stay with any pixel, since complete objects may lie in it.
 
     Args:
       rng: draws the sides, each by itself, and where the patch lies.
@@ -169,8 +169,8 @@ def scale_jitter(
 ) -> tuple[Example, tuple[int, int]]:
     """Makes an example smaller or larger than fits its canvas (Ghiasi et al. 2021, 3).
 
-    What would reach out of the canvas is cut off: any part of the image may be the one
-    that is seen. Objects stay as in `random_crop`.
+    What would reach out of the canvas is cut off, and which part of the image remains
+    is random. Objects stay as in `random_crop`.
 
     Args:
       rng: draws the factor, uniformly, and the part.
@@ -181,17 +181,18 @@ def scale_jitter(
       keep_aspect: see `fitted_size`.
 
     Returns:
-      The part that is seen, in pixels as they were; and the (height, width) which it is
-      to be resized to, at most the canvas.
+      The part that remains, not resized yet, and the (height, width) that it is to be
+      resized to, at most the canvas.
     """
     factor, size = rng.uniform(*factors), example.image.shape[:2]
     height, width = (max(1, round(factor * side)) for side in canvas)
-    whole = fitted_size(size, (height, width), keep_aspect=keep_aspect)
-    seen = min(whole[0], canvas[0]), min(whole[1], canvas[1])
-    if seen == whole:
-        return example, seen
-    sides = np.rint(np.array(size) * seen / whole).astype(int)[::-1]
-    return _visible_in(example, _random_patch(rng, example, np.maximum(sides, 1))), seen
+    resized = fitted_size(size, (height, width), keep_aspect=keep_aspect)
+    visible = min(resized[0], canvas[0]), min(resized[1], canvas[1])
+    if visible == resized:
+        return example, visible
+    sides = np.rint(np.array(size) * visible / resized).astype(int)[::-1]
+    patch = _random_patch(rng, example, np.maximum(sides, 1))
+    return _visible_in(example, patch), visible
 
 
 def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
@@ -207,9 +208,9 @@ def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
     x1, y1, x2, y2 = patch
     corner = np.array([x1, y1, x1, y1], np.float32)
     limits = np.array([x2 - x1, y2 - y1] * 2, np.float32)
-    whole = example.boxes[stays]
+    boxes = example.boxes[stays]
     kept = example._replace(
-        boxes=whole,
+        boxes=boxes,
         labels=example.labels[stays],
         crowd=example.crowd[stays],
         image=example.image[y1:y2, x1:x2],
@@ -217,7 +218,7 @@ def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
     moved = move_boxes(kept, lambda boxes: np.clip(boxes - corner, 0, limits))
     if example.masks is None:
         return moved
-    masks = _cut_masks(example.masks[stays], whole - corner, moved.boxes)
+    masks = _cut_masks(example.masks[stays], boxes - corner, moved.boxes)
     return moved._replace(masks=masks)
 
 
@@ -250,7 +251,7 @@ def _random_patch(
 
 def _visible_in(example: Example, patch: np.ndarray) -> Example:
     """Cuts out a patch, in which objects stay by their visible part."""
-    boxes = example.boxes.astype(float)  # rounding must not make a whole one smaller
+    boxes = example.boxes.astype(float)  # rounding must not make a visible one smaller
     sides, visible = boxes[:, 2:] - boxes[:, :2], _visible_sides(boxes, patch)
     enough = np.prod(visible, axis=1) >= _LEAST_VISIBLE * np.prod(sides, axis=1)
     a_pixel = np.all(visible >= np.minimum(sides, 1), axis=1)
@@ -279,9 +280,9 @@ def _cut_masks(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarra
         (start, end), (low, high) = (
             (boxes[:, axis, None], boxes[:, axis + 2, None]) for boxes in (old, new)
         )
-        places = (low + centers * (high - low) - start) / (end - start) * cells - 0.5
-        places = np.clip(places, 0, cells - 1)
-        distances = np.abs(places[..., None] - np.arange(cells))
+        positions = (low + centers * (high - low) - start) / (end - start) * cells
+        positions = np.clip(positions - 0.5, 0, cells - 1)
+        distances = np.abs(positions[..., None] - np.arange(cells))
         return np.maximum(1 - distances, 0)
 
     cut = np.einsum("nyh,nhw,nxw->nyx", weights(1), masks, weights(0))

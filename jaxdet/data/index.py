@@ -53,17 +53,19 @@ def load(
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     name = f"index-{re.sub('[^a-zA-Z0-9]+', '_', key)}-{digest}.npz"
     root = folder.absolute()
-    places = (root, cache_folder() / "indexes" / root.relative_to(root.anchor))
-    for place in places:
-        index = _read(place / name, identity)
+    folders = (root, cache_folder() / "indexes" / root.relative_to(root.anchor))
+    for directory in folders:
+        index = _read(directory / name, identity)
         if index is not None:
             return index
     index = make()
     arrays = {"identity": np.array(identity), **_flatten(index)}
-    for place in places:
+    for directory in folders:
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            write_atomically(place / name, lambda stream: np.savez(stream, **arrays))
+            directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(
+                directory / name, lambda stream: np.savez(stream, **arrays)
+            )
             return index
         except OSError as error:
             problem = error
@@ -77,10 +79,10 @@ def load(
 
 def _state(file: pathlib.Path) -> tuple[str, int, int]:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    return file.name, found.st_size, found.st_mtime_ns
+    return file.name, status.st_size, status.st_mtime_ns
 
 
 def _read(file: pathlib.Path, identity: str) -> Index | None:

@@ -99,8 +99,8 @@ def _features(splits: Mapping[str, DataSet]) -> tfds.features.FeaturesDict:
     """Returns an example's features: image ids are numbers if all are; masks if any."""
     class_names = {data_set.class_names for data_set in splits.values()}
     with_masks = {data_set.read_masks is not None for data_set in splits.values()}
-    for what, found in (("classes", class_names), ("masks", with_masks)):
-        if len(found) > 1:
+    for what, different in (("classes", class_names), ("masks", with_masks)):
+        if len(different) > 1:
             raise DataError(
                 f"{', '.join(splits)}: one has other {what} than another; allowed: "
                 "splits of the same kind"
@@ -198,21 +198,21 @@ def _examples(
         height, width = size = data_set.sizes[position].tolist()
         boxes, labels, crowd = data_set.objects[position]
         corners = boxes[:, [1, 0, 3, 2]] / np.array([height, width, height, width])
-        own = [found for found in annotations[image_id] if _has_area(found, size)]
+        own = [one for one in annotations[image_id] if _has_area(one, size)]
         things = [
             {
-                "area": found["area"],
+                "area": annotation["area"],
                 "bbox": tfds.features.BBox(*box),
                 "label": label,
                 "is_crowd": is_crowd,
             }
-            for found, box, label, is_crowd in zip(
+            for annotation, box, label, is_crowd in zip(
                 own, corners.tolist(), labels.tolist(), crowd.tolist(), strict=True
             )
         ]
         if with_masks:
-            for thing, found in zip(things, own, strict=True):
-                thing["segmentation"] = json.dumps(found["segmentation"])
+            for thing, annotation in zip(things, own, strict=True):
+                thing["segmentation"] = json.dumps(annotation["segmentation"])
         yield {
             "image": io.BytesIO(data_set.read_encoded(position)),
             "image/id": image_id_kind(image_id),

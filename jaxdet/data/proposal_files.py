@@ -75,7 +75,7 @@ def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
             entry, tuple(data_set.sizes[position].tolist()), where
         )
         dropped += without_area
-    missing = [i for i, found in enumerate(proposals) if found is None]
+    missing = [i for i, one in enumerate(proposals) if one is None]
     if missing:
         raise DataError(
             f"{file}: no proposals of {len(missing)} of {len(data_set)} images of "
@@ -149,9 +149,9 @@ def read_arrays(file: pathlib.Path, keys: Sequence[str]) -> dict[str, np.ndarray
     if lacking:
         raise DataError(f"{file}: no array {lacking[0]!r}; needed: {', '.join(keys)}")
     counts = arrays["counts"]
-    whole = np.issubdtype(counts.dtype, np.integer) and counts.ndim == 1
+    integers = np.issubdtype(counts.dtype, np.integer) and counts.ndim == 1
     for key in {"boxes", "scores"} & arrays.keys():
-        if not whole or (counts < 0).any() or counts.sum() != len(arrays[key]):
+        if not integers or (counts < 0).any() or counts.sum() != len(arrays[key]):
             raise DataError(
                 f"{file}: {key} has shape {arrays[key].shape}; allowed: as many rows "
                 "as the whole numbers of counts, one an image, sum up to"

@@ -146,13 +146,13 @@ def with_selective_search(
     _make(missing, data_set, search, workers=workers, progress=progress)
     proposals = []
     for file, positions in shards:
-        found = split(read_arrays(file, ("boxes", "scores", "counts")))
-        if len(found) != len(positions):
+        of_shard = split(read_arrays(file, ("boxes", "scores", "counts")))
+        if len(of_shard) != len(positions):
             raise DataError(
-                f"{file}: proposals of {len(found)} images, not {len(positions)}; "
+                f"{file}: proposals of {len(of_shard)} images, not {len(positions)}; "
                 "delete it and it is made anew"
             )
-        proposals += found
+        proposals += of_shard
     with_proposals = dataclasses.replace(data_set, proposals=tuple(proposals))
     if missing:
         numbers = ", ".join(
@@ -183,19 +183,20 @@ def recall(
       DataError: the data set has no proposals.
     """
     best, counts = [], []
-    for objects, found in zip(data_set.objects, proposals_of(data_set), strict=True):
-        boxes = found.boxes[:max_per_image]
+    pairs = zip(data_set.objects, proposals_of(data_set), strict=True)
+    for objects, proposals in pairs:
+        boxes = proposals.boxes[:max_per_image]
         overlaps = pairwise_iou(objects.boxes[~objects.crowd], boxes)
         best.append(overlaps.max(axis=1, initial=0))
         counts.append(len(boxes))
     best = np.concatenate([*best, np.zeros(0)])
-    found_at = {
+    recalls = {
         f"recall@{threshold:g}": float((best >= threshold).mean())
         if len(best)
         else float("nan")
         for threshold in thresholds
     }
-    return {**found_at, "proposals": float(np.mean(counts))}
+    return {**recalls, "proposals": float(np.mean(counts))}
 
 
 def _check_options(mode: str, width: int, min_side: float, max_proposals: int) -> None:
@@ -250,7 +251,7 @@ def _identity(data_set: DataSet, options: dict) -> dict:
         # They stand for the pixels, which would take long to read: sets that are drawn
         # with different seeds differ in nothing else.
         "objects": digest(
-            b"".join(found.boxes.astype("<f4").tobytes() for found in data_set.objects)
+            b"".join(one.boxes.astype("<f4").tobytes() for one in data_set.objects)
         ),
         **options,
         "version": _VERSION,
@@ -271,17 +272,17 @@ def _open_cache(
     if not index.exists():
         write_json(index, identity, indent=2)
     try:
-        found = dict(json.loads(index.read_text()))
+        stored = dict(json.loads(index.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{index}: broken ({error}); delete the folder, or give another cache_dir"
         ) from error
     for key, value in identity.items():
-        if found.get(key) != value:
+        if stored.get(key) != value:
             raise DataError(
                 f"{index}: these proposals are of another kind: {key} is "
-                f"{found.get(key)!r} there, {value!r} here; give another cache_dir, or "
-                "delete the folder"
+                f"{stored.get(key)!r} there, {value!r} here; give another cache_dir, "
+                "or delete the folder"
             )
     return folder
 
@@ -316,10 +317,10 @@ def _make(
             disable=not progress,
         ) as bar:
             for file, positions in shards:
-                found = []
-                for proposals in pool.map(propose, positions):
-                    found.append(proposals)
+                proposals = []
+                for of_image in pool.map(propose, positions):
+                    proposals.append(of_image)
                     bar.update()
-                write_arrays(file, found)
+                write_arrays(file, proposals)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the whole shard

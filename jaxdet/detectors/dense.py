@@ -1,4 +1,4 @@
-"""Steps between the heads and the results of detectors that predict for every anchor.
+"""Matches, selects and postprocesses for detectors that predict for every anchor.
 
 All of them take and return whole batches.
 """

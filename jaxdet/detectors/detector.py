@@ -1,4 +1,4 @@
-"""The interface: a detector is three pure functions, and what builds them again."""
+"""Defines the interface: a detector is three pure functions, and what builds them."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -14,7 +14,6 @@ from jaxdet.config import Count, Preprocessing, checked_dataclass
 from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig, RoIPoolerConfig
-from jaxdet.nn.heads import BoxPredictor
 from jaxdet.ops import sampling
 from jaxdet.structs import Batch, Detections
 
@@ -49,11 +48,7 @@ class FastRCNNNetwork(nn.Module):
 
     def setup(self):
         """Makes the two siblings that follow the box head."""
-        self.box_predictor = BoxPredictor(
-            self.config.num_classes,
-            self.config.roi_heads.class_agnostic,
-            self.backbone.dtype,
-        )
+        self.box_predictor = roi_heads.predictor(self.config, self.backbone.dtype)
 
     def __call__(self, pixels: jax.Array):
         """Runs every layer once, on an empty box of each image, so that `init` works.

@@ -18,7 +18,6 @@ from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig, RoIPoolerConfig
 from jaxdet.detectors.rpn import RPNConfig
 from jaxdet.nn.fpn import neck
-from jaxdet.nn.heads import BoxPredictor
 from jaxdet.ops import sampling
 from jaxdet.structs import Batch, Detections
 
@@ -93,9 +92,7 @@ class FasterRCNNNetwork(nn.Module):
         config, trunk, dtype = self.config, self.config.rpn, self.backbone.dtype
         self.neck = neck(trunk.levels, trunk.channels, trunk.fpn_norm, dtype)
         self.rpn_head = rpn.head(trunk, dtype)
-        self.box_predictor = BoxPredictor(
-            config.num_classes, config.roi_heads.class_agnostic, dtype
-        )
+        self.box_predictor = roi_heads.predictor(config, dtype)
 
     def __call__(self, pixels: jax.Array):
         """Runs every layer once, on an empty box of each image, so that `init` works.

@@ -1,4 +1,4 @@
-"""Image pyramids: a detector runs on an image at several scales.
+"""Runs a detector on an image at several scales, an image pyramid.
 
 The oldest way to detect objects of all sizes: a detector of one size of object runs on
 the image made smaller and larger (Rowley et al. 1998; Felzenszwalb et al. 2010).

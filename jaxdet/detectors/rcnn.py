@@ -25,7 +25,6 @@ from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.nn.fpn import of_level
-from jaxdet.nn.heads import BoxPredictor
 from jaxdet.ops import images, roi_pool, sampling
 from jaxdet.structs import Batch, Detections
 
@@ -74,11 +73,7 @@ class RCNNNetwork(nn.Module):
 
     def setup(self):
         """Makes the two siblings that follow the box head."""
-        self.box_predictor = BoxPredictor(
-            self.config.num_classes,
-            self.config.roi_heads.class_agnostic,
-            self.backbone.dtype,
-        )
+        self.box_predictor = roi_heads.predictor(self.config, self.backbone.dtype)
 
     def __call__(self, crops: jax.Array, keys: jax.Array | None = None):
         """`[R, S, S, 3]` -> class logits `[R, K + 1]`, deltas `[R, K, 4]`.

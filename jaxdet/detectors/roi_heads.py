@@ -1,4 +1,4 @@
-"""The second stage of the R-CNNs: samples, pools and classifies regions of interest.
+"""Samples, pools and classifies regions of interest: the second stage of R-CNNs.
 
 A region of interest (RoI) is a box from selective search or a region proposal network.
 It is classified as one of K classes or as background, and moved by the deltas of its
@@ -27,6 +27,7 @@ from jaxdet.config import (
 )
 from jaxdet.detectors import dense
 from jaxdet.nn.fpn import of_level
+from jaxdet.nn.heads import BoxPredictor
 from jaxdet.nn.layers import zero_outside
 from jaxdet.ops import box_coding, matching, roi_align, roi_pool, sampling
 from jaxdet.ops import boxes as box_ops
@@ -123,6 +124,11 @@ class SampledRoIs:
     gt_boxes: jax.Array  # [B, R, 4], that object's box
     positive: jax.Array  # [B, R] bool
     valid: jax.Array  # [B, R] bool
+
+
+def predictor(config, dtype: jnp.dtype) -> BoxPredictor:
+    """Returns the two siblings after the box head, of an R-CNN's config."""
+    return BoxPredictor(config.num_classes, config.roi_heads.class_agnostic, dtype)
 
 
 def proposals_of(batch: Batch) -> Regions:
@@ -327,8 +333,8 @@ def postprocess(
     scores, index = jax.lax.top_k(scores, min(limits.pre_nms_topk, scores.shape[1]))
     roi, labels = jnp.divmod(index, class_logits.shape[-1] - 1)
     num_deltas = box_deltas.shape[2]  # K or 1
-    place = roi * num_deltas + jnp.minimum(labels, num_deltas - 1)
-    deltas = dense.gather(box_deltas.reshape(len(scores), -1, 4), place)
+    own = roi * num_deltas + jnp.minimum(labels, num_deltas - 1)
+    deltas = dense.gather(box_deltas.reshape(len(scores), -1, 4), own)
     boxes = dense.gather(proposals.boxes, roi)
     boxes = box_coding.decode(deltas, boxes, weights=config.box_weights)
     boxes = jax.vmap(box_ops.clip)(boxes, sizes)

@@ -24,7 +24,6 @@ from jaxdet.detectors import roi_heads
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.roi_heads import RoIHeadsConfig
 from jaxdet.nn.fpn import of_level
-from jaxdet.nn.heads import BoxPredictor
 from jaxdet.nn.layers import zero_outside
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, roi_pool, sampling
@@ -68,11 +67,7 @@ class SPPNetNetwork(nn.Module):
 
     def setup(self):
         """Makes the two siblings that follow the box head."""
-        self.box_predictor = BoxPredictor(
-            self.config.num_classes,
-            self.config.roi_heads.class_agnostic,
-            self.backbone.dtype,
-        )
+        self.box_predictor = roi_heads.predictor(self.config, self.backbone.dtype)
 
     def __call__(self, pixels: jax.Array):
         """Runs every layer once, on zeros for a region, so that `init` works.

@@ -1,4 +1,4 @@
-"""The convolution of arrays, and what CPUs compute in its place.
+"""Convolves arrays, on CPUs in ways that are faster there than XLA's.
 
 XLA's CPU backend takes two to five times as long for the gradient of a kernel as for
 the convolution, and for the convolution as long as for its products of numbers. The

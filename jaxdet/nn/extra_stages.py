@@ -1,4 +1,4 @@
-"""Stages beyond a backbone's last, for large objects (Liu et al. 2016, 2.1)."""
+"""Adds stages beyond a backbone's last, for large objects (Liu et al. 2016, 2.1)."""
 
 from functools import partial
 

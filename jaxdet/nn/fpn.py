@@ -1,4 +1,4 @@
-"""Feature pyramid networks (Lin et al. 2017)."""
+"""Builds feature pyramid networks (Lin et al. 2017)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,8 +21,8 @@ class FPN(nn.Module):
     coarsest: int = 7  # coarsest one; those beyond the backbone's are made by `extra`
     channels: int = 256  # of every level
     top_down: bool = True
-    """Whether a level takes up what those above it have found; False: the backbone's
-    stages side by side, each with its own convolutions (Table 1 d)."""
+    """Whether coarser levels are added to finer ones; False: the backbone's stages side
+    by side, each with its own convolutions (Table 1 d)."""
     extra: Literal["c5", "p5", "pool"] = "c5"
     """`"c5"` and `"p5"`: 3x3 convolutions of stride 2 with ReLUs between them, the
     first on the backbone's last stage (RetinaNet, detectron2) or on the pyramid's

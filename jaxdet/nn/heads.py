@@ -1,4 +1,4 @@
-"""Heads: small networks on the levels of a pyramid, or on crops of RoIs."""
+"""Defines heads: small networks on the levels of a pyramid, or on crops of RoIs."""
 
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Convolution, pooling, norms, and keeping the padding of a canvas empty.
+"""Convolves, pools and normalizes, and keeps the padding of a canvas empty.
 
 A canvas is larger than its image, and a convolution's bias or norm fills the rest with
 values that leak back over the border. Given the true sizes, networks set the rest to

@@ -1,4 +1,4 @@
-"""Anchors: boxes of fixed shapes on a grid, which a dense detector refines."""
+"""Makes anchors: boxes of fixed shapes on a grid, which a dense detector refines."""
 
 from collections.abc import Sequence
 
@@ -150,8 +150,8 @@ def _topk(
         _, chosen = jax.lax.top_k(jnp.max(scores, axis=1), k)
         chosen = jnp.sort(chosen)
         scores = scores[chosen]
-    top, place = jax.lax.top_k(scores.reshape(-1), min(k, scores.size))
-    anchors, labels = jnp.divmod(place, scores.shape[1])
+    top, index = jax.lax.top_k(scores.reshape(-1), min(k, scores.size))
+    anchors, labels = jnp.divmod(index, scores.shape[1])
     return top, chosen[anchors], labels
 
 

@@ -1,4 +1,4 @@
-"""Boxes written relative to anchors (Girshick et al. 2014, C) or points, and back."""
+"""Encodes boxes relative to anchors (Girshick et al. 2014, C) or points, and back."""
 
 import math
 

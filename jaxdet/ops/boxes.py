@@ -98,7 +98,7 @@ def _intersection_and_union(
     return intersection, area(boxes_a)[:, None] + area(boxes_b)[None] - intersection
 
 
-def _ratio(part: Float[Array, "M N"], whole: Float[Array, "M N"]) -> Array:
-    """Returns `part / whole`, and 0 with finite gradients where the whole is empty."""
-    empty = whole < _SMALLEST_AREA
-    return jnp.where(empty, 0.0, part / jnp.where(empty, 1.0, whole))
+def _ratio(part: Float[Array, "M N"], area: Float[Array, "M N"]) -> Array:
+    """Returns `part / area`, and 0 with finite gradients where the area is empty."""
+    empty = area < _SMALLEST_AREA
+    return jnp.where(empty, 0.0, part / jnp.where(empty, 1.0, area))

@@ -1,4 +1,4 @@
-"""Normalizing, cropping and rescaling images on the device."""
+"""Normalizes, crops and rescales images on the device."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Losses, entry by entry, and the count that several devices divide their sums by.
+"""Computes losses entry by entry, and the count by which devices divide their sums.
 
 Cross-entropies and the focal loss are those of `optax.losses`.
 """

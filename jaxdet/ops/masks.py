@@ -1,4 +1,4 @@
-"""Masks of objects: cropped to a box, or drawn onto the canvas."""
+"""Crops masks of objects to a box, and draws them onto the canvas."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

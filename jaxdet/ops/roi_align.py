@@ -1,4 +1,4 @@
-"""RoI Align: the features of a box, sampled between cells, never rounded to them.
+"""Samples the features of a box between cells, never rounded to them (RoI Align).
 
 Cells have their values at their centers: that of row i, column j of a map of stride s
 sits at `((j + 0.5) s, (i + 0.5) s)` pixels. Between four centers the map is bilinear;

@@ -1,4 +1,4 @@
-"""Max pooling of regions, rounded to whole cells, as it was done before RoI Align."""
+"""Pools regions by maxima, rounded to whole cells, as it was done before RoI Align."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -118,8 +118,8 @@ class _Windows(NamedTuple):
 
 def _rounded(values: Float[Array, "*B"]) -> Int[Array, "*B"]:
     """Rounds halves away from 0, as C does and `jnp.round` does not."""
-    whole = jnp.trunc(values)
-    return (whole + jnp.trunc(2 * (values - whole))).astype(jnp.int32)
+    truncated = jnp.trunc(values)
+    return (truncated + jnp.trunc(2 * (values - truncated))).astype(jnp.int32)
 
 
 def _bin(index, extent, size):

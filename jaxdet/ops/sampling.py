@@ -1,4 +1,4 @@
-"""Subsets, random or the hardest, that do not depend on padding, order or batch."""
+"""Selects subsets, random or the hardest, that depend on no padding, order or batch."""
 
 from typing import NamedTuple
 
@@ -85,8 +85,8 @@ def hard_negative_mining(
     """
     # Only the losses are sorted, not their places; a threshold then tells them apart.
     losses = jax.lax.stop_gradient(jnp.where(candidates, losses, -jnp.inf))
-    place = jnp.clip(len(losses) - count, 0, len(losses) - 1)
-    least = jnp.sort(losses)[place]
+    rank = jnp.clip(len(losses) - count, 0, len(losses) - 1)
+    least = jnp.sort(losses)[rank]
     above, equal = losses > least, losses == least
     room = count - jnp.sum(above)
     return candidates & (above | (equal & (jnp.cumsum(equal) <= room)))

@@ -1,4 +1,4 @@
-"""Checkpoints of train states; a kill while one is written harms none of them."""
+"""Saves and restores train states; a kill while one is written harms none of them."""
 
 import contextlib
 import json
@@ -177,7 +177,7 @@ class Checkpoints:
                 self._rename_damaged(damaged)
                 return state
         raise CheckpointError(
-            "no checkpoint is whole; to start anew, move them away:\n  "
+            "all checkpoints are damaged; to start anew, move them away:\n  "
             + "\n  ".join(map(str, damaged.values()))
         )
 
@@ -288,11 +288,11 @@ def _find_step(
     manager.wait_until_finished()
     steps = sorted(manager.all_steps())
     named = {"best": manager.best_step(), "latest": manager.latest_step()}
-    found = named.get(step, step)
-    if found not in steps:
+    number = named.get(step, step)
+    if number not in steps:
         where = manager.directory
         raise RunError(f"no checkpoint {step!r} in {where}; there are {steps}")
-    return found
+    return number
 
 
 def _restore_item(

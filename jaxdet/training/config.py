@@ -1,4 +1,4 @@
-"""All numbers of a training run that are not the detector's own."""
+"""Configures a training run: all numbers that are not the detector's own."""
 
 import dataclasses
 from collections.abc import Iterator

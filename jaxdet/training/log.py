@@ -1,4 +1,4 @@
-"""The log of a run: progress bar, `log.txt`, TensorBoard, pictures and traces."""
+"""Logs a run: progress bar, `log.txt`, TensorBoard, pictures and traces."""
 
 import contextlib
 import datetime

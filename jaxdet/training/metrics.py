@@ -1,4 +1,4 @@
-"""Metrics of the steps, read from the devices at every log line and checked for NaN."""
+"""Reads the metrics of steps at every log line, and checks them for NaN."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""The optimizer of a training config, and the parameters that it changes."""
+"""Makes the optimizer of a training config, and tells which parameters it changes."""
 
 import re
 from typing import Any

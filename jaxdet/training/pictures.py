@@ -1,4 +1,4 @@
-"""Pictures drawn during a run: training images, and detections beside the truth."""
+"""Draws pictures during a run: training images, and detections beside the truth."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the step finishes and is saved first."""
+"""Defers Ctrl-C and SIGTERM in training until the step has finished and is saved."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""One update of a detector: on one device, or on all of them."""
+"""Updates a detector once: on one device, or on all of them."""
 
 import math
 from collections.abc import Callable

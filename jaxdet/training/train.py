@@ -1,4 +1,4 @@
-"""Training from the first step to the last, through kills and interruptions."""
+"""Trains from the first step to the last, through kills and interruptions."""
 
 import contextlib
 import dataclasses
@@ -76,7 +76,7 @@ def train(
       ConfigError: if the detector fits neither of them, before anything is written; or
         if hosts have different configs, data or fresh parameters.
       RunError: if `workdir` holds another run.
-      CheckpointError: if no checkpoint is whole, or a new one cannot be written.
+      CheckpointError: if all checkpoints are damaged, or a new one cannot be written.
       NonFiniteLossError: naming the loss terms, the step and the images of its batch.
     """
     check_run(detector, data_set, config, validation)
@@ -262,10 +262,12 @@ def _summary(
     rate = scaled_learning_rate(config)
     flops = gradient_flops(detector, config, template, batch)
     canvases = _canvases_with_images(data_set, config.input)
+    count = jax.device_count()
+    devices = "1 device" if count == 1 else f"{count} devices"
     return (
         f"{data_set.name}: {len(data_set)} images, {epoch} steps an epoch; "
         f"steps {start} to {config.steps}, {config.batch_size} images each on "
-        f"{jax.device_count()} devices ({jax.devices()[0].device_kind}); "
+        f"{devices} ({jax.devices()[0].device_kind}); "
         f"canvases {', '.join(map(_format_canvas, canvases))}, each compiled once; "
         f"learning rate {rate:g} after {config.warmup_steps} steps of warm-up; "
         f"{trainable:,} trainable parameters, {frozen:,} frozen; "

@@ -203,7 +203,9 @@ def test_without_a_whole_checkpoint_nothing_is_changed(two_saved):
     for step in "12":
         flip_a_bit(two_saved / "checkpoints" / step / "variables")
     checkpoints = Checkpoints(two_saved, keep=2)
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole.*\n.*2.*\n.*1"):
+    with pytest.raises(
+        CheckpointError, match=r"all checkpoints are damaged.*\n.*2.*\n.*1"
+    ):
         checkpoints.restore(noise(0))
     checkpoints.close()
     assert {path.name for path in (two_saved / "checkpoints").iterdir()} == {"1", "2"}

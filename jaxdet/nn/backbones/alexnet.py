@@ -1,4 +1,4 @@
-"""AlexNet in a single tower (Krizhevsky et al. 2012; Krizhevsky 2014)."""
+"""Defines AlexNet in a single tower (Krizhevsky et al. 2012; Krizhevsky 2014)."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: EfficientNet (Tan & Le 2019) without attention, with ReLU6."""
+"""Defines EfficientNet-Lite0 (Tan & Le 2019): without attention, with ReLU6."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018)."""
+"""Defines MobileNetV2 (Sandler et al. 2018)."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015), stride in the 3x3 convolution."""
+"""Defines residual networks (He et al. 2015), stride in the 3x3 convolution."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""VGG-16, thirteen 3x3 convolutions (Simonyan & Zisserman 2014, configuration D)."""
+"""Defines VGG-16, thirteen 3x3 convolutions (Simonyan & Zisserman 2014, D)."""
 
 import flax.linen as nn
 import jax
