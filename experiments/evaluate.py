@@ -34,12 +34,14 @@ from experiments.data_option import (
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco
 from jaxdet.data.input_config import InputConfig
-from jaxdet.evaluation.coco import box_and_mask_metrics
+from jaxdet.detectors.detector import Detector
+from jaxdet.evaluation.coco import MAX_DETECTIONS, box_and_mask_metrics
 from jaxdet.evaluation.evaluate import (
     Metrics,
     default_metrics,
     detect_all,
     label_names,
+    load_ground_truth,
 )
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.report import format_metrics
@@ -67,6 +69,7 @@ def main(
     canvas_multiple: int | None = None,
     proposal_file: pathlib.Path | None = None,
     metrics: MetricsName | None = None,
+    max_detections: int = MAX_DETECTIONS,
     step: int | Literal["best", "latest"] = "best",
     batch_size: int = 8,
     json_file: pathlib.Path | None = None,
@@ -89,6 +92,8 @@ def main(
       metrics: COCO's (of masks too), VOC's mean average precision (from 2010 on, or as
         in 2007), or recall of proposals; if not given, recall for a detector that tells
         no classes apart, COCO's for others.
+      max_detections: how many detections of an image and class COCO's metrics count;
+        how many the detector returns is a number of its run.
       step: which checkpoint; "best" is that of the highest AP, or whatever its run
         measured first.
       batch_size: images at a time.
@@ -102,7 +107,12 @@ def main(
         detector's.
     """
     _check_options(
-        workdir, weights, canvas_multiple, batch_size=batch_size, pictures=pictures
+        workdir,
+        weights,
+        canvas_multiple,
+        batch_size=batch_size,
+        pictures=pictures,
+        max_detections=max_detections,
     )
     trained, documented = None, None
     if workdir is not None:  # the run knows its classes, which VOC is read for
@@ -113,6 +123,8 @@ def main(
     _require_same_classes(trained, data_set, workdir or weights or "SSD-MobileNetV2")
     detector, config = trained.detector, trained.input
     data_set = search_proposals(data_set, config)
+    truth = load_ground_truth(detector, data_set, bad_masks=source.bad_boxes)
+    measure = _choose_metrics(detector, metrics, max_detections)
     detections = detect_all(
         detector, trained.variables, data_set, config, batch_size=batch_size
     )
@@ -121,8 +133,7 @@ def main(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(detections))
-    measure = METRICS[metrics] if metrics else default_metrics(detector)
-    measured = measure(data_set.ground_truth(), detections)
+    measured = measure(truth, detections)
     print(format_metrics(measured))
     if documented is not None and "AP" in measured:
         print(_beside_published(measured, documented))
@@ -139,12 +150,14 @@ def _check_options(
     *,
     batch_size: int,
     pictures: int,
+    max_detections: int,
 ) -> None:
     """Raises a DataError for numbers out of range and options that contradict."""
     for name, value, least in (
         ("batch-size", batch_size, 1),
         ("canvas-multiple", canvas_multiple, 1),
         ("pictures", pictures, 0),
+        ("max-detections", max_detections, 11),
     ):
         if value is not None and value < least:
             raise DataError(f"--{name} is {value}; it must be at least {least}")
@@ -157,6 +170,25 @@ def _check_options(
             f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
             "torchvision's"
         )
+
+
+def _choose_metrics(
+    detector: Detector, name: MetricsName | None, max_detections: int
+) -> Metrics:
+    """Returns the named metrics, or those of the detector, with COCO's limit.
+
+    Raises:
+      DataError: for a limit of metrics that have none.
+    """
+    measure = METRICS[name] if name else default_metrics(detector)
+    if max_detections == MAX_DETECTIONS:
+        return measure
+    if measure is not box_and_mask_metrics:
+        raise DataError(
+            f"--max-detections {max_detections} is a limit of COCO's metrics alone; "
+            "others count all detections"
+        )
+    return functools.partial(measure, max_detections=max_detections)
 
 
 def _load_data(

@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+_ALLOWED_POLYGONS = "allowed: polygons [x1, y1, x2, y2, ..] of 3 or more points"
 _SUPERSAMPLING = 4  # points a side in each cell that a polygon may or may not cover
 
 
 def parse_segmentation(
-    segmentation: Any, size: tuple[int, int]
+    segmentation: Any, size: tuple[int, int], dtype: type[np.floating] = np.float32
 ) -> tuple[np.ndarray, ...] | dict[str, Any]:
     """Checks a segmentation of COCO's json and makes it small.
 
@@ -19,9 +20,11 @@ def parse_segmentation(
       segmentation: polygons `[[x1, y1, x2, y2, ..], ..]`, or run lengths
         `{"size": [height, width], "counts": ..}`, compressed or not.
       size: (height, width) of the image.
+      dtype: of polygons.
 
     Returns:
-      Polygons as `[2 points]` float32 arrays, or compressed run lengths.
+      Polygons as `[2 points]` arrays, or compressed run lengths. Parts of fewer
+      than three points, strays of a mouse, are left out where others remain.
 
     Raises:
       ValueError: it is neither; says what is allowed.
@@ -33,17 +36,39 @@ def parse_segmentation(
     polygons = []
     for polygon in segmentation:
         try:
-            points = np.array(polygon, np.float32)
+            points = np.array(polygon, dtype)
         except (ValueError, TypeError, OverflowError):
-            points = np.zeros(0)
-        if points.ndim != 1 or len(points) < 6 or len(points) % 2:
-            raise ValueError(
-                "allowed: polygons [x1, y1, x2, y2, ..] of 3 or more points"
-            )
+            raise ValueError(_ALLOWED_POLYGONS) from None
+        if points.ndim != 1 or len(points) % 2:
+            raise ValueError(_ALLOWED_POLYGONS)
         if not (np.abs(points) < 1e6).all():
             raise ValueError("allowed: polygons of finite coordinates")
-        polygons.append(points)
+        if len(points) >= 6:
+            polygons.append(points)
+    if not polygons:
+        raise ValueError(_ALLOWED_POLYGONS)
     return tuple(polygons)
+
+
+def to_run_lengths(
+    segmentation: tuple[np.ndarray, ...] | dict[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
+    """Draws a segmentation at the size of its image.
+
+    Args:
+      segmentation: from `parse_segmentation`.
+      size: (height, width) of the image.
+
+    Returns:
+      Compressed run lengths.
+    """
+    if isinstance(segmentation, dict):
+        return segmentation
+    return _draw(
+        [points.reshape(-1, 2).astype(np.float64) for points in segmentation],
+        size,
+        margin=max(size),
+    )
 
 
 def rasterize(
@@ -69,12 +94,8 @@ def rasterize(
         return (rows @ pixels @ columns.T).clip(0, 1)
     side = _SUPERSAMPLING * mask_size
     scale = side / np.array([x2 - x1, y2 - y1])
-    # What lies far outside of the box is drawn nearer: COCO's code walks every edge.
-    polygons = [
-        ((points.reshape(-1, 2) - [x1, y1]) * scale).clip(-99 * side, 99 * side).ravel()
-        for points in segmentation
-    ]
-    runs = coco_mask.merge(coco_mask.frPyObjects(polygons, side, side))
+    polygons = [(points.reshape(-1, 2) - [x1, y1]) * scale for points in segmentation]
+    runs = _draw(polygons, (side, side), margin=9 * side)
     shape = (mask_size, _SUPERSAMPLING, mask_size, _SUPERSAMPLING)
     fine = coco_mask.decode(runs).reshape(shape)
     return fine.mean(axis=(1, 3), dtype=np.float32)
@@ -143,6 +164,29 @@ def encode_rle(pixels: np.ndarray) -> dict[str, Any]:
     return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
 
 
+def _draw(
+    polygons: Sequence[np.ndarray], size: tuple[int, int], *, margin: float
+) -> dict[str, Any]:
+    """Draws the union of polygons in pixels, in time linear in their points.
+
+    Args:
+      polygons: `[points, 2]` float64 (x, y) each.
+      size: (height, width) of the picture.
+      margin: what lies farther outside of it is drawn nearer, since COCO's code walks
+        along every edge.
+
+    Returns:
+      Compressed run lengths.
+    """
+    limits = np.array(size[::-1]) + margin
+    near = [points.clip(-margin, limits).ravel() for points in polygons]
+    runs = coco_mask.frPyObjects(near, *size)
+    # In pairs: one after the other would read the whole union again for each.
+    while len(runs) > 1:
+        runs = [coco_mask.merge(runs[i : i + 2]) for i in range(0, len(runs), 2)]
+    return runs[0]
+
+
 def _parse_run_lengths(segmentation: dict, size: tuple[int, int]) -> dict[str, Any]:
     height, width = size
     found, counts = segmentation.get("size"), segmentation.get("counts")
@@ -150,6 +194,8 @@ def _parse_run_lengths(segmentation: dict, size: tuple[int, int]) -> dict[str, A
         raise ValueError(
             f"allowed: run lengths whose size is that of the image, {[height, width]}"
         )
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")  # as pycocotools itself returns them
     if isinstance(counts, str):
         counts = _read_counts(counts)
     right = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)

@@ -22,6 +22,7 @@ class Detector(NamedTuple):
     predict: Callable  # (variables, batch) -> Detections, in canvas pixels
     num_classes: int | None = None  # K; None: it does not classify
     recipe: dict | None = None  # JSON; `deserialize(recipe)` builds the detector again
+    has_masks: bool = False  # whether `predict` returns masks
 
 
 def from_network(
@@ -31,6 +32,7 @@ def from_network(
     predict: Callable,
     num_classes: int | None = None,
     builder: partial | None = None,
+    has_masks: bool = False,
 ) -> Detector:
     """Returns the detector of a network, whose functions take the network's variables.
 
@@ -45,6 +47,7 @@ def from_network(
       num_classes: see `Detector`.
       builder: the call that makes this detector; its recipe, unless it holds values
         that no recipe can hold.
+      has_masks: see `Detector`.
     """
 
     def init(key: jax.Array, batch: Batch) -> Mapping[str, Any]:
@@ -55,7 +58,7 @@ def from_network(
     except TypeError:
         recipe = None
     functions = init, nn.apply(loss, network), nn.apply(predict, network)
-    return Detector(*functions, num_classes, recipe)
+    return Detector(*functions, num_classes, recipe, has_masks)
 
 
 def preprocess(

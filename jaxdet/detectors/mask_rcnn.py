@@ -144,6 +144,7 @@ def mask_rcnn(
         predict=partial(predict, config=config),
         num_classes=boxes.num_classes,
         builder=partial(mask_rcnn, config, backbone, box_head),
+        has_masks=True,
     )
 
 

@@ -1,10 +1,13 @@
 """COCO's average precision and recall, computed by pycocotools."""
 
+import collections
 import contextlib
+import functools
 import io
 import logging
 import math
-from typing import Literal
+import reprlib
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as run_lengths
@@ -12,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from jaxdet.data.dataset import DataError
+from jaxdet.data.masks import parse_segmentation, to_run_lengths
 
 # The order of COCOeval.stats: AP over IoU .50:.05:.95, at single IoUs, by area of the
 # object (small < 32^2 <= medium <= 96^2 < large), then AR by detections an image and,
@@ -19,6 +23,8 @@ from jaxdet.data.dataset import DataError
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 NAMES = PRECISIONS + RECALLS
+MAX_DETECTIONS = 100
+"""Detections of an image and class that count, by COCO's rule."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,60 +34,89 @@ def coco_metrics(
     detections: list[dict],
     *,
     iou_type: Literal["bbox", "segm"] = "bbox",
+    max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, float]:
     """Returns the twelve COCO numbers, and the AP of each class.
 
     Args:
       ground_truth: COCO json with `images`, `categories` and `annotations`, every
-        annotation with `area`; not modified.
+        annotation with `area`; not modified. Segmentations are looked at for "segm"
+        alone.
       detections: COCO results, `image_id`, `category_id` and `score` with a `bbox`
         (x, y, width, height) or, for "segm", a `segmentation` in run lengths; may be
         empty; not modified.
       iou_type: whether boxes or masks are compared.
+      max_detections: how many detections of an image and class count, the best ones;
+        at least 11.
 
     Returns:
       `NAMES` and `AP/<class name>` to fractions in [0, 1]; NaN where there is nothing
-      to find: no annotated object, none of that area, none of that class.
+      to find: no annotated object, none of that area, none of that class. With another
+      `max_detections`, such as 300, all but AR1 and AR10 are at that number, and AR100
+      is called AR300.
 
     Raises:
-      DataError: for a detection of an image or category that is not in `ground_truth`.
+      DataError: for a detection of an image or category that is not in `ground_truth`,
+        or whose numbers are not finite; a broken segmentation in `ground_truth`; and
+        `max_detections` out of its range.
     """
-    check_ids(ground_truth, detections)
+    if max_detections <= 10:
+        raise DataError(f"max_detections is {max_detections}; it must be at least 11")
+    check_detections(ground_truth, detections)
+    _warn_of_crowded_images(ground_truth, max_detections)
+    annotations = ground_truth["annotations"]
+    if iou_type == "segm":
+        annotations = _with_run_lengths(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _index(ground_truth, ground_truth["annotations"])
+        truth = _index(ground_truth, annotations)
         evaluator = COCOeval(truth, _results(truth, detections, iou_type), iou_type)
+        evaluator.params.maxDets = [1, 10, max_detections]
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    metrics = {
-        name: math.nan if value < 0 else float(value)
-        for name, value in zip(NAMES, evaluator.stats, strict=True)
+    names = [truth.cats[number]["name"] for number in evaluator.params.catIds]
+    return _summarize(evaluator.eval, names, max_detections)
+
+
+def _summarize(
+    measured: dict[str, Any], class_names: list[str], max_detections: int
+) -> dict[str, float]:
+    """Averages what COCOeval measured; its own summary knows no limit but 100."""
+    # [IoUs, recalls, classes, areas, limits of detections], [IoUs, classes, ...].
+    precision, recall = measured["precision"], measured["recall"]
+    values = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1]]
+    values += [precision[..., area, -1] for area in (1, 2, 3)]
+    values += [recall[..., 0, limit] for limit in (0, 1, 2)]
+    values += [recall[..., area, -1] for area in (1, 2, 3)]
+    names = [name.replace("AR100", f"AR{max_detections}") for name in NAMES]
+    values += [precision[:, :, index, 0, -1] for index in range(len(class_names))]
+    names += [f"AP/{name}" for name in class_names]
+    known = [array[array > -1] for array in values]  # -1: there is nothing to find
+    return {
+        name: float(np.mean(array)) if array.size else math.nan
+        for name, array in zip(names, known, strict=True)
     }
-    # [IoUs, recalls, classes, areas, detections an image]: all areas, 100 detections.
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]
-    for index, category_id in enumerate(evaluator.params.catIds):
-        of_class = precision[:, :, index]
-        has_objects = (of_class >= 0).all()
-        average = float(np.mean(of_class)) if has_objects else math.nan
-        metrics[f"AP/{truth.cats[category_id]['name']}"] = average
-    return metrics
 
 
 def box_and_mask_metrics(
-    ground_truth: dict, detections: list[dict]
+    ground_truth: dict, detections: list[dict], *, max_detections: int = MAX_DETECTIONS
 ) -> dict[str, float]:
     """Returns `coco_metrics` of the boxes and, where there are masks, of these too.
 
     Args:
       ground_truth: see `coco_metrics`.
       detections: COCO results with `bbox`, and `segmentation` if they have masks.
+      max_detections: see `coco_metrics`.
 
     Returns:
       The numbers of the boxes under their names; then, if all detections (there may be
       none) and all annotations have masks, those of the masks as `mask/AP`,
       `mask/AP50` and so on. A warning says if only annotations lack some.
+
+    Raises:
+      DataError: as `coco_metrics`.
     """
-    metrics = coco_metrics(ground_truth, detections)
+    measure = functools.partial(coco_metrics, max_detections=max_detections)
+    metrics = measure(ground_truth, detections)
     annotations = ground_truth["annotations"]
     if not annotations or _without_mask(detections):
         return metrics
@@ -93,8 +128,43 @@ def box_and_mask_metrics(
                 len(annotations),
             )
         return metrics
-    masks = coco_metrics(ground_truth, detections, iou_type="segm")
+    # Without detections there is nothing to compare: no segmentation is looked at.
+    masks = (
+        measure(ground_truth, detections, iou_type="segm") if detections else metrics
+    )
     return metrics | {f"mask/{name}": value for name, value in masks.items()}
+
+
+def check_segmentations(
+    ground_truth: dict, *, bad: Literal["error", "skip"] = "error"
+) -> dict:
+    """Checks the segmentations of all annotations, if all have one.
+
+    Args:
+      ground_truth: COCO json; not modified.
+      bad: whether a broken one is an error, or its annotation is left out, and logged.
+
+    Returns:
+      Ground truth, without the annotations left out.
+
+    Raises:
+      DataError: for a broken segmentation, naming its annotation.
+    """
+    annotations = ground_truth["annotations"]
+    if _without_mask(annotations):
+        return ground_truth  # no masks are measured
+    sizes, kept = _image_sizes(ground_truth), []
+    for annotation in annotations:
+        try:
+            _parse(annotation, sizes)
+        except DataError:
+            if bad == "error":
+                raise
+        else:
+            kept.append(annotation)
+    if dropped := len(annotations) - len(kept):
+        logger.warning("dropped %d objects with bad segmentations", dropped)
+    return ground_truth | {"annotations": kept}
 
 
 def box_iou(boxes_a: list, boxes_b: list) -> np.ndarray:
@@ -108,15 +178,15 @@ def box_iou(boxes_a: list, boxes_b: list) -> np.ndarray:
     return run_lengths.iou(*sets, [False] * len(boxes_b))
 
 
-def check_ids(ground_truth: dict, detections: list[dict]) -> None:
-    """Refuses detections of an unknown image or category.
+def check_detections(ground_truth: dict, detections: list[dict]) -> None:
+    """Refuses detections of an unknown image or category, and numbers not finite.
 
     Args:
       ground_truth: COCO json with `images` and `categories`.
-      detections: COCO results with `image_id` and `category_id`.
+      detections: COCO results with `image_id`, `category_id` and `score`.
 
     Raises:
-      DataError: for the first of them, naming its id.
+      DataError: for the first of them, naming its id or its numbers.
     """
     for kind, key in (("image_id", "images"), ("category_id", "categories")):
         allowed = {entry["id"] for entry in ground_truth[key]}
@@ -126,6 +196,77 @@ def check_ids(ground_truth: dict, detections: list[dict]) -> None:
                     f"a detection has {kind} {detection[kind]!r}, which is none of the "
                     f"{len(allowed)} {key} of the ground truth"
                 )
+    for one in detections:
+        # Of NaN, every order of scores is as right as another.
+        if not all(map(math.isfinite, (one["score"], *one.get("bbox", ())))):
+            raise DataError(
+                f"a detection in image {one['image_id']!r} has score {one['score']!r} "
+                f"and bbox {one.get('bbox')!r}; allowed: finite numbers"
+            )
+
+
+def warn_once(message: str) -> None:
+    """Logs a warning the first time that a process has it; evaluations are repeated."""
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning(message)
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_crowded_images(ground_truth: dict, max_detections: int) -> None:
+    counts = collections.Counter(
+        (annotation["image_id"], annotation["category_id"])
+        for annotation in ground_truth["annotations"]
+        if not annotation.get("iscrowd")
+    )
+    crowded = {image_id for (image_id, _), n in counts.items() if n > max_detections}
+    if crowded:
+        (image_id, _), most = counts.most_common(1)[0]
+        warn_once(
+            f"{len(crowded)} images have more than {max_detections} objects of one "
+            f"class ({image_id!r} has {most}), but COCO's metrics count only the "
+            f"{max_detections} best detections of an image and class, so that even "
+            f"perfect ones score less than 1; max_detections={most} counts them all "
+            f"(--max-detections {most} of experiments.evaluate)"
+        )
+
+
+def _image_sizes(ground_truth: dict) -> dict[int | str, tuple]:
+    return {
+        image["id"]: (image.get("height"), image.get("width"))
+        for image in ground_truth["images"]
+    }
+
+
+def _parse(annotation: dict, sizes: dict[int | str, tuple]) -> Any:
+    """Parses a segmentation, or names the annotation whose segmentation is broken."""
+    size, segmentation = sizes[annotation["image_id"]], annotation.get("segmentation")
+    try:
+        if None in size:
+            raise ValueError("allowed: in an image of known height and width")
+        # Not rounded: the outline decides about each pixel.
+        return parse_segmentation(segmentation, size, np.float64)
+    except ValueError as error:
+        raise DataError(
+            f"annotation {annotation['id']!r} has the segmentation "
+            f"{reprlib.repr(segmentation)}; {error}"
+        ) from error
+
+
+def _with_run_lengths(ground_truth: dict) -> list[dict]:
+    """Returns annotations whose segmentations are checked run lengths.
+
+    pycocotools takes a polygon of two points for a box, and reads run lengths that sum
+    up to too much beyond their end.
+    """
+    sizes = _image_sizes(ground_truth)
+    return [
+        one
+        | {"segmentation": to_run_lengths(_parse(one, sizes), sizes[one["image_id"]])}
+        for one in ground_truth["annotations"]
+    ]
 
 
 def _without_mask(entries: list[dict]) -> int:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,7 +13,11 @@ from jaxdet.data import batching, masks
 from jaxdet.data.dataset import DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.evaluation.coco import box_and_mask_metrics
+from jaxdet.evaluation.coco import (
+    box_and_mask_metrics,
+    check_segmentations,
+    warn_once,
+)
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.structs import Batch, Detections
 
@@ -47,8 +51,10 @@ def evaluate(
       What `metrics` returns: numbers by name, the most important first.
 
     Raises:
-      DataError: for an image that cannot be read.
+      DataError: for an image that cannot be read; before any is, as
+        `load_ground_truth`.
     """
+    truth = load_ground_truth(detector, data_set)
     results = detect_all(
         detector,
         variables,
@@ -58,7 +64,43 @@ def evaluate(
         progress=progress,
     )
     metrics = metrics or default_metrics(detector)
-    return metrics(data_set.ground_truth(), results)
+    return metrics(truth, results)
+
+
+def load_ground_truth(
+    detector: Detector,
+    data_set: DataSet,
+    *,
+    bad_masks: Literal["error", "skip"] = "error",
+) -> dict:
+    """Returns what the results of a detector are compared with, as COCO's json.
+
+    Args:
+      detector: without masks the segmentations are left out.
+      data_set: for a detector with masks its segmentations are checked, unless they
+        were when it was loaded (`read_masks`).
+      bad_masks: see `coco.check_segmentations`.
+
+    Raises:
+      DataError: for a broken segmentation.
+    """
+    truth = data_set.ground_truth()
+    if not detector.has_masks:
+        annotations = [
+            {key: value for key, value in one.items() if key != "segmentation"}
+            for one in truth["annotations"]
+        ]
+        return truth | {"annotations": annotations}
+    # The json need not have the sizes that masks are drawn at.
+    sizes = dict(zip(data_set.image_ids, data_set.sizes.tolist(), strict=True))
+    images = [
+        image | dict(zip(("height", "width"), sizes[image["id"]], strict=True))
+        for image in truth["images"]
+    ]
+    truth = truth | {"images": images}
+    if data_set.read_masks is not None:
+        return truth
+    return check_segmentations(truth, bad=bad_masks)
 
 
 def default_metrics(detector: Detector) -> Metrics:
@@ -109,6 +151,7 @@ def detect_all(
         process=jax.process_index(),
         processes=hosts,
     )
+    fullest = max((len(objects.labels) for objects in data_set.objects), default=0)
     predict = predict_on_devices(detector, variables)
     pairs = ((batch, predict(batch)) for batch in batches)
     by_batch = []
@@ -117,6 +160,12 @@ def detect_all(
         # In pairs, so that the devices have the next batch while these are copied.
         for (batch, arrays), _ in itertools.pairwise(itertools.chain(pairs, [None])):
             detections = parallel.to_host(arrays)
+            if fullest > (slots := detections.valid.shape[1]):
+                warn_once(
+                    f"data set {data_set.name!r} has an image of {fullest} objects, "
+                    f"but the detector returns at most {slots} detections an image "
+                    "(max_detections of its postprocessing)"
+                )
             by_batch.append(list(_coco_results(batch, detections, data_set)))
             bar.update(hosts * np.count_nonzero(batch.image_ids >= 0))
     in_turn = itertools.zip_longest(*parallel.gather(by_batch), fillvalue=())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdet.evaluation.coco import box_iou, check_ids
+from jaxdet.evaluation.coco import box_iou, check_detections
 
 IOUS = np.linspace(0.5, 0.95, 10)
 """COCO's thresholds, over which recall is averaged."""
@@ -34,9 +34,10 @@ def proposal_recall(
       0.7, for the largest count. Fractions in [0, 1]; NaN if there are no objects.
 
     Raises:
-      DataError: for a result of an image or category that is not in `ground_truth`.
+      DataError: for a result of an image or category that is not in `ground_truth`,
+        or whose numbers are not finite.
     """
-    check_ids(ground_truth, results)
+    check_detections(ground_truth, results)
     objects, proposals = collections.defaultdict(list), collections.defaultdict(list)
     for annotation in ground_truth["annotations"]:
         if not annotation["iscrowd"]:

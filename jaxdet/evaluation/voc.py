@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from jaxdet.evaluation.coco import box_iou, check_ids
+from jaxdet.evaluation.coco import box_iou, check_detections
 
 # As the devkit's 0:0.1:1 in float64, so 0.6 is 0.6000000000000001, and a recall of
 # exactly 6 / 10 does not reach it: the numbers that papers print were made like this.
@@ -43,9 +43,10 @@ def voc_metrics(
       the mean leaves out.
 
     Raises:
-      DataError: for a detection of an image or category that is not in `ground_truth`.
+      DataError: for a detection of an image or category that is not in `ground_truth`,
+        or whose numbers are not finite.
     """
-    check_ids(ground_truth, detections)
+    check_detections(ground_truth, detections)
     objects, results = collections.defaultdict(list), collections.defaultdict(list)
     for annotation in ground_truth["annotations"]:
         objects[annotation["category_id"]].append(annotation)

@@ -188,7 +188,9 @@ def with_coco_labels(name: str) -> Detector:
         return jax.vmap(nms.clear_padding)(take(detections, order))
 
     recipe = serialize(partial(with_coco_labels, name))
-    return Detector(detector.init, loss, predict, len(outputs), recipe)
+    return detector._replace(
+        loss=loss, predict=predict, num_classes=len(outputs), recipe=recipe
+    )
 
 
 def load(

@@ -175,6 +175,7 @@ class DetectorLaws:
         detections = jax.device_get(compiled.predict(variables, batch))
         chex.assert_tree_all_finite(detections)
         assert_shapes_as_annotated(detections)
+        assert (detections.masks is not None) == compiled.detector.has_masks
         overlap = np.asarray(overlaps(detections.boxes, detections.boxes))
         assert np.any(detections.valid)
         for i, (height, width) in enumerate(batch.sizes):

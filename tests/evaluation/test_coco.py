@@ -90,6 +90,32 @@ def test_without_detections_ap_is_zero_and_without_objects_not_a_number():
         assert all(map(math.isnan, coco.coco_metrics(truth(), detections).values()))
 
 
+def test_a_hundred_detections_of_an_image_and_class_count_unless_more_are_asked_for(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(coco, "_warned", set())
+    boxes = [
+        (20 * row, 20 * column, 15, 15) for row in range(20) for column in range(15)
+    ]
+    ground_truth = truth(*[(0, 0, *box) for box in boxes])
+    perfect = [detection(0, 0, 1 - rank / 1000, *box) for rank, box in enumerate(boxes)]
+    with caplog.at_level(logging.WARNING, "jaxdet"):
+        metrics = coco.coco_metrics(ground_truth, perfect)
+        assert coco.coco_metrics(ground_truth, perfect) == metrics
+    # Recall ends at 100 / 300: 34 of the recalls 0, 0.01, ..., 1.
+    assert metrics["AP"] == pytest.approx(34 / 101)
+    assert metrics["AR100"] == metrics["ARs"] == pytest.approx(1 / 3)
+    (message,) = caplog.messages
+    assert message.startswith("1 images have more than 100 objects of one class (0 has")
+    assert "max_detections=300" in message
+    metrics = coco.coco_metrics(ground_truth, perfect, max_detections=300)
+    assert len(caplog.messages) == 1 and "AR100" not in metrics
+    assert metrics["AP"] == metrics["AR300"] == metrics["APs"] == pytest.approx(1)
+    assert metrics["AR10"] == pytest.approx(10 / 300)
+    with pytest.raises(DataError, match="max_detections is 10; it must be at least 11"):
+        coco.coco_metrics(ground_truth, perfect, max_detections=10)
+
+
 def test_detections_in_a_crowd_are_ignored():
     ground_truth = truth((0, 0, 0, 0, 50, 50), (0, 0, 100, 100, 200, 200))
     ground_truth["annotations"][1]["iscrowd"] = 1
@@ -147,6 +173,72 @@ def test_boxes_and_masks_have_numbers_of_their_own():
     assert metrics["mask/AP"] == metrics["mask/AP/cat"] == metrics["mask/AR100"] == 0
 
 
+@pytest.mark.parametrize("segmentation", [[[0, 0, 9, 9]], [0, 0, 9, 0, 9, 9]])
+def test_boxes_are_compared_whatever_the_segmentations_are(segmentation):
+    ground_truth = truth((0, 0, 0, 0, 9, 9))
+    ground_truth["annotations"][0]["segmentation"] = segmentation
+    assert coco.box_and_mask_metrics(ground_truth, [])["AP"] == 0
+    box = detection(0, 0, 0.9, 0, 0, 9, 9)
+    metrics = coco.box_and_mask_metrics(ground_truth, [box])
+    assert metrics["AP"] == pytest.approx(1) and "mask/AP" not in metrics
+
+
+def small_image(segmentation):
+    """Ground truth of two objects in 60 x 80 pixels, the first one whole."""
+    ground_truth = truth((0, 0, 0, 0, 30, 20), (0, 0, 30, 20, 30, 20))
+    ground_truth["images"][0] |= {"height": 60, "width": 80}
+    whole = [[0, 0, 30, 0, 30, 20, 0, 20]]
+    for annotation, value in zip(
+        ground_truth["annotations"], (whole, segmentation), strict=True
+    ):
+        annotation["segmentation"] = value
+    return ground_truth
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "problem"),
+    [
+        ({"size": [60, 80], "counts": [610, 20]}, "sum up to 60"),
+        ({"size": [60, 80], "counts": [4800, 20]}, "sum up to 60"),
+        ({"size": [80, 60], "counts": [4800]}, r"that of the image, \[60, 80\]"),
+        ({"size": [60, 80], "counts": ""}, "sum up to 60"),
+        ([[1, 2, math.nan, 4, 5, 6]], "finite coordinates"),
+        ([[10, 10, 20, 20]], "3 or more points"),
+        ([1, 2, 3, 4, 5, 6], "3 or more points"),
+    ],
+)
+def test_broken_segmentations_are_named(segmentation, problem, caplog):
+    ground_truth = small_image(segmentation)
+    result = detection(0, 0, 0.5, 0, 0, 30, 20)
+    result["segmentation"] = run_lengths.encode(np.ones((60, 80), np.uint8, order="F"))
+    message = f"annotation 1 has the segmentation .*; allowed: .*{problem}"
+    with pytest.raises(DataError, match=message):
+        coco.box_and_mask_metrics(ground_truth, [result])
+    with pytest.raises(DataError, match=message):
+        coco.check_segmentations(ground_truth)
+    with caplog.at_level(logging.WARNING, "jaxdet"):
+        kept = coco.check_segmentations(ground_truth, bad="skip")["annotations"]
+    assert [annotation["id"] for annotation in kept] == [0]
+    assert caplog.messages == ["dropped 1 objects with bad segmentations"]
+
+
+def test_strays_beside_a_polygon_are_no_masks():
+    square = [30, 20, 60, 20, 60, 40, 30, 40]
+    ground_truth = small_image([[5, 5, 5, 6], square, []])
+    results = []
+    for annotation in ground_truth["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        pixels = np.zeros((60, 80), np.uint8, order="F")
+        pixels[y : y + height, x : x + width] = 1
+        result = detection(0, 0, 0.5, *annotation["bbox"])
+        results.append(result | {"segmentation": run_lengths.encode(pixels)})
+    metrics = coco.coco_metrics(ground_truth, results, iou_type="segm")
+    assert metrics["AP"] == pytest.approx(1)
+    del ground_truth["images"][0]["width"]
+    with pytest.raises(DataError, match="in an image of known height and width"):
+        coco.coco_metrics(ground_truth, results, iou_type="segm")
+
+
 def test_without_masks_on_both_sides_only_boxes_are_measured(caplog):
     ground_truth = truth(*[(image, 0, 0, 0, 9, 9) for image in range(3)])
     box = detection(0, 0, 0.9, 0, 0, 9, 9)
@@ -184,3 +276,12 @@ def test_detections_of_unknown_images_or_categories(key):
     unknown = detection(0, 0, 0.5, 0, 0, 50, 50) | {key: 77}
     with pytest.raises(DataError, match=f"{key} 77, which is none of the"):
         coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [unknown])
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"score": math.nan}, {"bbox": [0, 0, math.inf, 50]}]
+)
+def test_numbers_that_are_not_finite(numbers):
+    broken = detection(0, 0, 0.5, 0, 0, 50, 50) | numbers
+    with pytest.raises(DataError, match=r"in image 0 has score .*; allowed: finite"):
+        coco.coco_metrics(truth((0, 0, 0, 0, 50, 50)), [broken])

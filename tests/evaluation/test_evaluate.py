@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ from pycocotools import mask as run_lengths
 from jaxdet.data.dataset import DataError
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.evaluation import evaluate
+from jaxdet.evaluation import coco, evaluate
 from jaxdet.structs import Detections
 from tests.data.in_memory import in_memory_data_set
 
@@ -209,3 +210,61 @@ def test_an_image_that_cannot_be_read_is_named():
     data_set = in_memory_data_set([(20, 30)], image_ids=["gone"])
     with pytest.raises(DataError, match="'gone' cannot be read"):
         detect_all(the_truth, data_set)
+
+
+def with_segmentations(data_set, segmentation):
+    """The data set with one segmentation for all objects, and images without sizes."""
+
+    def ground_truth():
+        truth = data_set.ground_truth()
+        for annotation in truth["annotations"]:
+            annotation["segmentation"] = segmentation
+        return truth | {"images": [{"id": one["id"]} for one in truth["images"]]}
+
+    return dataclasses.replace(data_set, ground_truth=ground_truth)
+
+
+def test_a_detector_of_boxes_has_no_numbers_of_masks(data_set):
+    masked = with_segmentations(data_set, [[1, 1, 9, 1, 9, 9]])
+    for predict, expected in ((no_detections, 0), (the_truth, 1)):
+        metrics = evaluate.evaluate(detector(predict), {}, masked, CONFIG)
+        assert metrics["AP"] == pytest.approx(expected) and "mask/AP" not in metrics
+
+
+def test_broken_segmentations_are_refused_before_detection_starts(data_set):
+    def never(batch):
+        raise AssertionError("an image was read")
+
+    broken = with_segmentations(data_set, [[1, 1, 9, 9]])
+    masked = detector(never)._replace(has_masks=True)
+    with pytest.raises(DataError, match=r"has the segmentation .* 3 or more points"):
+        evaluate.evaluate(masked, {}, broken, CONFIG)
+    truth = evaluate.load_ground_truth(masked, broken, bad_masks="skip")
+    assert truth["annotations"] == []
+    # Loading with masks has checked them.
+    loaded = dataclasses.replace(broken, read_masks=print)
+    evaluate.load_ground_truth(masked, loaded)
+
+
+def test_masks_are_compared_at_the_sizes_of_the_data_set(data_set):
+    def with_masks(batch):
+        found = the_truth(batch)
+        return found.replace(masks=jnp.ones((*found.valid.shape, 28, 28)))
+
+    masked = with_segmentations(data_set, [[1, 1, 9, 1, 9, 9]])
+    found = evaluate.evaluate(
+        detector(with_masks)._replace(has_masks=True), {}, masked, CONFIG
+    )
+    assert 0 <= found["mask/AP"] < 1
+
+
+def test_a_detector_with_too_few_slots_is_named_once(data_set, caplog, monkeypatch):
+    monkeypatch.setattr(coco, "_warned", set())
+
+    def one_slot(batch):
+        return jax.tree.map(lambda values: values[:, :1], the_truth(batch))
+
+    for _ in range(2):
+        detect_all(one_slot, data_set)
+    (message,) = caplog.messages
+    assert "an image of 3 objects" in message and "at most 1 detections" in message

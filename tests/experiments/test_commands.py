@@ -196,6 +196,7 @@ def test_evaluate_prints_writes_and_draws(
     [
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"pictures": -1}, "--pictures is -1"),
+        ({"max_detections": 10}, "--max-detections is 10; it must be at least 11"),
         ({"canvas_multiple": 0}, "--canvas-multiple is 0"),
         ({"canvas_multiple": 64}, "--canvas-multiple 64 without --weights"),
         ({"weights": "some.pth"}, "--weights some.pth and the run folder .*; one"),

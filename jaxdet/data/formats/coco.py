@@ -90,6 +90,7 @@ def load(
         raise DataError(f"{file}: {error}") from error
     objects, kept = _clip_and_group(rows, sizes)
     _warn_of_dropped(file, len(bad), len(rows) - sum(map(len, kept)), masks)
+    _warn_of_strays(file, content["annotations"], bad, masks)
     return DataSet(
         name=file.stem,
         class_names=class_names,
@@ -330,6 +331,20 @@ def _warn_of_dropped(file: pathlib.Path, bad: int, empty: int, masks: bool) -> N
         logger.warning("%s: dropped %d objects with bad %s", file, bad, what)
     if empty:
         logger.warning("%s: dropped %d objects without area", file, empty)
+
+
+def _warn_of_strays(
+    file: pathlib.Path, annotations: list[dict], bad: frozenset, masks: bool
+) -> None:
+    """Counts the parts of polygons that `parse_segmentation` leaves out."""
+    polygons = [
+        one["segmentation"]
+        for one in annotations
+        if masks and one["id"] not in bad and isinstance(one["segmentation"], list)
+    ]
+    strays = sum(len(part) < 6 for parts in polygons for part in parts)
+    if strays:
+        logger.warning("%s: dropped %d parts of under 3 points", file, strays)
 
 
 def _mask_reader(

@@ -328,3 +328,13 @@ class TestMasks:
         assert data.read_masks(1, 4).shape == (1, 4, 4)
         assert [entry["id"] for entry in data.ground_truth()["annotations"]] == [5, 10]
         assert "dropped 1 objects with bad boxes or segmentations" in caplog.text
+
+    def test_strays_beside_a_polygon_are_left_out_and_counted(
+        self, load, outlined, caplog
+    ):
+        whole = load(outlined, masks=True).read_masks(1, 4)
+        outlined["annotations"][1]["segmentation"] = [[1, 2, 3, 4], SQUARE, []]
+        data = load(outlined, masks=True)
+        np.testing.assert_array_equal(data.read_masks(1, 4), whole)
+        assert "dropped 2 parts of under 3 points" in caplog.text
+        assert len(data.ground_truth()["annotations"]) == 3
