@@ -4,18 +4,20 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
 from jaxdet.data import proposal_files, selective_search
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats import BadBoxPolicy, LoadOptions
 from jaxdet.data.formats.open import (
-    LAYOUTS,
-    layout_of,
+    Role,
     open_dataset,
     open_for_training,
+    open_splits,
 )
+from jaxdet.data.holdout import SHARE
 from jaxdet.data.input_config import InputConfig
 
 Options = TypeVar("Options")
@@ -28,29 +30,31 @@ class DataOption:
     """The images and objects to work on."""
 
     data: tuple[str, ...] = ()
-    """A json in COCO's format (then `--images` too), COCO's folder, VOCdevkit or
-    folders in it, a folder that TFDS prepared, tfds:NAME, digits, or digits:N with N
-    images to train on. Several are joined."""
+    """A folder of images and annotations (COCO, Roboflow, Pascal VOC, TFDS), a json
+    in COCO's format, tfds:NAME, digits, or digits:N with N images to train on. Several
+    are joined."""
     images: tuple[pathlib.Path, ...] = ()
-    """Folder of the image files of a json; by default that of the json."""
+    """Folder of the image files of a json; by default found beside it."""
     split: str | None = None
     """Such as "train", "val2017", or "train[:10%]" of a TFDS set; by default what each
-    layout calls its images to train on, or to validate on in `evaluate`."""
-    bad_boxes: Literal["error", "skip"] = "error"
+    format calls its images to train on, or to validate on in `evaluate`."""
+    bad_boxes: BadBoxPolicy = "error"
     """What becomes of a box outside its image, or a broken segmentation."""
+    keep_empty_classes: bool = False
+    """Keep Roboflow's root category, which no object has."""
 
     def load(
         self,
         *,
-        validation: bool = False,
+        role: Role = "training",
         masks: bool = False,
         class_names: Sequence[str] | None = None,
     ) -> DataSet:
         """Returns the data set, opened.
 
         Args:
-          validation: whether the split is by default the one for validation.
-          masks: see `open_dataset`.
+          role: see `open_dataset`.
+          masks: see `LoadOptions`.
           class_names: see `open_dataset`.
 
         Returns:
@@ -59,15 +63,36 @@ class DataOption:
         Raises:
           DataError: nothing is named, or it cannot be opened.
         """
-        _require_source(self)
-        layout = LAYOUTS[layout_of(self.data[0])]
         return open_dataset(
             self.data,
-            split=self.split or (layout.validation if validation else None),
+            split=self.split,
+            role=role,
+            options=self.load_options(masks=masks),
+            class_names=class_names,
+        )
+
+    def load_splits(
+        self, splits: Sequence[str] = (), *, masks: bool = False
+    ) -> dict[str, DataSet]:
+        """Returns splits of the data set by name; `--split` if none is given."""
+        splits = splits or ((self.split,) if self.split else ())
+        return open_splits(self.data, splits, options=self.load_options(masks=masks))
+
+    def load_options(self, *, masks: bool) -> LoadOptions:
+        """Returns how the annotations are read.
+
+        Raises:
+          DataError: no data set is named, or several folders of images are.
+        """
+        if not self.data:
+            raise DataError(
+                "--data is missing: the data set; --help tells what it takes"
+            )
+        return LoadOptions(
             images=_only_folder("--images", self.images),
             bad_boxes=self.bad_boxes,
             masks=masks,
-            class_names=class_names,
+            keep_empty_classes=self.keep_empty_classes,
         )
 
 
@@ -76,11 +101,14 @@ class ValidationOption:
     """The images that training is evaluated on."""
 
     validation_data: tuple[str, ...] = ()
-    """As `--data`; by default its split for validation, or none where it is a json."""
+    """As `--data`; by default its split for validation."""
     validation_images: tuple[pathlib.Path, ...] = ()
     """As `--images`, which they are by default."""
     validation_split: str | None = None
     """As `--split`."""
+    validation_share: float = SHARE
+    """Of the images to train on, set aside where there is neither a split nor other
+    data to validate on; the same images each time. 0: train on all."""
 
     def load(
         self, source: DataOption, *, masks: bool = False
@@ -89,7 +117,7 @@ class ValidationOption:
 
         Args:
           source: the images to train on.
-          masks: see `open_dataset`.
+          masks: see `LoadOptions`.
 
         Returns:
           Both; None where there is nothing to validate on.
@@ -97,18 +125,16 @@ class ValidationOption:
         Raises:
           DataError: as `DataOption.load`.
         """
-        _require_source(source)
         return open_for_training(
             source.data,
             self.validation_data or None,
             split=source.split,
             validation_split=self.validation_split,
-            images=_only_folder("--images", source.images),
             validation_images=_only_folder(
                 "--validation-images", self.validation_images
             ),
-            bad_boxes=source.bad_boxes,
-            masks=masks,
+            validation_share=self.validation_share,
+            options=source.load_options(masks=masks),
         )
 
 
@@ -159,11 +185,6 @@ def search_proposals(data_set: DataSet, config: InputConfig) -> DataSet:
         return data_set
     limit = config.max_regions
     return selective_search.with_selective_search(data_set, max_proposals=limit)
-
-
-def _require_source(source: DataOption) -> None:
-    if not source.data:
-        raise DataError("--data is missing: the data set; --help tells what it takes")
 
 
 def _only_folder(option: str, folders: Sequence[pathlib.Path]) -> pathlib.Path | None:

@@ -203,7 +203,7 @@ def _load_data(
         names = None if classless else trained.class_names
         config = trained.input
     files = [] if proposal_file is None else [proposal_file]
-    data_set = source.load(validation=True, class_names=names)
+    data_set = source.load(role="validation", class_names=names)
     return read_proposals([data_set], files, config)[0]
 
 

@@ -19,8 +19,6 @@ from experiments import command_line
 from experiments.data_option import DataOption, Flat
 from jaxdet.data import prepare
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.formats import voc
-from jaxdet.data.formats.open import LAYOUTS, layout_of, voc_folder
 
 
 def main(
@@ -78,18 +76,9 @@ def _load_files(source: DataOption, splits, masks) -> dict[str, DataSet]:
 
 
 def _load_splits(source: DataOption, splits, masks) -> dict[str, DataSet]:
-    """Loads splits of the same sources; VOC's have the classes of all of them."""
-    kind, names = layout_of(source.data[0]), None
-    splits = splits or (LAYOUTS[kind].training,)
-    if kind == "voc":
-        folders = map(voc_folder, source.data)
-        names = voc.find_class_names(*folders, splits=splits)
-    return {
-        _tfds_name(split): dataclasses.replace(source, split=split).load(
-            masks=masks, class_names=names
-        )
-        for split in splits
-    }
+    """Loads splits of the same sources, with the classes of all of them."""
+    data_sets = source.load_splits(splits, masks=masks)
+    return {_tfds_name(split): data_set for split, data_set in data_sets.items()}
 
 
 def _tfds_name(split: str) -> str:

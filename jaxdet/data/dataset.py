@@ -51,6 +51,81 @@ class DataSet:
         return len(self.image_ids)
 
 
+def subset(data_set: DataSet, positions: Sequence[int], name: str) -> DataSet:
+    """Makes a data set of some of the images of another.
+
+    Args:
+      data_set: the other; its masks and proposals stay.
+      positions: of the images to take, in the order in which to take them.
+      name: of the new data set.
+
+    Returns:
+      The new data set, with image ids and classes of the other.
+    """
+    positions = np.asarray(positions, np.int64)
+
+    def chosen(values: Sequence) -> tuple:
+        return tuple(values[position] for position in positions)
+
+    readers = {
+        key: functools.partial(_read_chosen, getattr(data_set, key), positions)
+        for key in ("read_image", "read_masks", "read_encoded")
+        if getattr(data_set, key)
+    }
+    image_ids, proposals = chosen(data_set.image_ids), data_set.proposals
+    return dataclasses.replace(
+        data_set,
+        name=name,
+        image_ids=image_ids,
+        sizes=data_set.sizes[positions],
+        objects=chosen(data_set.objects),
+        ground_truth=functools.partial(_chosen_ground_truth, data_set, image_ids),
+        proposals=None if proposals is None else chosen(proposals),
+        **readers,
+    )
+
+
+def with_class_names(data_set: DataSet, class_names: Sequence[str]) -> DataSet:
+    """Gives a data set other labels for the same classes, and perhaps further classes.
+
+    Args:
+      data_set: whose objects are of some of these classes.
+      class_names: label k becomes the class `class_names[k]`, and k its category id.
+
+    Returns:
+      The data set with new labels, category ids and `ground_truth()`.
+
+    Raises:
+      DataError: an object is of another class.
+    """
+    used = {label for one in data_set.objects for label in one.labels.tolist()}
+    for label in sorted(used):
+        if data_set.class_names[label] not in class_names:
+            raise DataError(
+                f"{data_set.name}: the class {data_set.class_names[label]!r} is "
+                f"unknown; allowed: {', '.join(class_names)}"
+            )
+    known = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([known.get(name, -1) for name in data_set.class_names], np.int32)
+    # Ground truth may hold objects without area, of whatever class.
+    category_ids = {
+        old: label
+        for old, label in zip(data_set.category_ids, labels.tolist(), strict=True)
+        if label >= 0
+    }
+    return dataclasses.replace(
+        data_set,
+        class_names=tuple(class_names),
+        category_ids=tuple(range(len(class_names))),
+        objects=tuple(
+            one._replace(labels=labels[one.labels]) for one in data_set.objects
+        ),
+        ground_truth=functools.partial(
+            _renumbered_ground_truth, data_set, category_ids, tuple(class_names)
+        ),
+    )
+
+
 def concatenate(first: DataSet, *others: DataSet) -> DataSet:
     """Makes one data set of several, such as VOC's of 2007 and of 2012.
 
@@ -96,6 +171,37 @@ def concatenate(first: DataSet, *others: DataSet) -> DataSet:
         proposals=None if None in proposals else tuple(itertools.chain(*proposals)),
         **readers,
     )
+
+
+def _read_chosen(read: Callable, positions: np.ndarray, position: int, *options):
+    return read(int(positions[position]), *options)
+
+
+def _chosen_ground_truth(data_set: DataSet, image_ids: Sequence[int | str]) -> dict:
+    content = data_set.ground_truth()
+    images = {image["id"]: image for image in content["images"]}
+    own = set(image_ids)
+    annotations = [one for one in content["annotations"] if one["image_id"] in own]
+    return content | {
+        "images": [images[image_id] for image_id in image_ids],
+        "annotations": annotations,
+    }
+
+
+def _renumbered_ground_truth(
+    data_set: DataSet, category_ids: dict[int, int], class_names: Sequence[str]
+) -> dict:
+    content = data_set.ground_truth()
+    return content | {
+        "annotations": [
+            one | {"category_id": category_ids[one["category_id"]]}
+            for one in content["annotations"]
+            if one["category_id"] in category_ids
+        ],
+        "categories": [
+            {"id": label, "name": name} for label, name in enumerate(class_names)
+        ],
+    }
 
 
 def _joined_id(data_set: DataSet, image_id: int | str) -> str:

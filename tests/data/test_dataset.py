@@ -3,7 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxdet.data.dataset import DataError, Proposals, concatenate
+from jaxdet.data.dataset import (
+    DataError,
+    Proposals,
+    concatenate,
+    subset,
+    with_class_names,
+)
 from tests.data.in_memory import in_memory_data_set
 
 
@@ -65,3 +71,43 @@ def test_what_does_not_fit(fields, message):
     other = dataclasses.replace(a_set("b", 1), **fields)
     with pytest.raises(DataError, match=message):
         concatenate(a_set("a", 1), other)
+
+
+def test_some_of_the_images():
+    whole = dataclasses.replace(
+        with_proposals(a_set("a", 4)),
+        read_masks=lambda position, cells: (position, cells),
+        read_encoded=lambda position: bytes([position]),
+    )
+    part = subset(whole, [3, 1], "part")
+    assert (part.name, part.image_ids, part.class_names) == (
+        "part",
+        (3, 1),
+        ("cat", "dog"),
+    )
+    np.testing.assert_array_equal(part.sizes[:, 1], [4, 2])
+    for position, column in enumerate((4, 2)):
+        assert (part.read_image(position) == column).all()
+        assert part.objects[position].boxes[0, 2] == column
+        assert part.proposals[position].boxes[0, 2] == column
+        assert part.read_masks(position, 7) == (column - 1, 7)
+        assert part.read_encoded(position) == bytes([column - 1])
+    truth = part.ground_truth()
+    assert [one["id"] for one in truth["images"]] == [3, 1]
+    assert sorted(one["image_id"] for one in truth["annotations"]) == [1, 3]
+    assert truth["categories"] == whole.ground_truth()["categories"]
+    assert subset(a_set("a", 2), [0], "bare").read_masks is None
+
+
+def test_other_labels_for_the_same_classes():
+    data_set = with_class_names(a_set("a", 2), ("dog", "eel", "cat"))  # of labels 1, 0
+    assert data_set.class_names == ("dog", "eel", "cat")
+    assert data_set.category_ids == (0, 1, 2)
+    assert [one.labels.tolist() for one in data_set.objects] == [[0], [2]]
+    truth = data_set.ground_truth()
+    assert [one["category_id"] for one in truth["annotations"]] == [0, 2]
+    assert truth["categories"][2] == {"id": 2, "name": "cat"}
+    with pytest.raises(DataError, match="a: the class 'dog' is unknown; allowed: cat"):
+        with_class_names(a_set("a", 1), ("cat",))
+    no_dogs = subset(a_set("a", 2), [1], "cats")
+    assert with_class_names(no_dogs, ("cat",)).category_ids == (0,)

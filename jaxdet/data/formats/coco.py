@@ -7,7 +7,7 @@ import os
 import pathlib
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jaxdet.data import image_files
 from jaxdet.data.annotations import OVERHANG, clip_to_image
 from jaxdet.data.dataset import DataError, DataSet, Objects
 from jaxdet.data.files import read_json
+from jaxdet.data.formats import BadBoxPolicy
 from jaxdet.data.masks import parse_segmentation, rasterize_all
 
 _LEFT_OUT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -41,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 def load(
     annotations: str | os.PathLike,
-    images: str | os.PathLike,
+    images: str | os.PathLike | Sequence[str | os.PathLike],
     *,
-    bad_boxes: Literal["error", "skip"] = "error",
+    bad_boxes: BadBoxPolicy = "error",
     masks: bool = False,
 ) -> DataSet:
     """Reads a json in COCO's format; checks all of it, and that every image is there.
@@ -55,7 +56,8 @@ def load(
 
     Args:
       annotations: path of the json.
-      images: the folder in which its `file_name`s, which may hold subfolders, lie.
+      images: the folder in which its `file_name`s, which may hold subfolders, lie; of
+        several folders the first one that holds all of them.
       bad_boxes: what happens to a box that is not four finite numbers, or reaches more
         than `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
         from `ground_truth()` too, and logged. With `masks`, the same for a bad
@@ -76,11 +78,12 @@ def load(
     if bad_boxes not in ("error", "skip"):
         raise ValueError(f'bad_boxes is {bad_boxes!r}; allowed: "error", "skip"')
     file = pathlib.Path(annotations)
+    folders = [images] if isinstance(images, str | os.PathLike) else images
     content = _read_coco(file)
     try:
         labels, class_names = _read_categories(content["categories"])
         image_ids = _unique_ids(content["images"], "images", (int, str))
-        paths = _image_paths(content["images"], pathlib.Path(images))
+        paths = _image_paths(content["images"], folders)
         sizes = _image_sizes(content["images"], paths)
         _unique_ids(content["annotations"], "annotations", (int, str))
         rows, outlines, bad = _read_annotations(
@@ -161,7 +164,10 @@ def _read_categories(categories: list[dict]) -> tuple[dict[int, int], tuple[str,
     return labels, names
 
 
-def _image_paths(images: list[dict], folder: pathlib.Path) -> tuple[str, ...]:
+def _image_paths(
+    images: list[dict], folders: Sequence[str | os.PathLike]
+) -> tuple[str, ...]:
+    """Finds the images in the first folder that holds all of them."""
     for image in images:
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
@@ -169,20 +175,24 @@ def _image_paths(images: list[dict], folder: pathlib.Path) -> tuple[str, ...]:
                 f"image {image['id']!r} has the file_name {name!r}; allowed: a path "
                 "within the image folder"
             )
-    paths = [os.path.join(folder, image["file_name"]) for image in images]
     # One listing a folder: asking file by file is slow on network disks.
-    present = {parent: _listing(parent) for parent in set(map(os.path.dirname, paths))}
-    missing = [
-        path
-        for path in paths
-        if os.path.basename(path) not in present[os.path.dirname(path)]
-    ]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(paths)} images do not exist, the first is "
-            f"{missing[0]}"
-        )
-    return tuple(paths)
+    listed = functools.cache(_listing)
+    candidates = []
+    for folder in folders:
+        paths = [os.path.join(folder, image["file_name"]) for image in images]
+        missing = [
+            path
+            for path in paths
+            if os.path.basename(path) not in listed(os.path.dirname(path))
+        ]
+        if not missing:
+            return tuple(paths)
+        candidates.append(missing)
+    missing = min(candidates, key=len)
+    raise DataError(
+        f"{len(missing)} of {len(images)} images do not exist, the first is "
+        f"{missing[0]}"
+    )
 
 
 def _listing(folder: str) -> frozenset[str]:

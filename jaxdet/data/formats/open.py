@@ -1,84 +1,121 @@
-"""Opens a data set in any known layout, which it tells apart by name and content.
+"""Opens a data set of any known format, which is told by name and content.
 
-A new format is a file beside this one, a line in `LAYOUTS`, one in `layout_of` and one
-in `_open`.
+A new format is a file beside this one and its line in `FORMATS`.
 """
 
+import dataclasses
+import logging
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from jaxdet.data.dataset import DataError, DataSet, concatenate
+from jaxdet.data.dataset import DataError, DataSet, concatenate, with_class_names
+from jaxdet.data.formats import DEFAULTS, Format, LoadOptions, coco_layouts, named, voc
+from jaxdet.data.holdout import SHARE, hold_out
+from jaxdet.data.summary import summarize
 
 Source = str | os.PathLike
+Role = Literal["training", "validation"]
+
+FORMATS = (
+    named.DIGITS,
+    named.TFDS,
+    coco_layouts.JSON,
+    coco_layouts.FOLDER,
+    coco_layouts.ROBOFLOW,
+    coco_layouts.IMAGES_AND_JSON,
+    voc.DEVKIT,
+)
+
+# What training takes by default, and what validation does; None: there is none.
+SPLITS = (
+    ("trainval", "test"),
+    ("train", "validation"),
+    ("train", "valid"),
+    ("train", "val"),
+    ("train2017", "val2017"),
+    ("train2014", "val2014"),
+    ("train", "test"),
+    ("trainval", None),
+    ("train", None),
+)
+
+_SHOWN = 10  # names of files, in an error message
+
+logger = logging.getLogger(__name__)
 
 
-class Layout(NamedTuple):
-    """How the data sets of one kind are named, and what their splits are called."""
+class _Part(NamedTuple):
+    """One split of one source."""
 
-    description: str
-    training: str | None  # split that training takes by default; None: there is none
-    validation: str | None
-
-
-LAYOUTS = {
-    "digits": Layout('"digits", or "digits:N" of N images', "train", "validation"),
-    "tfds": Layout('"tfds:NAME" of a set that TFDS prepared', "train", "validation"),
-    "tfds_folder": Layout("its folder with dataset_info.json", "train", "validation"),
-    "json": Layout("a json in COCO's format", None, None),
-    "voc": Layout("Pascal VOC folders, or the VOCdevkit", "trainval", "test"),
-    "coco": Layout("COCO's folder with annotations", "train2017", "val2017"),
-}
+    source: str
+    format: Format
+    splits: Sequence[str]  # of the source
+    split: str | None = None
 
 
 def open_dataset(
     source: Source | Sequence[Source],
     *,
     split: str | None = None,
-    images: Source | None = None,
-    bad_boxes: Literal["error", "skip"] = "error",
-    masks: bool = False,
+    role: Role = "training",
+    options: LoadOptions = DEFAULTS,
     class_names: Sequence[str] | None = None,
 ) -> DataSet:
-    """Opens a data set in any known layout.
+    """Opens a data set of any known format, and logs what it holds.
 
     Args:
-      source: one of `LAYOUTS`; or several, which are joined. Of a VOCdevkit VOC2007 is
-        taken; name the folders of the years for others.
-      split: of the data set; by default the layout's own for training. A json has none.
-      images: the folder of a json's image files; by default that of the json.
-      bad_boxes: see `coco.load` and `tfds.from_builder`; other layouts always refuse
-        them.
-      masks: whether to keep the segmentations of COCO's json; digits and TFDS have
-        theirs anyway, VOC has none.
-      class_names: the order of the classes in VOC folders, which have none of their
-        own; see `voc.load`. Others ignore it.
+      source: a path or name that one of `FORMATS` recognizes; or several, which are
+        joined.
+      split: of the data set; by default the one that `SPLITS` has for the role.
+      role: what the images are for. Where there is no split to validate on, all images
+        are taken.
+      options: see there.
+      class_names: of the detector, for formats that do not list their classes; others
+        ignore it.
 
     Returns:
       The data set.
 
     Raises:
-      DataError: for a source of no known layout, options that do not fit it, and
-        whatever is wrong with the files.
+      DataError: for a source of no known format or of several, options that do not fit
+        it, and whatever is wrong with the files.
     """
-    sources = _as_list(source)
-    kinds = [layout_of(one) for one in sources]
-    if images is not None and set(kinds) != {"json"}:
-        raise DataError(f"images is {images}; it is only for a json, not for {source}")
-    if split is not None and "json" in kinds:
-        raise DataError(f"split is {split!r}, but the json {source} is one split")
-    options = {"bad_boxes": bad_boxes, "masks": masks}
-    if set(kinds) == {"voc"}:
-        return _open_voc(sources, split, class_names)
-    opened = [
-        _open(
-            one, kind, split or LAYOUTS[kind].training, images, class_names, **options
-        )
-        for one, kind in zip(sources, kinds, strict=True)
-    ]
-    return opened[0] if len(opened) == 1 else concatenate(*opened)
+    sources = _recognize_all(source, options.images)
+    training, validation = _choose_splits(sources, split)
+    if role == "validation" and split is None and validation:
+        training = validation
+    (data_set,) = _load_all([(training, options)], class_names)
+    _log(data_set)
+    return data_set
+
+
+def open_splits(
+    source: Source | Sequence[Source],
+    splits: Sequence[str],
+    *,
+    options: LoadOptions = DEFAULTS,
+) -> dict[str, DataSet]:
+    """Opens several splits of a data set, with the classes of all of them.
+
+    Args:
+      source: see `open_dataset`.
+      splits: which of them; if there are none, the one to train on.
+      options: see `open_dataset`.
+
+    Returns:
+      Data sets by split; "train" is the name of one that has none.
+
+    Raises:
+      DataError: as `open_dataset`.
+    """
+    sources = _recognize_all(source, options.images)
+    parts = [_choose_splits(sources, split)[0] for split in splits or (None,)]
+    data_sets = _load_all([(part, options) for part in parts])
+    _log(*data_sets)
+    names = splits or (parts[0][0].split or "train",)
+    return dict(zip(names, data_sets, strict=True))
 
 
 def open_for_training(
@@ -87,141 +124,180 @@ def open_for_training(
     *,
     split: str | None = None,
     validation_split: str | None = None,
-    images: Source | None = None,
-    validation_images: Source | None = None,
-    bad_boxes: Literal["error", "skip"] = "error",
-    masks: bool = False,
+    validation_images: pathlib.Path | None = None,
+    validation_share: float = SHARE,
+    options: LoadOptions = DEFAULTS,
 ) -> tuple[DataSet, DataSet | None]:
-    """Opens what to train on and what to validate on.
+    """Opens what to train on and what to validate on, and logs what they hold.
 
     Args:
       source: see `open_dataset`.
-      validation: a source of its own; by default another split of `source`, where that
-        is no json.
-      split: to train on; by default the layout's own.
-      validation_split: to validate on; by default the layout's own.
-      images: see `open_dataset`.
-      validation_images: likewise; by default `images`.
-      bad_boxes: see `open_dataset`.
-      masks: see `open_dataset`.
+      validation: a source of its own; by default another split of `source`.
+      split: to train on; by default see `SPLITS`.
+      validation_split: to validate on; by default see `SPLITS`.
+      validation_images: the images of a json to validate on; by default those of
+        `options`.
+      validation_share: of the images to train on, which `hold_out` sets aside where
+        there is neither a split nor a source to validate on; 0: none.
+      options: see `LoadOptions`.
 
     Returns:
-      Both data sets, with the same classes if they are Pascal VOC's; None for
-      validation with a json alone.
+      Both data sets; None where there is nothing to validate on.
 
     Raises:
       DataError: as `open_dataset`.
     """
-    options = {"bad_boxes": bad_boxes, "masks": masks}
-    training = open_dataset(source, split=split, images=images, **options)
-    if validation is None:
-        validation = _with_validation(_as_list(source), validation_split)
-        if not validation:
-            for name, value in (
-                ("validation_images", validation_images),
-                ("validation_split", validation_split),
-            ):
-                if value is not None:
-                    raise DataError(f"{name} is {value!r}, but validation is not given")
-            return training, None
-    kind = layout_of(_as_list(validation)[0])
-    images = validation_images or (images if kind == "json" else None)
-    return training, open_dataset(
-        validation,
-        split=validation_split or LAYOUTS[kind].validation,
-        images=images,
-        class_names=training.class_names,
-        **options,
-    )
+    parts = _recognize_all(source, options.images)
+    training, held = _choose_splits(parts, split)
+    own_options = options
+    if validation is not None:
+        own = _recognize_all(validation, validation_images)
+        if validation_images or not all(part.format.takes_images for part in own):
+            own_options = dataclasses.replace(options, images=validation_images)
+        whole, held = _choose_splits(own, validation_split)
+        held = whole if validation_split or not held else held
+    elif validation_images is not None:
+        raise DataError(
+            f"validation_images is {validation_images}, but validation is not given"
+        )
+    elif validation_split is not None:
+        held = _with_split(parts, validation_split)
+    if held:
+        data_sets = _load_all([(training, options), (held, own_options)])
+    else:
+        data_sets = hold_out(*_load_all([(training, options)]), validation_share)
+    _log(*data_sets)
+    return tuple(data_sets)
 
 
-def layout_of(source: Source) -> str:
-    """Tells which of `LAYOUTS` a source has.
+def recognize(source: Source) -> Format:
+    """Tells which of `FORMATS` a source has.
 
     Raises:
-      DataError: it has none of them.
+      DataError: it has none of them, or several.
     """
-    name, path = os.fspath(source), pathlib.Path(source).expanduser()
-    if name == "digits" or re.fullmatch(r"digits:[1-9]\d*", name):
-        return "digits"
-    if name.startswith("tfds:"):
-        return "tfds"
-    if path.suffix == ".json":
-        return "json"
-    if (path / "dataset_info.json").exists():
-        return "tfds_folder"
-    # Before COCO's: there are disks on which Annotations is annotations, too.
-    if (path / "ImageSets").is_dir() or (path / "VOC2007").is_dir():
-        return "voc"
-    if (path / "annotations").is_dir():
-        return "coco"
-    problem = "none of the known layouts" if path.exists() else "not there"
-    allowed = "; ".join(layout.description for layout in LAYOUTS.values())
-    raise DataError(f"data set {name}: {problem}; allowed: {allowed}")
+    path = os.path.expanduser(source)
+    fitting = [one for one in FORMATS if one.recognize(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = " and as ".join(f"{one.name}: {one.description}" for one in fitting)
+        raise DataError(
+            f"data set {source}: can be read as {names}; allowed: one of them; name "
+            "the file instead of the folder, or move the other away"
+        )
+    allowed = "; ".join(one.description for one in FORMATS)
+    raise DataError(f"data set {source}: {_content(path)}; allowed: {allowed}")
 
 
-def _as_list(source: Source | Sequence[Source]) -> list[Source]:
+def _with_split(parts: Sequence[_Part], split: str) -> list[_Part]:
+    """Returns the parts that have a split, or may have; such as one with a slice."""
+    divided = [part._replace(split=split) for part in parts if part.splits]
+    if not divided:
+        raise DataError(f"validation_split is {split!r}, but validation is not given")
+    base = split.partition("[")[0]
+    return [part for part in divided if base in part.splits] or divided
+
+
+def _recognize_all(
+    source: Source | Sequence[Source], images: pathlib.Path | None
+) -> list[_Part]:
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     if not sources:
         raise DataError("no data set is named; at least one is needed")
-    return sources
+    parts = []
+    for one in sources:
+        path, own = os.path.expanduser(one), recognize(one)
+        if images is not None and not own.takes_images:
+            raise DataError(f"images is {images}; it is only for a json, not for {one}")
+        parts.append(_Part(path, own, own.splits(path)))
+        found = ", ".join(parts[-1].splits)
+        logger.info("%s: %s%s", one, own.name, found and f", with the splits {found}")
+    return parts
 
 
-def _open(
-    source: Source,
-    kind: str,
-    split: str | None,
-    images: Source | None,
-    class_names: Sequence[str] | None,
-    **options,
-) -> DataSet:
-    split = split or LAYOUTS[kind].training
-    # Imported where they are used: TFDS takes seconds.
-    if kind == "digits":
-        from jaxdet.data.formats import digits
-
-        _, _, count = os.fspath(source).partition(":")
-        return digits.load(split, **({"train_images": int(count)} if count else {}))
-    path = pathlib.Path(source).expanduser()
-    if kind == "voc":
-        return _open_voc([source], split, class_names)
-    if kind in ("tfds", "tfds_folder"):
-        from jaxdet.data.formats import tfds
-
-        if kind == "tfds_folder":
-            return tfds.load_directory(path, split, bad_boxes=options["bad_boxes"])
-        name = os.fspath(source).removeprefix("tfds:")
-        return tfds.load(name, split, bad_boxes=options["bad_boxes"])
-    from jaxdet.data.formats import coco
-
-    if kind == "json":
-        return coco.load(path, images or path.parent, **options)
-    annotations = path / "annotations" / f"instances_{split}.json"
-    return coco.load(annotations, path / split, **options)
+def _choose_splits(
+    parts: Sequence[_Part], split: str | None
+) -> tuple[list[_Part], list[_Part]]:
+    """Chooses a split of each source to train on, and of some one to validate on."""
+    divided = [part.splits for part in parts if part.splits]
+    if split is not None and len(divided) < len(parts):
+        one = next(part.source for part in parts if not part.splits)
+        raise DataError(f"split is {split!r}, but {one} is one split")
+    common = _choose_pair(divided, split) if divided else None
+    training, validation = [], []
+    for part in parts:
+        if not part.splits:
+            training.append(part)
+            continue
+        pair = common or _choose_pair([part.splits], None)
+        if pair is None and len(part.splits) == 1:
+            pair = part.splits[0], None
+        if pair is None:
+            raise DataError(
+                f"{part.source} has the splits {', '.join(part.splits)}; name one"
+            )
+        training.append(part._replace(split=pair[0]))
+        if pair[1] in part.splits:
+            validation.append(part._replace(split=pair[1]))
+    return training, validation
 
 
-def _open_voc(
-    sources: Sequence[Source], split: str | None, class_names: Sequence[str] | None
-) -> DataSet:
-    from jaxdet.data.formats import voc
-
-    folders = list(map(voc_folder, sources))
-    split = split or LAYOUTS["voc"].training
-    return voc.load(*folders, split=split, class_names=class_names)
-
-
-def voc_folder(source: Source) -> pathlib.Path:
-    """Returns the folder of one year; of a VOCdevkit that of 2007."""
-    path = pathlib.Path(source).expanduser()
-    return path if (path / "ImageSets").is_dir() else path / "VOC2007"
+def _choose_pair(
+    splits: Sequence[Sequence[str]], split: str | None
+) -> tuple[str, str | None] | None:
+    """Returns the first of `SPLITS` that fits several sources; None: none does."""
+    for training, validation in SPLITS:
+        if split is None:
+            fits = all(training in own for own in splits)
+        else:
+            fits = split.partition("[")[0] == training
+        if fits and (validation is None or any(validation in own for own in splits)):
+            return split or training, validation
+    return None if split is None else (split, None)
 
 
-def _with_validation(sources: list[Source], split: str | None) -> list[Source]:
-    """Returns the sources for training that have a split to validate on."""
-    kinds = [layout_of(one) for one in sources]
-    if set(kinds) == {"voc"}:
-        # Of 2007 and 2012, only the former's test set has annotations.
-        name = f"ImageSets/Main/{split or LAYOUTS['voc'].validation}.txt"
-        lists = [one for one in sources if (voc_folder(one) / name).exists()]
-        return lists or sources
-    return [] if "json" in kinds else sources
+def _load_all(
+    data_sets: Sequence[tuple[Sequence[_Part], LoadOptions]],
+    class_names: Sequence[str] | None = None,
+) -> list[DataSet]:
+    """Loads data sets, each of several parts, with the same classes."""
+    loaded = [
+        [(one.format, one.format.load(one.source, one.split, options)) for one in parts]
+        for parts, options in data_sets
+    ]
+    pairs = [pair for parts in loaded for pair in parts]
+    listed = [one.class_names for own, one in pairs if own.order_classes is None]
+    found = {
+        one.class_names[label]
+        for _, one in pairs
+        for objects in one.objects
+        for label in objects.labels.tolist()
+    }
+    if class_names is None:
+        class_names = listed[0] if listed else pairs[0][0].order_classes(found)
+    joined = []
+    for parts in loaded:
+        own = [
+            one
+            if kind.order_classes is None or one.class_names == tuple(class_names)
+            else with_class_names(one, class_names)
+            for kind, one in parts
+        ]
+        joined.append(own[0] if len(own) == 1 else concatenate(*own))
+    return joined
+
+
+def _log(*data_sets: DataSet | None) -> None:
+    for data_set in filter(None, data_sets):
+        logger.info("%s", summarize(data_set))
+
+
+def _content(path: str) -> str:
+    """Says what is in a folder of no known format."""
+    if not os.path.isdir(path):
+        return "a file of no known format" if os.path.exists(path) else "not there"
+    names = [one.name + "/" * one.is_dir() for one in os.scandir(path)]
+    shown = ", ".join(sorted(names)[:_SHOWN]) or "nothing"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"none of the known layouts, but {shown}{more}"

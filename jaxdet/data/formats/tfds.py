@@ -18,11 +18,11 @@ from tqdm import tqdm
 from jaxdet.data import image_files, index
 from jaxdet.data.annotations import coco_ground_truth
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.formats import BadBoxPolicy
 from jaxdet.data.formats.tfds_features import (
     IMAGE_ID,
     MASK,
     OUTLINE,
-    BadBoxes,
     Layout,
     find_layout,
     read_id,
@@ -38,7 +38,7 @@ def load(
     split: str,
     *,
     data_dir: str | os.PathLike | None = None,
-    bad_boxes: BadBoxes = "error",
+    bad_boxes: BadBoxPolicy = "error",
 ) -> DataSet:
     """Opens a data set by its TFDS name, such as `"voc/2007"`; see `from_builder`.
 
@@ -54,35 +54,11 @@ def load(
     Raises:
       DataError: also where the set is not prepared there.
     """
-    folder = None if data_dir is None else os.fspath(data_dir)
-    place = folder or tfds.core.constants.DATA_DIR
-    try:
-        tfds.core.naming.parse_builder_name_kwargs(name)
-    except ValueError as error:
-        raise DataError(
-            f"{name!r}: no TFDS name; allowed: name, name/config, name/config:version"
-        ) from error
-    try:
-        # Not `tfds.builder`: it runs the code that made the set, which for some,
-        # coco/2017 among them, needs TensorFlow.
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        option = f" --data_dir={folder}" if folder else ""
-        raise DataError(
-            f"{name}: not prepared in {place}; prepare it with "
-            f"`tfds build {name} --file_format=array_record{option}` (for this, though "
-            f"not for reading it, TFDS needs `pip install {_requirements(name)}`)"
-        ) from error
-    except Exception as error:  # Broken files raise what their parsers raise.
-        raise DataError(
-            f"{name}: cannot be read from {place} ({error}); allowed: one folder below "
-            "it with dataset_info.json and features.json, as TFDS prepared them"
-        ) from error
-    return from_builder(builder, split, bad_boxes=bad_boxes)
+    return from_builder(open_builder(name, data_dir), split, bad_boxes=bad_boxes)
 
 
 def load_directory(
-    directory: str | os.PathLike, split: str, *, bad_boxes: BadBoxes = "error"
+    directory: str | os.PathLike, split: str, *, bad_boxes: BadBoxPolicy = "error"
 ) -> DataSet:
     """Opens a prepared data set by its folder; see `from_builder`.
 
@@ -97,18 +73,60 @@ def load_directory(
     Raises:
       DataError: as `from_builder`; and where TFDS prepared no data set.
     """
+    return from_builder(open_directory(directory), split, bad_boxes=bad_boxes)
+
+
+def open_builder(
+    name: str, data_dir: str | os.PathLike | None = None
+) -> tfds.core.DatasetBuilder:
+    """Opens a prepared data set, all its splits, by its TFDS name; see `load`.
+
+    Raises:
+      DataError: the set is not prepared there.
+    """
+    folder = None if data_dir is None else os.fspath(data_dir)
+    place = folder or tfds.core.constants.DATA_DIR
     try:
-        builder = tfds.builder_from_directory(os.fspath(directory))
+        tfds.core.naming.parse_builder_name_kwargs(name)
+    except ValueError as error:
+        raise DataError(
+            f"{name!r}: no TFDS name; allowed: name, name/config, name/config:version"
+        ) from error
+    try:
+        # Not `tfds.builder`: it runs the code that made the set, which for some,
+        # coco/2017 among them, needs TensorFlow.
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        option = f" --data_dir={folder}" if folder else ""
+        raise DataError(
+            f"{name}: not prepared in {place}; prepare it with "
+            f"`tfds build {name} --file_format=array_record{option}` (for this, though "
+            f"not for reading it, TFDS needs `pip install {_requirements(name)}`)"
+        ) from error
+    except Exception as error:  # Broken files raise what their parsers raise.
+        raise DataError(
+            f"{name}: cannot be read from {place} ({error}); allowed: one folder below "
+            "it with dataset_info.json and features.json, as TFDS prepared them"
+        ) from error
+
+
+def open_directory(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
+    """Opens a prepared data set, all its splits, by its folder; see `load_directory`.
+
+    Raises:
+      DataError: TFDS prepared no data set there.
+    """
+    try:
+        return tfds.builder_from_directory(os.fspath(directory))
     except Exception as error:  # Broken files raise what their parsers raise.
         raise DataError(
             f"{directory}: no data set that TFDS prepared; allowed: a folder with "
             "dataset_info.json and features.json, such as .../coco/2017/1.1.0"
         ) from error
-    return from_builder(builder, split, bad_boxes=bad_boxes)
 
 
 def from_builder(
-    builder: tfds.core.DatasetBuilder, split: str, *, bad_boxes: BadBoxes = "error"
+    builder: tfds.core.DatasetBuilder, split: str, *, bad_boxes: BadBoxPolicy = "error"
 ) -> DataSet:
     """Opens one split of a prepared data set; pixels and masks are read on demand.
 
@@ -302,7 +320,7 @@ def _read(source: Sequence[dict], name: str, position: int) -> dict:
 
 
 def _read_index(
-    source: Sequence[dict], layout: Layout, name: str, bad_boxes: BadBoxes
+    source: Sequence[dict], layout: Layout, name: str, bad_boxes: BadBoxPolicy
 ) -> index.Index:
     """Reads every example once."""
     image_ids, sizes, rows = [], [], []

@@ -1,13 +1,14 @@
 """Finds boxes and labels in a TFDS data set's features, and reads its objects."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxdet.data.annotations import OVERHANG, clip_to_image, inside_image
 from jaxdet.data.dataset import DataError, Objects
+from jaxdet.data.formats import BadBoxPolicy
 
 IMAGE_ID = "image/id"
 MASK = "mask"
@@ -18,8 +19,6 @@ _CROWD = ("is_crowd", "is_difficult", "is_group_of", "invalid")
 _FROM_ONE = ("voc",)
 # Sets of TFDS that count rows from below.
 _UPSIDE_DOWN = ("kitti/3.1.0", "kitti/3.2.0", "kitti/3.3.0")
-
-BadBoxes = Literal["error", "skip"]
 
 
 class Layout(NamedTuple):
@@ -135,7 +134,7 @@ def read_objects(
     layout: Layout,
     size: tuple[int, int],
     where: str,
-    bad_boxes: BadBoxes,
+    bad_boxes: BadBoxPolicy,
 ) -> tuple[Objects, np.ndarray, np.ndarray]:
     """Reads the objects of one image that have area.
 

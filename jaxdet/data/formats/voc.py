@@ -6,8 +6,8 @@ import os
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from jaxdet.data.annotations import (
 )
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import list_files
+from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
 
 _NAMES = """
 aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
@@ -39,7 +40,7 @@ def load(
     *folders: str | os.PathLike,
     split: str = "trainval",
     class_names: Sequence[str] | None = CLASS_NAMES,
-    bad_boxes: Literal["error", "skip"] = "error",
+    bad_boxes: BadBoxPolicy = "error",
 ) -> DataSet:
     """Returns one split of `Annotations/*.xml`, checked; its images must exist.
 
@@ -79,30 +80,9 @@ def load(
     bad = BadBoxes(bad_boxes)
     images = _read_split(paths, split, name, bad)
     if class_names is None:
-        class_names = _order_names(images)
+        found = {name for image in images for name in image.categories}
+        class_names = _order_names(found)
     return make_data_set(name, images, class_names, bad_boxes=bad.count)
-
-
-def find_class_names(
-    *folders: str | os.PathLike, splits: Sequence[str]
-) -> tuple[str, ...]:
-    """Finds the classes of several splits together.
-
-    Args:
-      *folders: see `load`.
-      splits: which of them to read.
-
-    Returns:
-      The twenty of VOC if no other name is found, else all names found, in alphabetical
-      order.
-
-    Raises:
-      DataError: see `load`.
-    """
-    paths = [pathlib.Path(folder) for folder in folders]
-    skip = BadBoxes("skip")  # `load` tells of them
-    read = [_read_split(paths, split, split, skip) for split in splits]
-    return _order_names([image for images in read for image in images])
 
 
 class _Entry(NamedTuple):
@@ -131,8 +111,7 @@ def _read_split(
     return images
 
 
-def _order_names(images: Sequence[AnnotatedImage]) -> tuple[str, ...]:
-    names = {name for image in images for name in image.categories}
+def _order_names(names: Set[str]) -> tuple[str, ...]:
     return CLASS_NAMES if names <= set(CLASS_NAMES) else tuple(sorted(names))
 
 
@@ -326,3 +305,34 @@ def _number(text: str | None) -> float | None:
     except (TypeError, ValueError):
         return None  # Missing, or no number.
     return value if math.isfinite(value) else None
+
+
+def _year(source: str) -> pathlib.Path:
+    """Returns the folder of one year; of a VOCdevkit that of 2007."""
+    path = pathlib.Path(source)
+    return path if (path / "ImageSets").is_dir() else path / "VOC2007"
+
+
+def _splits(source: str) -> tuple[str, ...]:
+    lists = sorted((_year(source) / "ImageSets" / "Main").glob("*.txt"))
+    # The others, such as cat_trainval, list the images of one class.
+    return tuple(file.stem for file in lists if "_" not in file.stem)
+
+
+def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
+    return load(
+        _year(source),
+        split=split or "trainval",  # without any list, the error names that
+        class_names=None,
+        bad_boxes=options.bad_boxes,
+    )
+
+
+DEVKIT = Format(
+    name="Pascal VOC",
+    description="Pascal VOC's folder with ImageSets/Main, or VOCdevkit with VOC2007",
+    recognize=lambda source: (_year(source) / "ImageSets").is_dir(),
+    splits=_splits,
+    load=_load,
+    order_classes=_order_names,
+)

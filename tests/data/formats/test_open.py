@@ -1,11 +1,16 @@
-import json
+import logging
 
-import PIL.Image
 import pytest
 
 from jaxdet.data.dataset import DataError
-from jaxdet.data.formats import digits, tfds, voc
-from jaxdet.data.formats.open import layout_of, open_dataset, open_for_training
+from jaxdet.data.formats import LoadOptions, voc
+from jaxdet.data.formats.open import (
+    open_dataset,
+    open_for_training,
+    open_splits,
+    recognize,
+)
+from tests.data.formats import layouts
 
 CAR = (
     "<annotation><object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin>"
@@ -13,21 +18,10 @@ CAR = (
 )
 
 
-def write_image(file):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.new("RGB", (20, 10), "red").save(file)
-
-
-def write_json(file, images):
-    write_image(images / "a.png")
-    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}
-    content = {
-        "images": [{"id": 1, "file_name": "a.png"}],
-        "annotations": [box],
-        "categories": [{"id": 3, "name": "car"}],
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
+def write_json(file, images, **names):
+    data_set = layouts.example(9, **names)
+    layouts.write_coco(file, data_set)
+    layouts.write_images(images, data_set)
     return file
 
 
@@ -36,7 +30,10 @@ def write_voc(folder, splits, name="car"):
     lists.mkdir(parents=True)
     (folder / "Annotations").mkdir()
     for split in splits:
-        write_image(folder / "JPEGImages" / f"{split}_0.png")
+        one = layouts.example(1)
+        layouts.write_images(folder / "JPEGImages", one)
+        image = folder / "JPEGImages" / "image_0.png"
+        image.rename(image.with_stem(f"{split}_0"))
         (folder / "Annotations" / f"{split}_0.xml").write_text(CAR.format(name))
         (lists / f"{split}.txt").write_text(f"{split}_0\n")
     return folder
@@ -44,79 +41,116 @@ def write_voc(folder, splits, name="car"):
 
 def test_a_json_with_its_images_here_or_elsewhere(tmp_path):
     here = write_json(tmp_path / "train.json", tmp_path)
-    there = write_json(tmp_path / "val.json", tmp_path / "photos")
-    assert open_dataset(here).class_names == ("car",)
-    assert open_dataset(str(there), images=tmp_path / "photos").name == "val"
-    training, validation = open_for_training(here)
-    assert training.name == "train" and validation is None
     photos = tmp_path / "photos"
+    there = write_json(tmp_path / "val.json", photos)
+    assert open_dataset(here).class_names == ("cat", "dog")
+    elsewhere = LoadOptions(images=photos)
+    assert open_dataset(str(there), options=elsewhere).name == "val"
+    training, validation = open_for_training(here, validation_share=0)
+    assert training.name == "train" and validation is None
+    training, validation = open_for_training(here)
+    assert 0 < len(validation) < len(training) < 9
     _, validation = open_for_training(here, there, validation_images=photos)
-    assert validation.name == "val"
-    assert open_dataset([here, there]).image_ids == ("train/1", "val/1")
-
-
-def test_a_coco_folder(tmp_path):
-    for split in ("train2017", "val2017"):
-        annotations = tmp_path / "annotations" / f"instances_{split}.json"
-        write_json(annotations, tmp_path / split)
-    training, validation = open_for_training(tmp_path)
-    assert training.name == "instances_train2017"
-    assert validation.name == "instances_val2017"
-    assert open_dataset(tmp_path, split="val2017").name == "instances_val2017"
+    assert validation.name == "val" and len(validation) == 9
+    joined, validation = open_for_training([here, there], validation_share=0.5)
+    assert len(joined) + len(validation) == 18
+    assert {one.partition("/")[0] for one in joined.image_ids} == {"train", "val"}
 
 
 def test_voc_folders_and_the_devkit(tmp_path):
     both = [
-        write_voc(tmp_path / "VOC2007", ("trainval", "test")),
-        write_voc(tmp_path / "VOC2012", ("trainval", "val")),
+        write_voc(tmp_path / "VOC2007", ("train", "val", "trainval", "test")),
+        write_voc(tmp_path / "VOC2012", ("train", "val", "trainval")),
     ]
     training, validation = open_for_training(both)
-    assert training.image_ids == ("VOC2007/trainval_0", "VOC2012/trainval_0")
+    ids = "VOC2007 trainval/trainval_0", "VOC2012 trainval/trainval_0"
+    assert training.image_ids == ids
     assert validation.image_ids == ("test_0",)  # that of 2012 is not there
     assert training.class_names == validation.class_names == voc.CLASS_NAMES
-    devkit = open_dataset(tmp_path)
-    assert devkit.name == "VOC2007 trainval"
-    with pytest.raises(DataError, match=r"splits: trainval, val"):
-        open_for_training(both[1])
+    assert open_dataset(tmp_path).name == "VOC2007 trainval"
+    assert open_dataset(tmp_path, role="validation").name == "VOC2007 test"
+    for split, expected in ((None, "val"), ("train", "val"), ("trainval", None)):
+        _, validation = open_for_training(both[1], split=split)
+        assert validation is expected or validation.name == f"VOC2012 {expected}"
+
+
+def test_classes_of_formats_that_do_not_list_them(tmp_path):
     folder = write_voc(tmp_path / "photos", ("trainval", "test"), "snail")
-    training, validation = open_for_training(folder)  # of classes of its own
+    training, validation = open_for_training(folder)
     assert training.class_names == validation.class_names == ("snail",)
+    (folder / "Annotations" / "test_0.xml").write_text(CAR.format("ant"))
+    for data_set, label in zip(open_for_training(folder), (1, 0), strict=True):
+        assert data_set.class_names == ("ant", "snail")
+        assert data_set.objects[0].labels.tolist() == [label]
+    assert list(open_splits(folder, ("test",))) == ["test"]
+    names = "snail", "bee"
+    assert open_dataset(folder, class_names=names).class_names == names
+    with pytest.raises(DataError, match="'ant' is unknown; allowed: snail, bee"):
+        open_dataset(folder, split="test", class_names=names)
+    write_json(tmp_path / "a.json", tmp_path, class_names=("snail", "ant"))
+    _, validation = open_for_training(tmp_path / "a.json", folder)
+    assert validation.class_names == ("snail", "ant")  # the json's own
 
 
-def test_digits_and_tfds(monkeypatch, tmp_path):
-    calls = []
-    monkeypatch.setattr(digits, "load", calls.append)
-    for name in ("load", "load_directory"):
-        monkeypatch.setattr(
-            tfds, name, lambda *args, bad_boxes: calls.append((*args, bad_boxes))
-        )
-    (tmp_path / "dataset_info.json").touch()
-    open_dataset("digits", split="validation")
-    open_dataset("tfds:voc/2007", split="train+validation", bad_boxes="skip")
-    open_dataset(tmp_path)
-    assert calls == [
-        "validation",
-        ("voc/2007", "train+validation", "skip"),
-        (tmp_path, "train", "error"),
+def test_what_is_recognized_is_said(tmp_path, caplog):
+    splits = {"train": layouts.example(5), "test": layouts.example(2, first=5)}
+    layouts.coco_folder(tmp_path, splits)
+    with caplog.at_level(logging.INFO):
+        open_for_training(tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path}: COCO's folder, with the splits test, train",
+        "instances_train: 5 images, 2 of them without objects; 4 objects: cat 1, dog 3",
+        "instances_test: 2 images, 1 of them without objects; 2 objects: cat 1, dog 1",
     ]
+
+
+def test_where_nothing_or_too_much_fits(tmp_path):
+    with pytest.raises(DataError, match=r"lost: not there; allowed: .*digits"):
+        recognize(tmp_path / "lost")
+    (tmp_path / "labels").mkdir()
+    for i in range(20):
+        (tmp_path / f"{i:02}.jpg").touch()
+    found = r"known layouts, but 00.jpg, .*09.jpg and 11 more; allowed: .*COCO"
+    with pytest.raises(DataError, match=found):
+        recognize(str(tmp_path))
+    write_json(tmp_path / "a.json", tmp_path)
+    layouts.roboflow_coco(tmp_path, {"train": layouts.example()})
+    with pytest.raises(DataError, match=r"can be read as Roboflow.* and as COCO json"):
+        recognize(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda folder: layout_of(folder / "lost"), "lost: not there; allowed: "),
-        (lambda folder: open_dataset(folder), "none of the known layouts; allowed"),
         (lambda folder: open_dataset([]), "at least one"),
-        (lambda folder: open_dataset("a.json", split="val"), "'val', but the json a"),
-        (lambda folder: open_dataset("digits", images=folder), "only for a json, not"),
+        (lambda folder: open_dataset("a.json", split="val"), "'val', but a.json is"),
         (
-            lambda folder: open_for_training(
-                write_json(folder / "a.json", folder), validation_images=folder
-            ),
-            "but validation is not given",
+            lambda folder: open_dataset("digits", options=LoadOptions(images=folder)),
+            "only for a json, not for digits",
+        ),
+        (
+            lambda folder: open_for_training("a.json", validation_images=folder),
+            "validation_images is .* but validation is not given",
+        ),
+        (
+            lambda folder: open_for_training("a.json", validation_split="val"),
+            "validation_split is 'val', but validation is not given",
         ),
     ],
 )
 def test_what_does_not_go_together_is_named(tmp_path, call, message):
     with pytest.raises(DataError, match=message):
         call(tmp_path)
+
+
+def test_splits_of_unknown_names(tmp_path):
+    splits = {"north": layouts.example(), "south": layouts.example(first=3)}
+    layouts.coco_folder(tmp_path, splits)
+    with pytest.raises(DataError, match="the splits north, south; name one"):
+        open_for_training(tmp_path)
+    training, validation = open_for_training(
+        tmp_path, split="north", validation_split="south"
+    )
+    assert (training.name, validation.name) == ("instances_north", "instances_south")
+    with pytest.raises(DataError, match="no split 'east'; allowed: north, south"):
+        open_dataset(tmp_path, split="east")
