@@ -61,7 +61,7 @@ OPTIONAL = {
     "skimage": {"data/formats/digits.py"},
     "tensorboardX": {"training/log.py", "weights/state_dict.py"},
     "tensorflow": set(),
-    "torch": {"weights/state_dict.py"},
+    "torch": set(),
     "pooch": {"weights/download.py"},
     "requests": set(),
     "safetensors": {"weights/state_dict.py"},

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdet.config import Postprocessing, Preprocessing
-from jaxdet.data.files import cache_folder, write_atomically
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
@@ -170,14 +169,13 @@ def efficientnet_lite0() -> dict[str, Any]:
     """Returns ImageNet's EfficientNet-Lite0 as variables of `EfficientNetLite0()`.
 
     For transfer learning, `train(pretrained=load_submodule("backbone", ...))`; the
-    pixels it takes are `efficientnet.MEAN` and `STD`. Only the first call needs torch:
-    tensors are kept in the folder `pretrained` of `dataset.cache_folder`.
+    pixels it takes are `efficientnet.MEAN` and `STD`.
 
     Raises:
-      WeightsError: if the package is not installed, its file is not the published one
-        or cannot be read, or torch is needed.
+      WeightsError: if the package is not installed, or its file is not the published
+        one.
     """
-    state = _cached_state_dict(EFFICIENTNET_LITE0)
+    state = read_state_dict(package_file(EFFICIENTNET_LITE0))
     return backbones.load(state, "efficientnet_lite0")
 
 
@@ -223,18 +221,3 @@ def package_file(package: Package) -> pathlib.Path:
             f"{package.sha256}; {again}"
         )
     return file
-
-
-def _cached_state_dict(package: Package) -> dict[str, np.ndarray]:
-    """Reads a `.pth` file once and keeps its tensors as `.npz`."""
-    name = f"{package.module}-{package.sha256[:16]}.npz"
-    cached = cache_folder() / "pretrained" / name
-    if cached.exists():
-        try:
-            return read_state_dict(cached)
-        except WeightsError as error:
-            raise WeightsError(f"{error}; delete it, to have it made again") from error
-    state = read_state_dict(package_file(package))
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(cached, partial(np.savez, **state))
-    return state

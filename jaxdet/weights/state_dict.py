@@ -2,10 +2,11 @@
 
 import os
 import pathlib
+import zipfile
 
 import numpy as np
 
-_WHEELS = {"torch": "torch --index-url https://download.pytorch.org/whl/cpu"}
+from jaxdet.weights import torch_file
 
 
 class WeightsError(ValueError):
@@ -16,8 +17,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the tensors of a file by name.
 
     Args:
-      path: ends with `.npz`; with `.pth` or `.pt`, which needs torch; with
-        `.safetensors`, which needs that package; or with `.pb`, a binary `GraphDef` of
+      path: ends with `.npz`; with `.pth` or `.pt`, as torch saves state dicts, alone or
+        in a dict; with `.safetensors`; or with `.pb`, a binary `GraphDef` of
         TensorFlow, of which the float32 constants are read with the protobuf classes of
         tensorboardX.
 
@@ -31,22 +32,24 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return _READERS[path.suffix](path)
     except ModuleNotFoundError as error:
         raise WeightsError(
-            f"{path}: reading it needs {error.name}: "
-            f"pip install {_WHEELS.get(error.name, error.name)}"
+            f"{path}: reading it needs {error.name}: pip install {error.name}"
         ) from None
     except Exception as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from error
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    return dict(np.load(path))
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    import torch
-
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".npy"):
+                raise ValueError(f"{name} in it is no array")
+    with np.load(path, allow_pickle=False) as arrays:
+        try:
+            return dict(arrays)
+        except ValueError as error:
+            raise ValueError(
+                "an array in it is damaged, or of Python objects, which are not read"
+            ) from error
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -77,8 +80,8 @@ def _constant(tensor) -> np.ndarray:
 
 _READERS = {
     ".npz": _read_npz,
-    ".pth": _read_torch,
-    ".pt": _read_torch,
+    ".pth": torch_file.read,
+    ".pt": torch_file.read,
     ".safetensors": _read_safetensors,
     ".pb": _read_frozen_graph,
 }

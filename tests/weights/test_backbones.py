@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
@@ -17,9 +18,10 @@ from jaxdet.nn.heads import FCHead
 from jaxdet.nn.layers import max_pool
 from jaxdet.ops import images
 from jaxdet.weights import backbones, mapping
-from jaxdet.weights.state_dict import WeightsError
+from jaxdet.weights.state_dict import WeightsError, read_state_dict
 from tests.conftest import GOLDEN
 from tests.golden import replay
+from tests.weights import torch_files
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -143,6 +145,18 @@ def test_every_variable_there_and_back(name):
             backbones.load({k: np.zeros(w["shape"]) for k, w in weights.items()}, name),
             shapes,
         )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"), [(".safetensors", save_file), (".pth", torch_files.write)]
+)
+def test_files_of_whole_networks(tmp_path, suffix, write):
+    """timm's ResNets, in `.safetensors`, have torchvision's names."""
+    state, *_ = replay.load(GOLDEN / "resnet18_s0.npz")
+    write(state, tmp_path / f"some{suffix}")
+    read = read_state_dict(tmp_path / f"some{suffix}")
+    variables = backbones.load(read, "resnet18")
+    chex.assert_trees_all_equal(variables, backbones.load(state, "resnet18"))
 
 
 def test_a_resnet_is_divided():

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdet.data.files import CACHE_VARIABLE
 from jaxdet.data.formats import coco
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.coco import box_and_mask_metrics
@@ -20,6 +19,7 @@ from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
 from jaxdet.weights import published, torchvision
 from jaxdet.weights.state_dict import WeightsError
 from tests import optional, oracles
+from tests.weights import torch_files
 
 
 @pytest.fixture
@@ -30,7 +30,6 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "some_weights" / "__init__.py").write_text("raise ImportError")
     np.savez(file, tensor=np.arange(3.0))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return published.Package(
         requirement="some-weights==1.0",
         module="some_weights",
@@ -58,18 +57,6 @@ def test_missing_packages_and_other_files(package):
     file.unlink()
     with pytest.raises(WeightsError, match=rf"some\.npz: no such file; {again}"):
         published.package_file(package)
-
-
-def test_tensors_are_cached(package, tmp_path):
-    first = published._cached_state_dict(package)
-    published.package_file(package).unlink()
-    again = published._cached_state_dict(package)
-    for state in (first, again):
-        np.testing.assert_array_equal(state["tensor"], np.arange(3.0))
-    (copy,) = (tmp_path / "cache" / "pretrained").iterdir()
-    copy.write_bytes(copy.read_bytes()[:-30])
-    with pytest.raises(WeightsError, match=rf"{copy.name}: cannot be read.*delete it"):
-        published._cached_state_dict(package)
 
 
 def test_unknown_names_are_refused():
@@ -101,6 +88,18 @@ def test_torchvisions_detectors_have_cocos_classes(monkeypatch):
     assert (trained.class_names[11], trained.category_ids[11]) == ("stop sign", 13)
 
 
+def test_torchvisions_detectors_are_loaded_by_name(tmp_path, monkeypatch):
+    file = tmp_path / "some.pth"
+    torch_files.write({"weight": np.ones(2)}, file)
+    files = {"fcos_resnet50_fpn": file}
+    monkeypatch.setattr(published, "weights_file", files.get)
+    monkeypatch.setattr(torchvision, "load", lambda state, name: (state, name))
+    trained = load.load_detector("fcos_resnet50_fpn")
+    state, name = trained.variables
+    np.testing.assert_array_equal(state["weight"], [1, 1])
+    assert name == "fcos_resnet50_fpn" and len(trained.class_names) == 80
+
+
 @pytest.fixture(scope="module")
 def installed():
     """SSD-MobileNetV2; tests that need it are skipped where it is not installed."""
@@ -109,16 +108,13 @@ def installed():
 
 
 @pytest.mark.optional
-def test_efficientnet_lite0_is_read_by_torch_once(tmp_path, monkeypatch):
+def test_efficientnet_lite0_is_read():
+    """A file of torch before 1.6."""
     optional.need_package(published.EFFICIENTNET_LITE0)
-    optional.need("torch", optional.TORCH)
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     variables = published.efficientnet_lite0()
     init = functools.partial(EfficientNetLite0(norm="frozen").init, jax.random.key(0))
     fresh = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
     chex.assert_trees_all_equal_shapes(variables, fresh)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    chex.assert_trees_all_equal(published.efficientnet_lite0(), variables)
 
 
 @pytest.mark.slow

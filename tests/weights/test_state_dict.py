@@ -1,5 +1,6 @@
 """Files of weights are read by their suffix, and unreadable ones are named."""
 
+import pickle
 import sys
 
 import chex
@@ -9,14 +10,7 @@ from safetensors.numpy import save_file
 from tensorboardX.proto import graph_pb2, types_pb2
 
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
-from tests import optional
-
-
-def _write_torch(state, path):
-    optional.need("torch", optional.TORCH)
-    import torch
-
-    torch.save({name: torch.tensor(tensor) for name, tensor in state.items()}, path)
+from tests.weights import torch_files
 
 
 def _write_graph(state, path):
@@ -40,15 +34,12 @@ def _write_graph(state, path):
 WRITERS = {
     ".npz": lambda state, path: np.savez(path, **state),
     ".safetensors": save_file,
-    ".pth": _write_torch,
+    ".pth": torch_files.write,
     ".pb": _write_graph,
 }
 
 
-@pytest.mark.parametrize(
-    "suffix",
-    [".npz", ".safetensors", ".pb", pytest.param(".pth", marks=pytest.mark.optional)],
-)
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_files_hold_named_arrays(tmp_path, suffix):
     kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
     state = {"conv1.weight": kernel, "bn1.bias": np.full((2, 2), 0.5, np.float32)}
@@ -56,7 +47,7 @@ def test_files_hold_named_arrays(tmp_path, suffix):
     chex.assert_trees_all_equal(read_state_dict(tmp_path / f"some{suffix}"), state)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pb"])
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_damaged_and_missing_files(tmp_path, suffix):
     path = tmp_path / f"some{suffix}"
     with pytest.raises(WeightsError, match=rf"some\{suffix}: cannot be read"):
@@ -72,14 +63,21 @@ def test_other_suffixes_are_refused(tmp_path):
         read_state_dict(tmp_path / "weights.txt")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "module", "wanted"),
-    [
-        (".pth", "torch", r"needs torch: pip install torch --index-url"),
-        (".safetensors", "safetensors.numpy", r"needs safetensors.*: pip install"),
-    ],
-)
-def test_missing_packages_are_named(tmp_path, monkeypatch, suffix, module, wanted):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(WeightsError, match=wanted):
-        read_state_dict(tmp_path / f"some{suffix}")
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(WeightsError, match=r"needs safetensors.*: pip install"):
+        read_state_dict(tmp_path / "some.safetensors")
+
+
+def test_npz_files_of_anything_but_arrays(tmp_path):
+    """NumPy's own messages advise to unpickle them."""
+    path = tmp_path / "some.npz"
+    np.savez(path, weight=np.array([{}]))
+    with pytest.raises(WeightsError, match=r"of Python objects, which are not read$"):
+        read_state_dict(path)
+    torch_files.write({"weight": np.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"archive/data\.pkl in it is no array$"):
+        read_state_dict(path)
+    path.write_bytes(pickle.dumps({}))
+    with pytest.raises(WeightsError, match=r"cannot be read: File is not a zip file$"):
+        read_state_dict(path)
