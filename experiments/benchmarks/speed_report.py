@@ -70,7 +70,7 @@ def start(
 
 
 def add(report: dict, case: Case, measured: dict) -> dict:
-    """Adds what was measured of a case to what its row has, and returns the row.
+    """Adds what was measured of a case to its row, `{name: figure}` -> the row.
 
     Args:
       report: see above.
