@@ -19,7 +19,7 @@ OVERHANG = 2.0
 
 
 @dataclasses.dataclass
-class BadBoxes:
+class BadBoxCounter:
     """Refuses bad boxes, or counts those that are dropped."""
 
     policy: Literal["error", "skip"]  # what happens to one
@@ -30,7 +30,14 @@ class BadBoxes:
             raise ValueError(f'bad_boxes is {self.policy!r}; allowed: "error", "skip"')
 
     def add(self, problem: str) -> None:
-        """Counts one, or raises a `DataError` that says what is wrong with it."""
+        """Counts one.
+
+        Args:
+          problem: what is wrong with it, and what is allowed.
+
+        Raises:
+          DataError: the policy is "error".
+        """
         if self.policy == "error":
             raise DataError(f'{problem} (bad_boxes="skip" drops it)')
         self.count += 1

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 from jaxdet.data.dataset import DataError
@@ -52,12 +52,48 @@ def list_files(folder: str | os.PathLike) -> list[str]:
     return sorted(found)
 
 
+class FileListings:
+    """Knows which files exist; lists each folder once, as network disks are slow."""
+
+    def __init__(self):
+        self._files: dict[str, frozenset[str]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._files:
+            listed = os.listdir(folder) if os.path.isdir(folder) else ()
+            self._files[folder] = frozenset(listed)
+        return name in self._files[folder]
+
+
 def split_of(path: str) -> str | None:
     """Returns the first folder in a path that has the name of a split, if any.
 
     "images/train/a.jpg" -> "train".
     """
     return next((one for one in path.split("/")[:-1] if one.lower() in SPLITS), None)
+
+
+def splits_of(folder: str | os.PathLike, paths: Iterable[str]) -> tuple[str, ...]:
+    """Lists the splits that files are in, those to train on first.
+
+    Args:
+      folder: for errors.
+      paths: of the files, from the folder on.
+
+    Returns:
+      Names of folders; () where no file is in a folder of a split.
+
+    Raises:
+      DataError: some files are in one, and others are not.
+    """
+    found = {split_of(path): path for path in paths}
+    if None in found and len(found) > 1:
+        raise DataError(
+            f"{folder}: {found.pop(None)} is in no folder of a split, "
+            f"{next(iter(found.values()))} is; allowed: all or none of them"
+        )
+    return tuple(sorted(filter(None, found), key=lambda one: SPLITS.index(one.lower())))
 
 
 def write_json(file: pathlib.Path, content: Any, *, indent: int | None = None) -> None:

@@ -16,7 +16,7 @@ from jaxdet.data import image_files
 from jaxdet.data.annotations import (
     OVERHANG,
     AnnotatedImage,
-    BadBoxes,
+    BadBoxCounter,
     fits_image,
     make_data_set,
 )
@@ -77,7 +77,7 @@ def load(
             "folders; allowed: folders of different names"
         )
     name = f"{'+'.join(path.name for path in paths)} {split}"
-    bad = BadBoxes(bad_boxes)
+    bad = BadBoxCounter(bad_boxes)
     images = _read_split(paths, split, name, bad)
     if class_names is None:
         found = {name for image in images for name in image.categories}
@@ -98,7 +98,7 @@ class _Entry(NamedTuple):
 
 
 def _read_split(
-    folders: Sequence[pathlib.Path], split: str, name: str, bad: BadBoxes
+    folders: Sequence[pathlib.Path], split: str, name: str, bad: BadBoxCounter
 ) -> list[AnnotatedImage]:
     entries = [entry for folder in folders for entry in _list_images(folder, split)]
     images = []
@@ -222,7 +222,7 @@ def read_xml(file: str) -> ElementTree.Element:
 
 
 def read_annotation(
-    root: ElementTree.Element, file: str, image: str, image_id: str, bad: BadBoxes
+    root: ElementTree.Element, file: str, image: str, image_id: str, bad: BadBoxCounter
 ) -> AnnotatedImage:
     """Reads the objects of one image.
 

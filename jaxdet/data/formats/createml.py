@@ -1,0 +1,109 @@
+"""Reads a json in the form that Apple's CreateML takes.
+
+It is a list: [{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {"x":
+.., "y": .., "width": .., "height": ..}}]}], x and y of the box's center, in pixels.
+"""
+
+import os
+import pathlib
+import reprlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.files import list_files, read_json, splits_of
+from jaxdet.data.formats.metadata_jsonl import (
+    Record,
+    edges_of,
+    load_records,
+    read_category,
+)
+
+_SIDES = ("x", "y", "width", "height")
+_BEGINNING = 2**16  # bytes, in which the first annotation begins
+
+
+def recognize(path: str | os.PathLike) -> bool:
+    """Tells whether a path is such a json, or a folder with one in it or below."""
+    return bool(_find_files(path)[1])
+
+
+def splits(path: str | os.PathLike) -> tuple[str, ...]:
+    """Lists the folders in `files.SPLITS` that hold images; () if there are none.
+
+    Raises:
+      DataError: a file is not as it should be, or some images are in no such folder.
+    """
+    return splits_of(path, (record.image for record in _read_records(path)))
+
+
+def load(
+    path: str | os.PathLike,
+    split: str | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    bad_boxes: Literal["error", "skip"] = "error",
+) -> DataSet:
+    """Reads the images that the json names, which are beside it.
+
+    Args:
+      path: the json, or a folder with one, or with one in the folder of each split.
+      split: see `metadata_jsonl.load`.
+      class_names: see `metadata_jsonl.load`.
+      bad_boxes: see `metadata_jsonl.load`.
+
+    Returns:
+      The data set.
+
+    Raises:
+      ValueError: `bad_boxes` is none of the two.
+      DataError: a file is missing or not as it should be.
+    """
+    folder, records = _find_files(path)[0], _read_records(path)
+    return load_records(folder, split, records, class_names, bad_boxes)
+
+
+def _find_files(path: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    path = pathlib.Path(path)
+    if path.suffix == ".json":
+        return path.parent, [path] if _is_createml(path) else []
+    files = [path / file for file in list_files(path) if file.endswith(".json")]
+    return path, list(filter(_is_createml, files))
+
+
+def _is_createml(file: pathlib.Path) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(_BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError:
+        return False
+    return start.startswith(b"[") and b'"annotations"' in start and b'"image"' in start
+
+
+def _read_records(path: str | os.PathLike) -> list[Record]:
+    folder, files = _find_files(path)
+    return [record for file in files for record in _read_file(folder, file)]
+
+
+def _read_file(folder: pathlib.Path, file: pathlib.Path) -> list[Record]:
+    inner, records = file.parent.relative_to(folder).as_posix(), []
+    for position, entry in enumerate(read_json(file)):
+        where = f"{file}: entry {position}"
+        name, annotations = _get(entry, "image"), _get(entry, "annotations")
+        if not isinstance(name, str) or not name or not isinstance(annotations, list):
+            raise DataError(
+                f"{where} is {reprlib.repr(entry)}; allowed: an image's path and a "
+                "list of annotations"
+            )
+        image = name if inner == "." else f"{inner}/{name}"
+        names = [read_category(_get(one, "label"), where) for one in annotations]
+        boxes = [_get(one, "coordinates") for one in annotations]
+        values = [[_get(box, side) for side in _SIDES] for box in boxes]
+        edges = [edges_of(one, centered=True) for one in values]
+        pairs = list(zip(boxes, edges, strict=True))
+        records.append(Record(where, image, names, pairs))
+    return records
+
+
+def _get(entry: Any, key: str) -> Any:
+    return entry.get(key) if isinstance(entry, dict) else None

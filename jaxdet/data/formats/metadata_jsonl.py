@@ -1,0 +1,273 @@
+"""Reads folders of images with a `metadata.jsonl`, as Hugging Face's datasets do.
+
+A line names an image and its objects: {"file_name": "a.jpg", "objects": {"bbox": [[x,
+y, width, height], ..], "categories": ["cat", ..]}}.
+"""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import reprlib
+from collections.abc import Iterable, Sequence, Set
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxdet.data import image_files
+from jaxdet.data.annotations import (
+    OVERHANG,
+    AnnotatedImage,
+    BadBoxCounter,
+    fits_image,
+    make_data_set,
+)
+from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.files import FileListings, list_files, split_of, splits_of
+
+_NAME = "metadata.jsonl"
+_BEGINNING = 2**16  # bytes, in which one line at least has objects
+
+logger = logging.getLogger(__name__)
+
+
+class Record(NamedTuple):
+    """What a json says of an image."""
+
+    where: str  # it stands: the file and, perhaps, the line
+    image: str  # path from the data set's folder on
+    categories: Sequence[str]
+    boxes: Sequence[tuple[Any, tuple[float, ...]]]
+    """As the json has them, and as edges (x1, y1, x2, y2); () for no four numbers."""
+
+
+def recognize(path: str | os.PathLike) -> bool:
+    """Tells whether a path is a `.jsonl`, or a folder with one that has objects."""
+    if str(path).endswith(".jsonl"):
+        return True
+    for file in _find_files(path)[1]:
+        with open(file, "rb") as stream:
+            return b'"objects"' in stream.read(_BEGINNING)
+    return False
+
+
+def splits(path: str | os.PathLike) -> tuple[str, ...]:
+    """Lists the folders in `files.SPLITS` that hold images; () if there are none.
+
+    Raises:
+      DataError: a file is not as it should be, or some images are in no such folder.
+    """
+    return splits_of(path, (record.image for record in _read_records(path)))
+
+
+def load(
+    path: str | os.PathLike,
+    split: str | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    bad_boxes: Literal["error", "skip"] = "error",
+) -> DataSet:
+    """Reads the images that `metadata.jsonl` names, in its folder or those below.
+
+    Image ids are paths from the folder on. Images that it does not name are left out.
+
+    Args:
+      path: the folder, in which each split may have a folder and a `metadata.jsonl` of
+        its own; or the file.
+      split: only images in folders of this name; None: all.
+      class_names: label k is `class_names[k]`; None: all names found, see
+        `order_classes`.
+      bad_boxes: what happens to a box that is not four finite numbers, or reaches more
+        than `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
+        and logged.
+
+    Returns:
+      The data set.
+
+    Raises:
+      ValueError: `bad_boxes` is none of the two.
+      DataError: a file is missing or not as it should be.
+    """
+    folder = _find_files(path)[0]
+    records = _read_records(path)
+    return load_records(folder, split, records, class_names, bad_boxes)
+
+
+def load_records(
+    folder: pathlib.Path,
+    split: str | None,
+    records: Sequence[Record],
+    class_names: Sequence[str] | None,
+    bad_boxes: Literal["error", "skip"],
+) -> DataSet:
+    """Makes a data set of images that are in a folder.
+
+    Args:
+      folder: of the data set.
+      split: see `load`.
+      records: of all splits.
+      class_names: see `load`.
+      bad_boxes: see `load`.
+
+    Returns:
+      The data set.
+
+    Raises:
+      ValueError: see `load`.
+      DataError: see `load`.
+    """
+    bad = BadBoxCounter(bad_boxes)
+    name = " ".join(filter(None, (folder.resolve().name, split)))
+    records = [one for one in records if split in (None, split_of(one.image))]
+    if not records:
+        raise DataError(
+            f"{folder}: no images of split {split!r}; at least one is needed"
+        )
+    _check_images(folder, records)
+    progress = tqdm(records, name, unit="image", delay=2, leave=False)
+    images = [_read_image(folder, record, bad) for record in progress]
+    if class_names is None:
+        class_names = order_classes({one for own in images for one in own.categories})
+    return make_data_set(name, images, class_names, bad_boxes=bad.count)
+
+
+def order_classes(names: Set[str]) -> tuple[str, ...]:
+    """Orders class names: numbers by value, then texts in alphabetical order."""
+    return tuple(
+        sorted(names, key=lambda one: (int(one) if one.isdecimal() else math.inf, one))
+    )
+
+
+def edges_of(values: Any, *, centered: bool = False) -> tuple[float, ...]:
+    """Returns the edges (x1, y1, x2, y2) of a box in a json.
+
+    Args:
+      values: [x, y, width, height].
+      centered: whether x and y are those of the center, not of the first corner.
+
+    Returns:
+      Four numbers; () where `values` are not four finite numbers.
+    """
+    good = isinstance(values, list) and len(values) == 4
+    if not good or not all(map(_is_number, values)):
+        return ()
+    x, y, width, height = values
+    if centered:
+        x, y = x - width / 2, y - height / 2
+    return x, y, x + width, y + height
+
+
+def read_category(value: Any, where: str) -> str:
+    """Returns a class name, or a whole number as one.
+
+    Raises:
+      DataError: it is none of them.
+    """
+    if isinstance(value, int | str) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise DataError(
+        f"{where}: the category is {reprlib.repr(value)}; allowed: a name or a number"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < 1e9  # False for NaN, too.
+    )
+
+
+def _find_files(path: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """Returns the data set's folder, and the files in it."""
+    path = pathlib.Path(path)
+    if path.suffix == ".jsonl":
+        return path.parent, [path]
+    files = [file for file in list_files(path) if file.split("/")[-1] == _NAME]
+    return path, [path / file for file in files]
+
+
+def _read_records(path: str | os.PathLike) -> list[Record]:
+    folder, files = _find_files(path)
+    return [record for file in files for record in _read_file(folder, file)]
+
+
+def _read_file(folder: pathlib.Path, file: pathlib.Path) -> Iterable[Record]:
+    inner = file.parent.relative_to(folder).as_posix()
+    content = image_files.read_encoded(file).removeprefix(b"\xef\xbb\xbf")
+    for number, line in enumerate(content.split(b"\n"), 1):
+        where = f"{file}: line {number}"
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not json ({error})") from error
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            raise DataError(
+                f"{where}: file_name is {reprlib.repr(name)}; allowed: an image's path"
+            )
+        categories, boxes = _read_objects(entry.get("objects"), where)
+        image = name if inner == "." else f"{inner}/{name}"
+        yield Record(where, image, categories, boxes)
+
+
+def _read_objects(objects: Any, where: str) -> tuple[list[str], list]:
+    if objects is None:
+        return [], []
+    if not isinstance(objects, dict):
+        raise DataError(
+            f"{where}: objects is {reprlib.repr(objects)}; allowed: lists by name"
+        )
+    key = "category" if "category" in objects else "categories"
+    boxes, categories = objects.get("bbox"), objects.get(key)
+    for name, values in (("bbox", boxes), (key, categories)):
+        if not isinstance(values, list):
+            raise DataError(
+                f"{where}: objects: {name} is {reprlib.repr(values)}; allowed: a list"
+            )
+    if len(boxes) != len(categories):
+        raise DataError(
+            f"{where}: objects: bbox has {len(boxes)} boxes, {key} {len(categories)}; "
+            "allowed: one for each"
+        )
+    names = [read_category(value, where) for value in categories]
+    return names, [(box, edges_of(box)) for box in boxes]
+
+
+def _check_images(folder: pathlib.Path, records: Sequence[Record]) -> None:
+    present, seen = FileListings(), {}
+    for record in records:
+        if os.path.join(folder, record.image) not in present:
+            raise DataError(
+                f"{record.where}: there is no image {folder / record.image}"
+            )
+        if record.image in seen:
+            raise DataError(
+                f"{record.where}: {record.image} stands in {seen[record.image]} too; "
+                "allowed: once"
+            )
+        seen[record.image] = record.where
+
+
+def _read_image(
+    folder: pathlib.Path, record: Record, bad: BadBoxCounter
+) -> AnnotatedImage:
+    path = os.path.join(folder, record.image)
+    size = image_files.read_size(path)
+    boxes, names = [], []
+    for name, (shown, box) in zip(record.categories, record.boxes, strict=True):
+        if box and fits_image(box, size):
+            boxes.append(box)
+            names.append(name)
+        else:
+            bad.add(
+                f"{record.where}: {name} has the box {reprlib.repr(shown)}; allowed: "
+                f"four finite numbers within the image of height {size[0]} and width "
+                f"{size[1]}, give or take {OVERHANG:g} pixels"
+            )
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    return AnnotatedImage(record.image, path, record.where, size, corners, names)
