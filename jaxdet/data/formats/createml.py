@@ -8,14 +8,16 @@ import os
 import pathlib
 import reprlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import list_files, read_json, splits_of
+from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
 from jaxdet.data.formats.metadata_jsonl import (
     Record,
     edges_of,
     load_records,
+    order_classes,
     read_category,
 )
 
@@ -42,7 +44,7 @@ def load(
     split: str | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    bad_boxes: Literal["error", "skip"] = "error",
+    bad_boxes: BadBoxPolicy = "error",
 ) -> DataSet:
     """Reads the images that the json names, which are beside it.
 
@@ -107,3 +109,17 @@ def _read_file(folder: pathlib.Path, file: pathlib.Path) -> list[Record]:
 
 def _get(entry: Any, key: str) -> Any:
     return entry.get(key) if isinstance(entry, dict) else None
+
+
+def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
+    return load(source, split, bad_boxes=options.bad_boxes)
+
+
+CREATEML = Format(
+    name="CreateML",
+    description="CreateML's json, or a folder with one or with one for each split",
+    recognize=recognize,
+    splits=splits,
+    load=_load,
+    order_classes=order_classes,
+)

@@ -11,7 +11,7 @@ import os
 import pathlib
 import reprlib
 from collections.abc import Iterable, Sequence, Set
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from jaxdet.data.annotations import (
 )
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import FileListings, list_files, split_of, splits_of
+from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
 
 _NAME = "metadata.jsonl"
 _BEGINNING = 2**16  # bytes, in which one line at least has objects
@@ -67,7 +68,7 @@ def load(
     split: str | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    bad_boxes: Literal["error", "skip"] = "error",
+    bad_boxes: BadBoxPolicy = "error",
 ) -> DataSet:
     """Reads the images that `metadata.jsonl` names, in its folder or those below.
 
@@ -100,7 +101,7 @@ def load_records(
     split: str | None,
     records: Sequence[Record],
     class_names: Sequence[str] | None,
-    bad_boxes: Literal["error", "skip"],
+    bad_boxes: BadBoxPolicy,
 ) -> DataSet:
     """Makes a data set of images that are in a folder.
 
@@ -271,3 +272,17 @@ def _read_image(
             )
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     return AnnotatedImage(record.image, path, record.where, size, corners, names)
+
+
+def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
+    return load(source, split, bad_boxes=options.bad_boxes)
+
+
+METADATA_JSONL = Format(
+    name="Hugging Face's metadata.jsonl",
+    description="a folder with metadata.jsonl, or with one in the folder of each split",
+    recognize=recognize,
+    splits=splits,
+    load=_load,
+    order_classes=order_classes,
+)

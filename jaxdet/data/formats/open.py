@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from jaxdet.data.dataset import DataError, DataSet, concatenate, with_class_names
-from jaxdet.data.formats import DEFAULTS, Format, LoadOptions, coco_layouts, named, voc
+from jaxdet.data.formats import (
+    DEFAULTS,
+    Format,
+    LoadOptions,
+    coco_layouts,
+    createml,
+    metadata_jsonl,
+    named,
+    voc,
+    voc_flat,
+    yolo,
+)
 from jaxdet.data.holdout import SHARE, hold_out
 from jaxdet.data.summary import summarize
 
@@ -26,6 +37,10 @@ FORMATS = (
     coco_layouts.ROBOFLOW,
     coco_layouts.IMAGES_AND_JSON,
     voc.DEVKIT,
+    voc_flat.VOC_FLAT,
+    yolo.YOLO,
+    metadata_jsonl.METADATA_JSONL,
+    createml.CREATEML,
 )
 
 # What training takes by default, and what validation does; None: there is none.

@@ -9,14 +9,13 @@ import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from tqdm import tqdm
 
 from jaxdet.data.annotations import AnnotatedImage, BadBoxCounter, make_data_set
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import list_files, split_of, splits_of
-from jaxdet.data.formats import voc
+from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions, voc
 from jaxdet.data.image_files import has_image_suffix
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def load(
     split: str | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    bad_boxes: Literal["error", "skip"] = "error",
+    bad_boxes: BadBoxPolicy = "error",
 ) -> DataSet:
     """Reads xml files and the images that they are about.
 
@@ -139,3 +138,17 @@ def _read(
     related = [path for path in paths if os.path.dirname(path).endswith(f"/{near}")]
     image = voc.choose_image(beside or related or paths, root, full)
     return voc.read_annotation(root, full, str(folder / image), image, bad)
+
+
+def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
+    return load(source, split, bad_boxes=options.bad_boxes)
+
+
+VOC_FLAT = Format(
+    name="VOC's xml without ImageSets",
+    description="a folder with an xml in Pascal VOC's form for each image",
+    recognize=recognize,
+    splits=splits,
+    load=_load,
+    order_classes=sorted,
+)

@@ -10,7 +10,6 @@ import math
 import os
 import reprlib
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +24,8 @@ from jaxdet.data.annotations import (
 )
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import FileListings
-from jaxdet.data.formats.yolo_layouts import Description, describe
+from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
+from jaxdet.data.formats.yolo_layouts import Description, describe, is_described
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def load(
     path: str | os.PathLike,
     split: str | None = None,
     *,
-    bad_boxes: Literal["error", "skip"] = "error",
+    bad_boxes: BadBoxPolicy = "error",
     masks: bool = False,
 ) -> DataSet:
     """Reads the images of a split and their label files; checks all of them.
@@ -189,3 +189,17 @@ def _problem(
             f"{size[0]} and width {size[1]}, give or take {OVERHANG:g} pixels"
         )
     return "polygons, class x1 y1 x2 y2 x3 y3 .., for masks" if lacks_polygon else None
+
+
+def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
+    return load(source, split, bad_boxes=options.bad_boxes, masks=options.masks)
+
+
+YOLO = Format(
+    name="YOLO",
+    description="YOLO's yaml with names, train and val, or its folder; or a folder "
+    "with classes.txt and label files",
+    recognize=is_described,
+    splits=splits,
+    load=_load,
+)
