@@ -56,6 +56,7 @@ Args:
   remat: compute a ResNet again for the gradients, block by block: less memory, more
     arithmetic.
   workdir: the run folder; started again, a run goes on where it stopped.
+  accept_changed_data: go on with other images or objects than the run began with.
 """
 
 
@@ -94,6 +95,7 @@ def command(name: str, *, workdir: pathlib.Path | None = None) -> Callable:
         precision: Precision = "float32",
         remat: bool = False,
         workdir: pathlib.Path = workdir or pathlib.Path("runs", name),
+        accept_changed_data: bool = False,
     ) -> None:
         if weights in (None, "scratch"):
             weights, training = None, _without_frozen(training, recipe)
@@ -110,7 +112,12 @@ def command(name: str, *, workdir: pathlib.Path | None = None) -> Callable:
         if remat:
             asked = recipes.with_options(asked, remat=True)
         asked = recipes.with_options(asked, dtype=jnp.dtype(precision).type)
-        train_recipe(asked, *data_sets, workdir=workdir)
+        train_recipe(
+            asked,
+            *data_sets,
+            workdir=workdir,
+            accept_changed_data=accept_changed_data,
+        )
 
     text = inspect.getdoc(importlib.import_module(f"experiments.recipes.{name}"))
     main.__doc__ = text + OPTIONS
@@ -123,6 +130,7 @@ def train_recipe(
     validation: DataSet | None = None,
     *,
     workdir: pathlib.Path,
+    accept_changed_data: bool = False,
 ) -> TrainState:
     """Trains a recipe on a data set, or goes on where the run stopped.
 
@@ -132,6 +140,7 @@ def train_recipe(
         makes proposals where the detector needs some and the data set has none.
       validation: see `jaxdet.training.train.train`.
       workdir: the run folder.
+      accept_changed_data: see `jaxdet.training.train.train`.
 
     Returns:
       The state after the last step.
@@ -156,6 +165,7 @@ def train_recipe(
         validation=validation,
         pretrained=replace,
         metrics=METRICS[recipe.metrics] if recipe.metrics else None,
+        accept_changed_data=accept_changed_data,
     )
 
 

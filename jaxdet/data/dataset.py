@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -202,6 +204,33 @@ def _renumbered_ground_truth(
             {"id": label, "name": name} for label, name in enumerate(class_names)
         ],
     }
+
+
+def digests(data_set: DataSet) -> dict[str, str]:
+    """Returns a digest of each thing that a data set is made of, except its pixels.
+
+    Sets with the same name and number of images may still hold other annotations.
+    """
+    objects = data_set.objects
+    lists = {
+        "boxes": (one.boxes.astype("<f4") for one in objects),
+        "labels": (one.labels.astype("<i4") for one in objects),
+        "crowd": (one.crowd.astype(bool) for one in objects),
+    }
+    if data_set.proposals is not None:
+        lists["proposals"] = (one.boxes.astype("<f4") for one in data_set.proposals)
+    arrays = {"sizes": [np.asarray(data_set.sizes, "<i4")], **lists}
+    ids = hashlib.sha256(json.dumps([*map(str, data_set.image_ids)]).encode())
+    return {"image_ids": ids.hexdigest()[:16]} | {
+        name: _digest(values) for name, values in arrays.items()
+    }
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    hashed = hashlib.sha256()
+    for array in arrays:
+        hashed.update(b"%d " % len(array) + array.tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def _joined_id(data_set: DataSet, image_id: int | str) -> str:

@@ -1,15 +1,15 @@
 """Saves and restores train states; a kill while one is written harms none of them."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
 import os
 import pathlib
 import shutil
-import zlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -17,7 +17,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxdet import parallel
-from jaxdet.data.files import write_json
+from jaxdet.data.files import write_atomically, write_json
+from jaxdet.training.checksum import by_path, checksum, format_shape
+from jaxdet.training.lock import RunLock
 from jaxdet.training.run_folder import (
     RunError,
     checkpoint_folder,
@@ -44,14 +46,18 @@ class Checkpoints:
     and receive what it has read, so they need no shared folder.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int):
+    def __init__(
+        self, workdir: str | os.PathLike, keep: int, lock: RunLock | None = None
+    ):
         """Opens `workdir/checkpoints`, making it where needed.
 
         Args:
           workdir: the run folder.
           keep: how many of the newest checkpoints stay.
+          lock: of the run folder, to notice when it is gone; None: it stays.
         """
-        self._manager, self._keep = None, keep
+        self._manager, self._keep, self._lock = None, keep, lock
+        self._saved_elsewhere = False
         if jax.process_index() > 0:
             return
         folder = checkpoint_folder(workdir)
@@ -59,6 +65,9 @@ class Checkpoints:
         for half_written in folder.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(half_written)
         self._manager = _open_manager(folder, keep)
+        self._description = folder.with_name("config.json")
+        exists = self._description.exists()
+        self._content = self._description.read_bytes() if exists else None
 
     def save(
         self, step: int, state: TrainState, metrics: dict[str, float] | None = None
@@ -74,16 +83,21 @@ class Checkpoints:
 
         Raises:
           CheckpointError: as `check` does.
+          RunError: if the run folder was deleted or replaced; the message says where
+            the state is saved instead.
         """
         if self._manager is None:
             return
+        if not self._holds_folder():
+            self._save_elsewhere(step, state, metrics)
+        self._replace_missing()
         if step in self._manager.all_steps():
             if metrics is not None:
                 self._add_metrics(step, _headline(metrics))
             return
         state = jax.device_get(state)
-        variables = _by_path(state.variables)
-        rest = _by_path(state.replace(variables={}))
+        variables = by_path(state.variables)
+        rest = by_path(state.replace(variables={}))
         with _writing_to(self._manager.directory):
             self._manager.save(
                 step,
@@ -106,7 +120,9 @@ class Checkpoints:
           CheckpointError: if not, for example because the disk is full; what was
             saved before is still there.
         """
-        if self._manager is not None and not self._manager.is_saving_in_progress():
+        if self._manager is None or not self._holds_folder():
+            return  # `save` will say so, and save the state elsewhere
+        if not self._manager.is_saving_in_progress():
             with _writing_to(self._manager.directory):
                 self._manager.wait_until_finished()
 
@@ -141,11 +157,55 @@ class Checkpoints:
         """Waits until everything is written.
 
         Raises:
-          CheckpointError: as `check` does.
+          CheckpointError: as `check` does, also if the run folder is gone.
         """
-        if self._manager is not None:
-            with _writing_to(self._manager.directory):
+        if self._manager is None:
+            return
+        if self._saved_elsewhere:
+            with contextlib.suppress(Exception):  # `save` has said what is wrong
                 self._manager.close()
+            return
+        with _writing_to(self._manager.directory):
+            self._manager.close()
+        if not self._holds_folder():
+            raise CheckpointError(f"{self._lock.workdir} was deleted, with all in it")
+
+    def _holds_folder(self) -> bool:
+        return self._lock is None or self._lock.holds_folder()
+
+    def _save_elsewhere(
+        self, step: int, state: TrainState, metrics: dict[str, float] | None
+    ) -> NoReturn:
+        """Saves a state, and what else the run needs, in a new folder."""
+        gone, self._saved_elsewhere = self._lock.workdir, True
+        for number in itertools.count(1):
+            workdir = gone.with_name(f"{gone.name}-rescued-{number}")
+            if not workdir.exists():
+                break
+        message = f"{gone} was deleted or replaced during the run; step {step} "
+        try:
+            workdir.mkdir(parents=True)
+            (workdir / self._description.name).write_bytes(self._content or b"")
+            checkpoints = Checkpoints(workdir, self._keep)
+            checkpoints.save(step, state, metrics)
+            checkpoints.close()
+        except (OSError, CheckpointError) as error:
+            message += f"is lost, since it cannot be saved in {workdir}: {error}"
+            raise RunError(message) from error
+        raise RunError(message + f"is saved in {workdir}, where the run can go on")
+
+    def _replace_missing(self) -> None:
+        """Writes again what was deleted or replaced, and forgets lost checkpoints."""
+        file, content = self._description, self._content
+        if content and not (file.exists() and file.read_bytes() == content):
+            _LOG.warning("%s has changed during the run; it is written again", file)
+            write_atomically(file, lambda stream: stream.write(content))
+        folder = pathlib.Path(self._manager.directory)
+        folder.mkdir(exist_ok=True)
+        steps = set(self._manager.all_steps()) - set(saved_steps(folder))
+        if steps and not self._manager.is_saving_in_progress():
+            _LOG.warning("%s: %s were deleted during the run", folder, sorted(steps))
+            self._manager.reload()
 
     def _add_metrics(self, step: int, headline: dict[str, float]) -> None:
         with _writing_to(self._manager.directory):
@@ -216,11 +276,6 @@ def load_variables(
     with contextlib.closing(_open_manager(folder, None)) as manager:
         step = _find_step(manager, step)
         return _restore_item(manager, step, "variables", template)
-
-
-def digest(arrays: Any) -> str:
-    """Returns a checksum of names, shapes, types and values of all arrays in a tree."""
-    return f"{_checksum(_by_path(jax.device_get(arrays))):08x}"
 
 
 @contextlib.contextmanager
@@ -305,13 +360,17 @@ def _restore_item(
         saved = manager.restore(step, args=arguments)[item]
     except Exception as error:  # whatever Orbax, TensorStore or JSON stumble over
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
-    if saved.pop(CHECKSUM, None) != _checksum(saved):
+    if saved.pop(CHECKSUM, None) != checksum(saved):
         raise CheckpointError(f"{folder} is damaged: {item} are not what was saved")
-    expected = _by_path(template)
-    different = [
-        f"{name}: {_shape(saved, name)} saved, {_shape(expected, name)} expected"
+    expected = by_path(template)
+    shapes = {
+        name: (format_shape(saved, name), format_shape(expected, name))
         for name in sorted(saved.keys() | expected.keys())
-        if _shape(saved, name) != _shape(expected, name)
+    }
+    different = [
+        f"{name}: {before} saved, {now} expected"
+        for name, (before, now) in shapes.items()
+        if before != now
     ]
     if different:
         raise RunError(
@@ -322,29 +381,8 @@ def _restore_item(
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _shape(arrays: dict[str, Any], name: str) -> str:
-    if name not in arrays:
-        return "absent"
-    return f"{arrays[name].dtype}{list(arrays[name].shape)}"
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    paths, _ = jax.tree.flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths
-    }
-
-
 def _with_checksum(arrays: dict[str, Any]) -> dict[str, Any]:
-    return {**arrays, CHECKSUM: np.array(_checksum(arrays), np.uint32)}
-
-
-def _checksum(arrays: dict[str, Any]) -> int:
-    checksum = 0
-    for name, array in sorted(arrays.items()):
-        for part in (f"{name} {_shape(arrays, name)}".encode(), array.tobytes()):
-            checksum = zlib.crc32(part, checksum)
-    return checksum
+    return {**arrays, CHECKSUM: np.array(checksum(arrays), np.uint32)}
 
 
 _LOG = logging.getLogger(__name__)

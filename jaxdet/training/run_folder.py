@@ -7,19 +7,21 @@ files.
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
 from typing import Any
 
 from jaxdet.config import Size, checked_dataclass, from_json
-from jaxdet.data.dataset import DataSet
+from jaxdet.data.dataset import DataSet, digests
 from jaxdet.data.files import write_json
 from jaxdet.detectors.detector import Detector
 from jaxdet.training.config import CHANGEABLE_ON_RESUME, TrainingConfig
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 FORMAT = 2  # of `config.json`; folders of any other are refused
+OF_DATA = ("data_set", "images", "class_names", "category_ids", "data_digests")
 HOSTS_MAY_DIFFER = ("training/input/workers", "training/input/prefetch")
 
 
@@ -38,6 +40,8 @@ class Run:
     data_set: str  # its name
     images: Size  # in the training set
     versions: dict  # of Python and the libraries, by name
+    # Of the training set, as of `dataset.digests`; older folders have none.
+    data_digests: dict = dataclasses.field(default_factory=dict)
 
 
 def save_run(
@@ -45,14 +49,17 @@ def save_run(
     detector: Detector,
     data_set: DataSet,
     config: TrainingConfig,
+    *,
+    accept_changed_data: bool = False,
 ) -> None:
     """Writes `config.json`: recipe, training config, data set and versions of a run.
 
     Args:
       workdir: the run folder, made where needed.
       detector: its recipe is kept.
-      data_set: its name, classes and number of images are kept.
+      data_set: its name, classes, number of images and digests are kept.
       config: all fields are kept.
+      accept_changed_data: whether a run with checkpoints may go on with other data.
 
     Raises:
       RunError: if the folder holds checkpoints of a run with another detector, other
@@ -62,7 +69,7 @@ def save_run(
     file = pathlib.Path(workdir) / "config.json"
     now = _description(detector, data_set, config)
     if saved_steps(checkpoint_folder(workdir)):
-        _require_same(_read_description(file), now, file.parent)
+        _require_same(_read_description(file), now, file.parent, accept_changed_data)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, now, indent=2)
 
@@ -90,7 +97,7 @@ def identity(
 
     Args:
       detector: its recipe counts.
-      data_set: its name, classes and number of images count.
+      data_set: its name, classes, number of images and digests count.
       config: all of it but `input.workers` and `input.prefetch`.
     """
     fields = _flatten(_description(detector, data_set, config))
@@ -116,6 +123,7 @@ def _description(detector: Detector, data_set: DataSet, config: TrainingConfig) 
         "category_ids": data_set.category_ids,
         "data_set": data_set.name,
         "images": len(data_set),
+        "data_digests": digests(data_set),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
     }
@@ -141,20 +149,30 @@ def _read_description(file: pathlib.Path) -> dict:
     return values
 
 
-def _require_same(then: dict, now: dict, workdir: pathlib.Path) -> None:
+def _require_same(
+    then: dict, now: dict, workdir: pathlib.Path, accept_changed_data: bool
+) -> None:
+    if "data_digests" not in then:  # of a run that an older jaxdet began
+        now = now | {"data_digests": {}}
     before, after = _flatten(then | {"format": FORMAT}), _flatten(now)
-    different = [
-        f"{name}: {before.get(name, 'absent')!r} in the run, "
+    different = {
+        name: f"{name}: {before.get(name, 'absent')!r} in the run, "
         f"{after.get(name, 'absent')!r} now"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
         and not name.startswith("versions/")
         and name.removeprefix("training/") not in CHANGEABLE_ON_RESUME
-    ]
-    if different:
+    }
+    of_data = {name for name in different if name.split("/")[0] in OF_DATA}
+    lines = "\n  ".join([*different.values()][:20])
+    if accept_changed_data and of_data == different.keys():
+        if different:
+            _LOG.warning("%s goes on with other data:\n  %s", workdir, lines)
+    elif different:
+        accept = ", or accept changed data" if of_data == different.keys() else ""
         raise RunError(
-            f"{workdir} holds another run; choose another folder, or the same values:"
-            "\n  " + "\n  ".join(different[:20])
+            f"{workdir} holds another run; choose another folder, or the same values"
+            f"{accept}:\n  {lines}"
         )
 
 
@@ -168,3 +186,6 @@ def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict)
         fields |= _flatten(value, f"{path}/") if inner else {path: value}
     return fields
+
+
+_LOG = logging.getLogger(__name__)

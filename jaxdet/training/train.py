@@ -20,9 +20,11 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.evaluate import Metrics, evaluate
 from jaxdet.parallel import replicate, shard_to_devices
 from jaxdet.structs import Batch
-from jaxdet.training.checkpoint import Checkpoints, digest
+from jaxdet.training.checkpoint import Checkpoints
 from jaxdet.training.checks import check_run, trace_state
+from jaxdet.training.checksum import digest
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.lock import RunLock
 from jaxdet.training.log import Log, Profiler
 from jaxdet.training.metrics import RecentMetrics
 from jaxdet.training.optimizer import partition, scaled_learning_rate
@@ -46,6 +48,7 @@ def train(
     validation: DataSet | None = None,
     pretrained: Callable[[dict], dict] | None = None,
     metrics: Metrics | None = None,
+    accept_changed_data: bool = False,
 ) -> TrainState:
     """Trains a detector, or resumes the run in `workdir` where it stopped.
 
@@ -67,6 +70,7 @@ def train(
       pretrained: from fresh variables to those to start from, for example with the
         weights of a backbone read from a file.
       metrics: what `evaluate` measures on the validation set; None: its default.
+      accept_changed_data: whether a run may be resumed with other images or objects.
 
     Returns:
       The state after the last step; `state.variables` is what `evaluate` wants.
@@ -75,17 +79,25 @@ def train(
       DataError: if data and config do not fit together, before anything is compiled.
       ConfigError: if the detector fits neither of them, before anything is written; or
         if hosts have different configs, data or fresh parameters.
-      RunError: if `workdir` holds another run.
+      RunError: if `workdir` holds another run, is in use by another training, or was
+        deleted during this one; the message says where the state is saved instead.
       CheckpointError: if all checkpoints are damaged, or a new one cannot be written.
       NonFiniteLossError: naming the loss terms, the step and the images of its batch.
     """
     check_run(detector, data_set, config, validation)
     batch = next(_training_batches(data_set, config, start=0, stop=1))
     template = trace_state(detector, config, batch)
-    if jax.process_index() == 0:
-        save_run(workdir, detector, data_set, config)
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        lock = stack.enter_context(closing(RunLock(workdir)))
+        if jax.process_index() == 0:
+            save_run(
+                workdir,
+                detector,
+                data_set,
+                config,
+                accept_changed_data=accept_changed_data,
+            )
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints, lock)
         stack.callback(checkpoints.close)
         state = _restore_or_create(
             checkpoints, template, detector, config, batch, pretrained

@@ -369,7 +369,7 @@ def test_proposals_of_voc_folders_are_trained_on(
     assert "recall@0.5" in capsys.readouterr().out
     data_sets = []
 
-    def no_training(recipe, *given, workdir):
+    def no_training(recipe, *given, **options):
         data_sets.extend(given)
 
     monkeypatch.setattr(train, "train_recipe", no_training)

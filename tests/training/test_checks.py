@@ -69,15 +69,15 @@ def test_accumulation_must_divide_the_images_of_a_device():
 
 
 @pytest.mark.parametrize(
-    ("what", "change"),
+    ("what", "change", "named"),
     [
-        ("seed", lambda seed: seed + 1),
-        ("sizes", lambda sizes: 2 * sizes),
-        ("image_ids", lambda ids: ids[::-1]),
-        ("objects", lambda objects: objects[::-1]),
+        ("seed", lambda seed: seed + 1, "training/seed"),
+        ("sizes", lambda sizes: 2 * sizes, "data_digests/sizes"),
+        ("image_ids", lambda ids: ids[::-1], "data_digests/image_ids"),
+        ("objects", lambda objects: objects[::-1], "data_digests/boxes"),
     ],
 )
-def test_hosts_must_train_the_same(monkeypatch, what, change):
+def test_hosts_must_train_the_same(monkeypatch, what, change, named):
     threads = dataclasses.replace(CONFIG.input, workers=1)  # each host has its own
     their_data, theirs = DATA, dataclasses.replace(CONFIG, input=threads)
     if what == "seed":
@@ -90,4 +90,4 @@ def test_hosts_must_train_the_same(monkeypatch, what, change):
     with pytest.raises(ConfigError) as error:
         checks.check_run(toy.toy(), DATA, CONFIG, None)
     (line,) = str(error.value).splitlines()[1:]
-    assert what.replace("_", " ") in line and "on host 1" in line
+    assert named in line and "on host 1" in line

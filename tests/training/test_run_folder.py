@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import json
 import random
 
@@ -38,6 +40,45 @@ def test_a_run_with_checkpoints_accepts_only_itself(tmp_path):
     assert "images: 12 in the run, 16 now" in message
     assert str(tmp_path) in message and "log_every" not in message
     assert load_run(tmp_path).training.log_every == 5
+
+
+def changed(name):
+    """The toy's data, but for one thing, with the same name and number of images."""
+    data = toy.data_set()
+    if name in ("image_ids", "sizes"):
+        return dataclasses.replace(data, **{name: getattr(data, name)[::-1]})
+    first, *rest = data.objects
+    other = first._replace(**{name: getattr(first, name) + np.float32(1)})
+    other = other._replace(labels=other.labels.astype(np.int32))
+    return dataclasses.replace(data, objects=(other, *rest))
+
+
+@pytest.mark.parametrize("name", ["image_ids", "boxes", "labels"])
+def test_other_data_of_the_same_name_must_be_accepted(tmp_path, name, caplog):
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(RunError, match=rf"changed data:\n  data_digests/{name}: '.*$"):
+        save_run(tmp_path, toy.toy(), changed(name), toy.config())
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
+    other = dataclasses.replace(changed(name), class_names=("something",))
+    detector, config = toy.toy(), toy.config()
+    save_run(tmp_path, detector, other, config, accept_changed_data=True)
+    assert "other data:\n  class_names: ['thing'] in the run" in caplog.text
+    with pytest.raises(RunError, match="same values:\n  training/seed: 0 in the run"):
+        save = functools.partial(save_run, accept_changed_data=True)
+        save(tmp_path, detector, other, toy.config(seed=1))
+
+
+def test_a_run_that_an_older_jaxdet_began_goes_on(tmp_path):
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    file = tmp_path / "config.json"
+    run = json.loads(file.read_text())
+    digests = run.pop("data_digests")
+    file.write_text(json.dumps(run))
+    assert load_run(tmp_path).data_digests == {}
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
+    assert load_run(tmp_path).data_digests == digests
 
 
 def config_with(**values) -> str:
