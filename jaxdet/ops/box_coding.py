@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdet.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from jaxdet.ops.boxes import cxcywh_to_xyxy, to_float32, xyxy_to_cxcywh
 
 # Pixels. Shorter sides count as this long: padding and empty boxes get finite deltas.
 _SHORTEST_SIDE = 1e-6
@@ -58,7 +58,7 @@ def decode(
     Returns:
       Boxes, not clipped to the image.
     """
-    deltas, anchors = jnp.broadcast_arrays(deltas, anchors)
+    deltas, anchors = jnp.broadcast_arrays(to_float32(deltas), anchors)
     shifts, log_ratios = jnp.split(deltas / _like(weights, deltas), 2, axis=-1)
     anchor_centers, anchor_sides = _centers_and_sides(anchors)
     centers = anchor_centers + shifts * anchor_sides
@@ -79,6 +79,7 @@ def encode_ltrb(
       Pixels to the left, top, right and bottom side; one of them is negative where the
       point lies outside.
     """
+    points, boxes = to_float32(points), to_float32(boxes)
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
 
 
@@ -94,6 +95,7 @@ def decode_ltrb(
     Returns:
       Boxes, not clipped to the image.
     """
+    points, ltrb = to_float32(points), to_float32(ltrb)
     return jnp.concatenate([points - ltrb[..., :2], points + ltrb[..., 2:]], axis=-1)
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
+from jaxdet.ops.boxes import to_float32
+
 
 def normalize(
     images: Real[Array, "*B H W 3"],
@@ -74,7 +76,8 @@ def crop_and_warp(
         raise ValueError(
             f"context {context} on each side of a crop of {output_size} pixels"
         )
-    x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0)
+    boxes = to_float32(jax.lax.stop_gradient(boxes))
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     offsets = (
         jnp.arange(output_size) + 0.5 - context
     ) / inner  # 0 and 1: the box's sides

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdet.ops.boxes import area, pairwise_giou
+from jaxdet.ops.boxes import area, pairwise_giou, to_float32
 
 _FARTHEST = 1e8  # pixels
 _NEAREST = 1e-8  # A point not farther from a side is on it.
@@ -49,7 +49,7 @@ def giou_loss(
     def giou(a: Float[Array, "4"], b: Float[Array, "4"]) -> Float[Array, ""]:
         return pairwise_giou(a[None], b[None])[0, 0]
 
-    boxes = jnp.clip(boxes, -_FARTHEST, _FARTHEST)
+    boxes = jnp.clip(to_float32(boxes), -_FARTHEST, _FARTHEST)
     return 1 - jnp.vectorize(giou, signature="(k),(k)->()")(boxes, targets)
 
 
@@ -62,7 +62,7 @@ def iou_loss(
     FCOS's authors: finite where boxes do not touch, though no pull together, and 0
     where both are empty, such as padding. Coordinates beyond 1e8 count as that far.
     """
-    boxes = jnp.clip(boxes, -_FARTHEST, _FARTHEST)
+    boxes = jnp.clip(to_float32(boxes), -_FARTHEST, _FARTHEST)
     top_left = jnp.maximum(boxes[..., :2], targets[..., :2])
     bottom_right = jnp.minimum(boxes[..., 2:], targets[..., 2:])
     intersection = area(jnp.concatenate([top_left, bottom_right], axis=-1))
@@ -79,6 +79,7 @@ def centerness(ltrb: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
     Returns:
       1 in the center, falling to 0 on the sides and outside.
     """
+    ltrb = to_float32(ltrb)
     near = jnp.minimum(ltrb[..., :2], ltrb[..., 2:])
     far = jnp.maximum(ltrb[..., :2], ltrb[..., 2:])
     inside = jnp.min(near, axis=-1, keepdims=True) > _NEAREST

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdet.ops.boxes import to_float32
+
 
 def crop_and_resize_masks(
     masks: Float[Array, "N M M"],
@@ -27,6 +29,7 @@ def crop_and_resize_masks(
     Returns:
       The targets in [0, 1]; 0 outside the object's box.
     """
+    boxes, rois = to_float32(boxes), to_float32(rois)
     cells = masks.shape[-1]
     centers = (jnp.arange(output_size) + 0.5) / output_size
 
@@ -72,6 +75,7 @@ def paste_masks(
     Returns:
       The probability of each pixel; 0 outside the boxes.
     """
+    boxes = to_float32(boxes)
     cells = probabilities.shape[-1]
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=-1)
 

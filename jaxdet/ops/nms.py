@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdet.ops.boxes import area, pairwise_intersection, pairwise_iou
+from jaxdet.ops.boxes import area, pairwise_intersection, pairwise_iou, to_float32
 from jaxdet.structs import Detections
 
 _BLOCK = 128  # boxes settled together
@@ -24,7 +24,7 @@ def nms(
     """Suppresses boxes greedily: the best stays, those that overlap it go, and so on.
 
     Args:
-      boxes: any coordinates.
+      boxes: any coordinates; overlaps are computed in float32.
       scores: equal scores go by the lower index. A box whose score is NaN is
         neither kept nor suppresses another.
       iou_threshold: boxes whose IoU with a kept one is greater than this go.
@@ -85,6 +85,7 @@ def select_detections(
     Returns:
       `[max_detections]`, best first, without masks, zeros for padding.
     """
+    boxes, scores = to_float32(boxes), to_float32(scores)
     keep, valid = batched_nms(
         boxes,
         scores,
@@ -130,6 +131,7 @@ def box_voting(
     Returns:
       The kept boxes; one that nothing votes for, not even itself, stays where it is.
     """
+    boxes, scores = to_float32(boxes), to_float32(scores)
     kept = boxes[keep]
     votes = pairwise_iou(kept, boxes) >= iou_threshold
     votes &= (labels[keep][:, None] == labels[None]) & valid[None]

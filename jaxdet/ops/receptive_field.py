@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
+from jaxdet.ops.boxes import to_float32
+
 
 class Layer(NamedTuple):
     """A convolution or pooling along one axis, in cells of the layer before."""
@@ -92,9 +94,9 @@ def project(pixels: Float[Array, "*B"], field: Field) -> Float[Array, "*B"]:
     There cell j covers [j, j + 1); the center of a receptive field becomes the center
     of its cell. Points and boxes are projected coordinate by coordinate.
     """
-    return (pixels - field.center) / field.stride + 0.5
+    return (to_float32(pixels) - field.center) / field.stride + 0.5
 
 
 def unproject(cells: Float[Array, "*B"], field: Field) -> Float[Array, "*B"]:
     """Turns coordinates of features into pixels: the inverse of `project`."""
-    return (cells - 0.5) * field.stride + field.center
+    return (to_float32(cells) - 0.5) * field.stride + field.center

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdet.ops.boxes import area
+from jaxdet.ops.boxes import area, to_float32
 
 # Samples of a bin along one axis where their number follows from the box. A bin of more
 # cells is sampled this often all the same, more coarsely than its cells.
@@ -59,7 +59,8 @@ def roi_align(
     height, width = _extents([shape], [stride], image_size)[0]
     layout = _Layout(height, width, start=jnp.int32(0), step=jnp.int32(shape[1]))
     layout = jax.tree.map(lambda x: jnp.broadcast_to(x, len(boxes)), layout)
-    cells = _cells(boxes / stride, layout, _Grid(output_size, sampling_ratio, aligned))
+    grid = _Grid(output_size, sampling_ratio, aligned)
+    cells = _cells(to_float32(boxes) / stride, layout, grid)
     return _weighted_sum(features.reshape(-1, channels), cells)
 
 
@@ -113,7 +114,7 @@ def pyramid_roi_align(
         step=jnp.array([features.shape[1] for features in maps], jnp.int32),
     )
     layout = jax.tree.map(lambda x: x[level - levels[0]], layout)
-    boxes = boxes / jnp.exp2(level.astype(jnp.float32))[:, None]
+    boxes = to_float32(boxes) / jnp.exp2(level.astype(jnp.float32))[:, None]
     cells = _cells(boxes, layout, _Grid(output_size, sampling_ratio, aligned))
     return _weighted_sum(jnp.concatenate(flat), cells)
 

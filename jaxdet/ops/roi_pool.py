@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdet.ops.boxes import to_float32
 from jaxdet.ops.roi_align import max_over_images
 
 # Windows of 1, 2 and 4 cells a side are pooled in advance, everywhere on the map, in
@@ -44,7 +45,7 @@ def roi_max_pool(
       Features of the boxes in the dtype of the map; 0 in bins without a cell.
     """
     height, width, _ = features.shape
-    x1, y1, x2, y2 = jnp.moveaxis(_rounded(boxes / stride), -1, 0)
+    x1, y1, x2, y2 = jnp.moveaxis(_rounded(to_float32(boxes) / stride), -1, 0)
     windows = jax.vmap(partial(_windows, size=output_size), in_axes=(0, 0, None))
     rows, columns = windows(y1, y2, height), windows(x1, x2, width)
     return _max_of_windows(features, rows, columns)
