@@ -58,7 +58,6 @@ def _download(url: str, stream: BinaryIO, name: str) -> None:
     download = HTTPDownloader(progressbar=True, chunk_size=2**16)
     for attempt in range(1, _ATTEMPTS + 1):
         stream.seek(0)
-        stream.truncate()
         try:
             download(url, stream, None)
             break

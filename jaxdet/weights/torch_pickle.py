@@ -7,7 +7,7 @@ in their place.
 
 import math
 import pickletools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
@@ -176,7 +176,7 @@ def _tensor(
 _LITERALS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}
 _LITERALS |= {"FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE"}
 _LITERALS |= {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES"}
-_FRESH = {
+_FRESH: dict[str, Callable] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
@@ -184,7 +184,7 @@ _FRESH = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
 }
-_OF_STACK = {
+_OF_STACK: dict[str, Callable] = {
     "TUPLE1": partial(_append_tuple, 1),
     "TUPLE2": partial(_append_tuple, 2),
     "TUPLE3": partial(_append_tuple, 3),
@@ -195,12 +195,12 @@ _OF_STACK = {
     "NEWOBJ": _reduce,
     "BUILD": list.pop,  # attributes, for instance versions in a state dict
 }
-_OF_MARKED = {
+_OF_MARKED: dict[str, Callable] = {
     "TUPLE": lambda stack, items: stack.append(tuple(items)),
     "APPENDS": lambda stack, items: stack[-1].extend(items),
     "SETITEMS": _set_items,
 }
-_VALUES = {
+_VALUES: dict[str, Callable] = {
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "argparse.Namespace": _mapping,

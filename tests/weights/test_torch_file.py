@@ -93,6 +93,17 @@ def test_other_contents_are_named(path, write, content, problem):
         read_state_dict(path)
 
 
+def test_storages_that_are_shorter_than_they_say(path):
+    content = {"a": CONTENT["part"], "b": tensor(storage("1", 12))}
+    for write, numbers in (
+        (torch_files.write_zip, {"0": bytes(40), "1": bytes(48)}),
+        (torch_files.write_legacy, {"0": NUMBERS[:10], "1": NUMBERS}),
+    ):
+        write(path, content, numbers)
+        with pytest.raises(WeightsError, match="a storage of 12 numbers is cut short"):
+            read_state_dict(path)
+
+
 def test_zip_bombs_are_refused(path):
     torch_files.write_zip(path, CONTENT, {"0": NUMBERS.tobytes()}, compressed=True)
     with pytest.raises(WeightsError, match="archive/data/0 in it is compressed"):

@@ -63,7 +63,7 @@ HOSTILE = {
     "fewer strides": _part_of(strides=()),
     "sides of text": _part_of(shape=("2",)),
     "giant storage": _part_of(numbers=storage("0", 2**40)),
-    "negative storage": _part_of(numbers=storage("0", -12)),
+    "negative storage": _part_of(numbers=storage("0", -1), shape=(0,)),
     "absent storage": _part_of(numbers=storage("1", 12)),
     "storage in a storage": _part_of(numbers=storage(storage("0", 12), 12)),
     "view of a storage": _part_of(numbers=storage("0", 12, view=(("1", 0, 2),))),

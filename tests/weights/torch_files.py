@@ -8,6 +8,7 @@ import numpy as np
 
 KINDS = {"float32": "Float", "float16": "Half", "float64": "Double", "int64": "Long"}
 KINDS |= {"bfloat16": "BFloat16", "bool": "Bool", "int32": "Int"}
+SHORT = b")", b"\x85", b"\x86", b"\x87"  # tuples of up to three
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -19,7 +20,8 @@ def value(item) -> bytes:
         case str():
             return b"X" + struct.pack("<i", len(item.encode())) + item.encode()
         case tuple():
-            return b"(" + b"".join(map(value, item)) + b"t"
+            items = b"".join(map(value, item))
+            return items + SHORT[len(item)] if item[3:] == () else b"(" + items + b"t"
         case dict():
             pairs = [value(key) + value(each) for key, each in item.items()]
             return b"}(" + b"".join(pairs) + b"u"
