@@ -215,6 +215,8 @@ def test_evaluate_takes_a_checkpoint_of_torchvisions(
     name = "fasterrcnn_resnet50_fpn"
     state, *_ = replay.load(ROOT / "tests" / "golden" / f"{name}_s0.npz")
     np.savez(tmp_path / "drawn.npz", **state)
+    files = {name: tmp_path / "drawn.npz"}
+    monkeypatch.setattr(evaluate.published, "weights_file", files.get)
     source = data_folder / "coco128"
     truth = json.loads((source / "annotations/instances_val2017.json").read_text())
     truth["images"] = truth["images"][:4]
@@ -228,7 +230,7 @@ def test_evaluate_takes_a_checkpoint_of_torchvisions(
     monkeypatch.setattr(evaluate.torchvision, "MIN_MAX_SIZE", (96, 160))
     found = tmp_path / "found.json"
     evaluate.main(
-        weights=tmp_path / "drawn.npz",
+        weights=name,
         canvas_multiple=160,  # one for all
         source=DataOption((str(tmp_path),)),
         batch_size=2,
