@@ -34,10 +34,11 @@ from experiments import command_line
 from experiments.benchmarks import report
 from experiments.benchmarks.timing import medians
 from experiments.command_line import Precision
+from experiments.data_option import NO_DATA, DataOption, Flat
 from jaxdet.config import ConfigError
 from jaxdet.data import batching
 from jaxdet.data.dataset import DataSet, Proposals
-from jaxdet.data.formats import coco, digits
+from jaxdet.data.formats import digits
 from jaxdet.data.input_config import InputConfig
 from jaxdet.data.selective_search import selective_search
 from jaxdet.detectors import fast_rcnn, faster_rcnn, rcnn, sppnet
@@ -93,38 +94,36 @@ class Times:
 
 
 def main(
+    source: Flat[DataOption] = NO_DATA,
     *,
     backbone: Backbone = "alexnet",
     images: int = 16,
     side: int = 480,
     regions: int = 2000,
-    annotations: pathlib.Path | None = None,
-    image_folder: pathlib.Path | None = None,
     precision: Precision = "float32",
     output: pathlib.Path = pathlib.Path("runs/rcnn_timing"),
 ):
     """Times all four, and writes `timing.json`, `timing.md` and `timing.png`.
 
     Args:
+      source: the images; digits on photographs if there is none.
       backbone: of all four detectors.
       images: how many are timed, an even number; times are their medians.
       side: pixels of the square canvas that holds an image.
       regions: the most that are proposed; of each image, the detectors that wait for
         them classify the median number of all images.
-      annotations: COCO json of the images; digits on photographs if not given.
-      image_folder: of the json's images.
       precision: of the networks' arithmetic.
       output: folder for table and figure.
 
     Raises:
-      ConfigError: if `images` is odd or below 2, or there are several processes.
+      ConfigError: if `images` is odd or below 2, or more than there are; or for several
+        processes.
     """
     if images < 2 or images % IMAGES_A_STEP:
         raise ConfigError(f"--images is {images}; it must be an even number from 2 on")
     if jax.process_count() > 1:
         raise ConfigError("times are those of one process: leave out --processes")
-    data_set = _load(annotations, image_folder, side, images)
-    data_set, search = _with_timed_proposals(data_set, side, regions)
+    data_set, search = _with_timed_proposals(_load(source, side, images), side, regions)
     regions = round(statistics.median(len(boxes) for boxes, _ in data_set.proposals))
     print(f"selective search: {regions} regions, {search:.3g} s an image", flush=True)
     models = detectors(backbone, len(data_set.class_names), precision)
@@ -133,14 +132,22 @@ def main(
         training = _training(name, backbone, side, regions)
         times = _measured(detector, data_set, training)
         waits = 0.0 if name == "faster_rcnn" else search
-        rows[name] = Times(**times, proposals=waits)
-        print(_line(name, rows[name]), flush=True)
+        rows[name] = times = Times(**times, proposals=waits)
+        print(
+            f"{NAMES[name]}: training {times.training_image:.3g} s an image, test "
+            f"{times.test_image:.3g} s, with proposals "
+            f"{times.test_with_proposals:.3g} s",
+            flush=True,
+        )
     text = table(rows) + "\n" + summary(rows)
     print(text, end="")
     machine = report.machine()
     setting = {"backbone": backbone, "images": images, "side": side}
-    setting |= {"regions": regions, "precision": precision}
-    setting |= {"devices": jax.device_count()}
+    setting |= {
+        "regions": regions,
+        "precision": precision,
+        "devices": jax.device_count(),
+    }
     seconds = {name: dataclasses.asdict(times) for name, times in rows.items()}
     measured = {"machine": machine, "setting": setting, "seconds": seconds}
     where = f"{TITLES[backbone]}, {side}x{side}, {machine['cores']} CPU cores"
@@ -259,24 +266,17 @@ def _bars(panel, rows: dict[str, tuple], *, title: str, unit: str) -> None:
         style = {"color": "tab:orange", "label": "proposals"}
         panel.barh(range(len(rows)), proposals, left=network, **style)
         panel.legend(loc="lower right")
-    for place, (value, wait) in enumerate(rows.values()):
+    for row, (value, wait) in enumerate(rows.values()):
         text = f" {value:.3g}" + (f" + {wait:.2g}" if wait else "")
-        panel.text(value + wait, place, text, va="center")
+        panel.text(value + wait, row, text, va="center")
     panel.set_yticks(range(len(rows)), [NAMES[name] for name in rows])
     panel.invert_yaxis()
     panel.set(xlim=(0, 1.4 * max(network + proposals)), xlabel=unit, title=title)
 
 
-def _load(
-    annotations: pathlib.Path | None,
-    folder: pathlib.Path | None,
-    side: int,
-    count: int,
-) -> DataSet:
-    """Opens the first images of a json, or digits, which the canvas enlarges."""
-    if (annotations is None) != (folder is None):
-        raise ConfigError("--annotations and --image-folder go together")
-    if annotations is None:
+def _load(source: DataOption, side: int, count: int) -> DataSet:
+    """Opens the first images of a data set, or digits, which the canvas enlarges."""
+    if not source.data:
         drawn = min(side, 256)  # the largest there are
         return digits.load(
             "train",
@@ -285,9 +285,9 @@ def _load(
             train_images=count,
             validation_images=1,
         )
-    data_set = coco.load(annotations, folder)
+    data_set = source.load()
     if len(data_set) < count:
-        raise ConfigError(f"--images {count}, but {annotations} has {len(data_set)}")
+        raise ConfigError(f"--images {count}, but {data_set.name} has {len(data_set)}")
     return dataclasses.replace(
         data_set,
         image_ids=data_set.image_ids[:count],
@@ -310,9 +310,8 @@ def _with_timed_proposals(
         seconds.append(time.perf_counter() - start)
         (boxes,) = rescale_to_original(boxes[None], batch.scales)
         proposals.append(Proposals(boxes, scores))
-    return dataclasses.replace(data_set, proposals=proposals), statistics.median(
-        seconds
-    )
+    with_proposals = dataclasses.replace(data_set, proposals=proposals)
+    return with_proposals, statistics.median(seconds)
 
 
 def _training(name: str, backbone: Backbone, side: int, regions: int) -> TrainingConfig:
@@ -359,18 +358,7 @@ def _measured(
         return metrics
 
     (training_step,) = medians([step], steps)
-    return {
-        "training_image": training_step / 1000 / images,
-        "test_image": test / 1000,
-    }
-
-
-def _line(name: str, times: Times) -> str:
-    return (
-        f"{NAMES[name]}: training {times.training_image:.3g} s an image, "
-        f"test {times.test_image:.3g} s, with proposals "
-        f"{times.test_with_proposals:.3g} s"
-    )
+    return {"training_image": training_step / 1000 / images, "test_image": test / 1000}
 
 
 if __name__ == "__main__":

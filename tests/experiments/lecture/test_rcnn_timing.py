@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.data_option import DataOption
 from experiments.lecture import rcnn_timing
 from experiments.lecture.rcnn_timing import (
     Times,
@@ -82,21 +83,19 @@ def test_proposals_are_made_of_the_image_on_its_canvas(monkeypatch):
     monkeypatch.setattr(rcnn_timing, "selective_search", search)
     monkeypatch.setattr(rcnn_timing.time, "perf_counter", lambda: next(clock))
     data_set = in_memory_data_set([np.zeros((32, 64, 3), np.uint8)] * 3)
-    found, seconds = rcnn_timing._with_timed_proposals(data_set, 128, 7)
+    data_set, seconds = rcnn_timing._with_timed_proposals(data_set, 128, 7)
     assert seen == [((64, 128, 3), 7)] * 3
-    np.testing.assert_array_equal(found.proposals[2].boxes, [[0, 4, 64, 32]])
+    np.testing.assert_array_equal(data_set.proposals[2].boxes, [[0, 4, 64, 32]])
     assert seconds == 2  # the median of 1, 3 and 2
 
 
-def test_refused(tmp_path, monkeypatch):
+def test_refused(monkeypatch):
     with pytest.raises(ConfigError, match="--images is 3; it must be an even number"):
         main(images=3)
-    with pytest.raises(ConfigError, match="--annotations and --image-folder"):
-        main(annotations=tmp_path / "a.json")
     one = in_memory_data_set([(32, 32)])
-    monkeypatch.setattr(rcnn_timing.coco, "load", lambda *_: one)
-    with pytest.raises(ConfigError, match=r"--images 4, but .*a.json has 1"):
-        main(images=4, annotations=tmp_path / "a.json", image_folder=tmp_path)
+    monkeypatch.setattr(DataOption, "load", lambda self: one)
+    with pytest.raises(ConfigError, match="--images 4, but in memory has 1"):
+        main(DataOption(("a.json",)), images=4)
 
 
 @pytest.mark.slow
