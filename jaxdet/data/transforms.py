@@ -28,7 +28,9 @@ def assign_canvases(
     *,
     min_max_size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Assigns each image `nearest_canvas`, or with `min_max_size` `smallest_canvas`.
+    """Assigns each image the canvas of the nearest aspect ratio, by its logarithm.
+
+    With `min_max_size` it is the smallest that holds the image at its new size.
 
     Args:
       sizes: `[N, 2]` (height, width) of the images.
@@ -41,23 +43,11 @@ def assign_canvases(
     Raises:
       DataError: if no canvas holds an image at its new size.
     """
-    if min_max_size is None:
-        return nearest_canvas(sizes, canvases)
-    new = [
-        size_from_min_max(size, min_max_size)
-        for size in np.reshape(sizes, (-1, 2)).tolist()
-    ]
-    return smallest_canvas(np.array(new), canvases)
-
-
-def nearest_canvas(
-    sizes: np.ndarray, canvases: Sequence[tuple[int, int]]
-) -> np.ndarray:
-    """Assigns each image the canvas of nearest log aspect ratio.
-
-    `[N, 2]` (height, width) and C of them -> `[N]` indices in [0, C).
-    """
-    height, width = np.reshape(sizes, (-1, 2)).astype(float).T
+    sizes = np.reshape(sizes, (-1, 2))
+    if min_max_size is not None:
+        new = [size_from_min_max(size, min_max_size) for size in sizes.tolist()]
+        return _smallest_canvas(np.reshape(new, (-1, 2)), canvases)
+    height, width = sizes.astype(float).T
     canvas_height, canvas_width = np.array(canvases, float).T
     ratios = np.log(canvas_height / canvas_width)
     distances = np.abs(np.log(height / width)[:, None] - ratios)
@@ -168,20 +158,13 @@ def canvases_from_min_max(
     return tuple(dict.fromkeys(upright + lying))
 
 
-def smallest_canvas(
+def _smallest_canvas(
     sizes: np.ndarray, canvases: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Assigns each image the canvas of least area that holds it as it is.
-
-    `[N, 2]` (height, width) and C of them -> `[N]` indices in [0, C).
-
-    Raises:
-      DataError: if none holds one of them, naming it.
-    """
-    sizes = np.reshape(sizes, (-1, 1, 2))
-    holds = np.all(sizes <= np.array(canvases)[None], axis=-1)
+    """Assigns each image the canvas of least area that holds it as it is."""
+    holds = np.all(sizes[:, None] <= np.array(canvases)[None], axis=-1)
     if not holds.any(axis=1).all():
-        height, width = sizes[~holds.any(axis=1)][0, 0].tolist()
+        height, width = sizes[~holds.any(axis=1)][0].tolist()
         raise DataError(
             f"canvases is {tuple(canvases)}; one must hold an image that is resized "
             f"to {height}x{width}"

@@ -142,8 +142,9 @@ def predict_arrays(
     regions = Regions(**arrays["regions"]) if "regions" in arrays else None
     image_ids = np.zeros(len(arrays["images"]), np.int32)  # only training asks for them
     batch = Batch(**arrays | {"regions": regions}, image_ids=image_ids)
-    found = predict(variables, batch)
-    return found.boxes, found.scores, found.labels, found.valid, found.masks
+    detections = predict(variables, batch)
+    names = "boxes", "scores", "labels", "valid", "masks"
+    return tuple(getattr(detections, name) for name in names)
 
 
 def load(file: str | os.PathLike) -> Artifact:

@@ -122,19 +122,17 @@ def postprocess(
     height, width = size
     limits = np.array([[width, height, width, height]], np.float32)
     boxes = np.clip(boxes[kept] / scale[None, [1, 0, 1, 0]], 0, limits)
-    whole = None
+    pasted = None
     if cells is not None:
-        pasted = [
-            masks.paste(mask, box, size)
-            for mask, box in zip(cells[kept], boxes, strict=True)
-        ]
-        whole = np.array(pasted, bool).reshape(-1, height, width)
+        pairs = zip(cells[kept], boxes, strict=True)
+        pasted = [masks.paste(mask, box, size) for mask, box in pairs]
+        pasted = np.array(pasted, bool).reshape(-1, height, width)
     return ImageDetections(
         boxes=boxes,
         scores=scores[kept],
         labels=labels[kept],
         names=tuple(class_names[label] for label in labels[kept]),
-        masks=whole,
+        masks=pasted,
     )
 
 
@@ -175,10 +173,10 @@ def detect_images(
         arrays = jax.tree.map(
             lambda *parts: np.concatenate(parts), *(resized[i] for i in filled)
         )
-        found = jax.device_get(predict(arrays))
+        predicted = jax.device_get(predict(arrays))
         for slot, i in enumerate(group):
             detections[i] = postprocess(
-                tuple(None if values is None else values[slot] for values in found),
+                tuple(None if values is None else values[slot] for values in predicted),
                 np.shape(images[i])[:2],
                 resized[i]["scales"][0],
                 class_names=class_names,

@@ -1,10 +1,13 @@
-"""The notebooks: they define nothing, hold no outputs, and every cell runs."""
+"""The notebooks: they define nothing, their outputs are small, and every cell runs."""
 
 import ast
+import base64
 import importlib
+import io
 import json
 import os
 import pathlib
+import re
 
 import jax
 import nbclient
@@ -15,6 +18,7 @@ import skimage.data
 from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
 
+from experiments import execute_notebook
 from jaxdet.data.files import CACHE_VARIABLE
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.structs import Batch
@@ -84,9 +88,47 @@ def test_notebooks_are_clean_define_nothing_and_open_in_colab(notebook):
     assert f"https://colab.research.google.com/github{address}" in first.source
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     for cell in code_of(notebook):
-        assert not cell.outputs and cell.execution_count is None
         for node in ast.walk(parsed(cell.source)):
             assert not isinstance(node, definitions), cell.source
+
+
+# Without outputs: it takes COCO, which is not downloaded.
+NOT_EXECUTED = {"coco_val2017", "train_on_your_data"}
+
+
+def test_outputs_are_small_whole_and_of_no_one_machine(notebook):
+    name, notebook = notebook
+    cells = code_of(notebook)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 300_000
+    executed = [cell.execution_count is not None for cell in cells]
+    assert executed == [name not in NOT_EXECUTED] * len(cells)
+    outputs = [output for cell in cells for output in cell.outputs]
+    if name not in NOT_EXECUTED:
+        assert any("image/jpeg" in output.get("data", {}) for output in outputs)
+    for output in outputs:
+        kind, data = output.output_type, output.get("data", {})
+        assert kind in ("stream", "display_data", "execute_result")
+        assert output.get("name") != "stderr" and "image/png" not in data
+        text = output.get("text", data.get("text/plain", ""))
+        assert not re.search("/(root|home|tmp|work|Users)/| at 0x", text), text
+    assert all("execution" not in cell.metadata for cell in cells)
+
+
+@pytest.mark.slow
+def test_executing_keeps_small_outputs(tmp_path):
+    cells = [
+        "import sys; print('text'); print('progress', file=sys.stderr)",
+        "from PIL import Image; Image.new('RGB', (1600, 900), 'white')",
+    ]
+    cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    execute_notebook.main(tmp_path / "a.ipynb")
+    text, picture = code_of(nbformat.read(tmp_path / "a.ipynb", as_version=4))
+    assert [output.text for output in text.outputs] == ["text\n"]
+    (data,) = (output.data for output in picture.outputs)
+    assert list(data) == ["image/jpeg"]
+    encoded = io.BytesIO(base64.b64decode(data["image/jpeg"]))
+    assert Image.open(encoded).size == (800, 450)
 
 
 def test_what_notebooks_import_is_there(notebook):
