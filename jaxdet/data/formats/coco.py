@@ -1,6 +1,5 @@
 """Reads data sets whose annotations are a json file in COCO's format."""
 
-import collections
 import functools
 import logging
 import os
@@ -12,10 +11,19 @@ from typing import Any
 import numpy as np
 
 from jaxdet.data import image_files
-from jaxdet.data.annotations import OVERHANG, clip_to_image
+from jaxdet.data.annotations import OVERHANG, clip_to_image, warn_of_dropped
 from jaxdet.data.dataset import DataError, DataSet, Objects
-from jaxdet.data.files import read_json
 from jaxdet.data.formats import BadBoxPolicy
+from jaxdet.data.formats.coco_json import (
+    find_images,
+    find_root_categories,
+    is_number,
+    read_categories,
+    read_coco,
+    read_image_ids,
+    read_sizes,
+    unique_ids,
+)
 from jaxdet.data.masks import parse_segmentation, rasterize_all
 
 _LEFT_OUT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -46,6 +54,7 @@ def load(
     *,
     bad_boxes: BadBoxPolicy = "error",
     masks: bool = False,
+    keep_empty_classes: bool = False,
 ) -> DataSet:
     """Reads a json in COCO's format; checks all of it, and that every image is there.
 
@@ -65,10 +74,13 @@ def load(
       masks: whether to keep the segmentations, for `read_masks`. They are drawn when
         they are asked for; the outlines stay in memory, as float32 and run lengths
         (COCO's train2017: a few hundred megabytes).
+      keep_empty_classes: whether to keep a category of no object that is another's
+        supercategory, as Roboflow writes one. If not, it is left out, and logged.
 
     Returns:
-      A data set whose `ground_truth()` holds the annotations as they are in the json;
-      only missing `area` and `iscrowd` are filled in, as width x height and 0.
+      A data set whose `ground_truth()` holds the annotations of the objects as they are
+      in the json; only an absent `area` or `iscrowd` is filled in, as width x height
+      and 0.
 
     Raises:
       ValueError: `bad_boxes` is none of the two.
@@ -79,21 +91,32 @@ def load(
         raise ValueError(f'bad_boxes is {bad_boxes!r}; allowed: "error", "skip"')
     file = pathlib.Path(annotations)
     folders = [images] if isinstance(images, str | os.PathLike) else images
-    content = _read_coco(file)
+    content = read_coco(file)
+    roots = [] if keep_empty_classes else find_root_categories(content)
+    _leave_out(content, roots)
     try:
-        labels, class_names = _read_categories(content["categories"])
-        image_ids = _unique_ids(content["images"], "images", (int, str))
-        paths = _image_paths(content["images"], folders)
-        sizes = _image_sizes(content["images"], paths)
-        _unique_ids(content["annotations"], "annotations", (int, str))
-        rows, outlines, bad = _read_annotations(
+        labels, class_names = read_categories(content["categories"])
+        image_ids = read_image_ids(content["images"])
+        paths = find_images(content["images"], folders)
+        sizes = read_sizes(content["images"], paths)
+        ids = unique_ids(content["annotations"], "annotations", (int, str))
+        rows, outlines, good = _read_annotations(
             content["annotations"], image_ids, sizes, labels, bad_boxes, masks
         )
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     objects, kept = _clip_and_group(rows, sizes)
-    _warn_of_dropped(file, len(bad), len(rows) - sum(map(len, kept)), masks)
-    _warn_of_strays(file, content["annotations"], bad, masks)
+    dropped = frozenset(ids) - {good[row] for own in kept for row in own}
+    for root in roots:
+        logger.info(
+            "%s: left out the category %r, which has no objects and holds others "
+            "together (keep_empty_classes keeps it)",
+            *(file, root["name"]),
+        )
+    bad = len(ids) - len(rows)
+    warn_of_dropped(str(file), bad, len(dropped) - bad, masks)
+    if masks:
+        _warn_of_strays(file, content["annotations"], dropped)
     return DataSet(
         name=file.stem,
         class_names=class_names,
@@ -102,128 +125,16 @@ def load(
         sizes=sizes,
         objects=objects,
         read_image=lambda i: image_files.read_sized(paths[i], sizes[i], file),
-        ground_truth=functools.partial(_ground_truth, file, bad),
+        ground_truth=functools.partial(_ground_truth, file, roots, dropped),
         read_masks=_mask_reader(objects, kept, outlines) if masks else None,
         read_encoded=lambda i: image_files.read_encoded(paths[i]),
     )
 
 
-def _read_coco(file: pathlib.Path) -> dict:
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{file}: not in COCO's format: a {type(content).__name__}, not an object "
-            "with images, annotations and categories"
-        )
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key)
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, dict) for entry in entries
-        ):
-            problem = "is not a list of objects" if key in content else "is missing"
-            raise DataError(f'{file}: not in COCO\'s format: "{key}" {problem}')
-    for key in ("images", "categories"):
-        if not content[key]:
-            raise DataError(f'{file}: "{key}" is empty; at least one is needed')
-    return content
-
-
-def _unique_ids(entries: list[dict], key: str, types: tuple[type, ...]) -> tuple:
-    ids = tuple(entry.get("id") for entry in entries)
-    for position, value in enumerate(ids):
-        if not isinstance(value, types) or isinstance(value, bool):
-            allowed = " or ".join(kind.__name__ for kind in types)
-            raise DataError(
-                f"{key}[{position}] has the id {value!r}; allowed: {allowed}"
-            )
-    _check_unique(ids, "id", key)
-    return ids
-
-
-def _check_unique(values: tuple, what: str, key: str) -> None:
-    if len(set(values)) < len(values):
-        value, count = collections.Counter(values).most_common(1)[0]
-        raise DataError(
-            f"{what} {value!r} stands {count} times in {key}; allowed: once"
-        )
-
-
-def _read_categories(categories: list[dict]) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Reads labels by category id, and their names."""
-    _unique_ids(categories, "categories", (int,))
-    categories = sorted(categories, key=lambda category: category["id"])
-    for category in categories:
-        if not isinstance(category.get("name"), str):
-            raise DataError(
-                f"category {category['id']} has the name {category.get('name')!r}; "
-                "allowed: a string"
-            )
-    names = tuple(category["name"] for category in categories)
-    _check_unique(names, "name", "categories")
-    labels = {category["id"]: label for label, category in enumerate(categories)}
-    return labels, names
-
-
-def _image_paths(
-    images: list[dict], folders: Sequence[str | os.PathLike]
-) -> tuple[str, ...]:
-    """Finds the images in the first folder that holds all of them."""
-    for image in images:
-        name = image.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise DataError(
-                f"image {image['id']!r} has the file_name {name!r}; allowed: a path "
-                "within the image folder"
-            )
-    # One listing a folder: asking file by file is slow on network disks.
-    listed = functools.cache(_listing)
-    candidates = []
-    for folder in folders:
-        paths = [os.path.join(folder, image["file_name"]) for image in images]
-        missing = [
-            path
-            for path in paths
-            if os.path.basename(path) not in listed(os.path.dirname(path))
-        ]
-        if not missing:
-            return tuple(paths)
-        candidates.append(missing)
-    missing = min(candidates, key=len)
-    raise DataError(
-        f"{len(missing)} of {len(images)} images do not exist, the first is "
-        f"{missing[0]}"
-    )
-
-
-def _listing(folder: str) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))
-    except OSError:
-        return frozenset()
-
-
-def _image_sizes(images: list[dict], paths: Sequence[str]) -> np.ndarray:
-    sizes = np.zeros((len(images), 2), np.int32)
-    for position, image in enumerate(images):
-        size = image.get("height"), image.get("width")
-        if size == (None, None):
-            size = image_files.read_size(paths[position])
-        if not (all(map(_is_number, size)) and image_files.is_possible(size)):
-            raise DataError(
-                f"image {image['id']!r} has (height, width) {size}; allowed: whole "
-                "numbers above 0, of an image that can be read, or none"
-            )
-        sizes[position] = size
-    return sizes
-
-
-def _is_number(value: Any) -> bool:
-    """Tells whether a value is a finite number; the bound refuses NaN and infinity."""
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and abs(value) < 1e9
-    )
+def _leave_out(content: dict, categories: list[dict]) -> None:
+    content["categories"] = [
+        one for one in content["categories"] if one not in categories
+    ]
 
 
 def _read_annotations(
@@ -233,16 +144,16 @@ def _read_annotations(
     labels: dict[int, int],
     bad_boxes: str,
     masks: bool,
-) -> tuple[np.ndarray, list, frozenset]:
+) -> tuple[np.ndarray, list, list]:
     """Checks all annotations.
 
     Returns:
       Of the good ones `[M, 7]` (position of the image, label, crowd, x, y, width,
-      height) and M segmentations, None without `masks`; and the ids of bad ones.
+      height), M segmentations, None without `masks`, and M ids.
     """
     positions = {image_id: position for position, image_id in enumerate(image_ids)}
     sizes_as_tuples = list(map(tuple, sizes.tolist()))  # NumPy is slow one by one
-    rows, outlines, bad = [], [], set()
+    rows, outlines, good = [], [], []
     for annotation in annotations:
         position = _look_up(annotation, "image_id", positions)
         label = _look_up(annotation, "category_id", labels)
@@ -254,14 +165,13 @@ def _read_annotations(
         if not problem:
             rows.append((position, label, crowd, *annotation["bbox"]))
             outlines.append(outline)
-        elif bad_boxes == "skip":
-            bad.add(annotation["id"])
-        else:
+            good.append(annotation["id"])
+        elif bad_boxes == "error":
             raise DataError(
                 f"annotation {annotation['id']!r} has {problem} "
                 '(bad_boxes="skip" drops it)'
             )
-    return np.array(rows).reshape(-1, 7), outlines, frozenset(bad)
+    return np.array(rows).reshape(-1, 7), outlines, good
 
 
 def _look_up(annotation: dict, key: str, known: dict) -> int:
@@ -277,13 +187,14 @@ def _look_up(annotation: dict, key: str, known: dict) -> int:
 
 
 def _read_crowd(annotation: dict) -> int:
-    """Reads `iscrowd`, and checks the area by the way."""
-    crowd, area = annotation.get("iscrowd", 0), annotation.get("area")
+    """Reads `iscrowd`, and checks the area by the way; null counts as absent."""
+    crowd, area = annotation.get("iscrowd"), annotation.get("area")
+    crowd = 0 if crowd is None else crowd
     if crowd not in (0, 1):
         raise DataError(
             f"annotation {annotation['id']!r} has iscrowd {crowd!r}; allowed: 0, 1"
         )
-    if area is not None and not (_is_number(area) and area >= 0):
+    if area is not None and not (is_number(area) and area >= 0):
         raise DataError(
             f"annotation {annotation['id']!r} has area {area!r}; allowed: a finite "
             "number from 0 on"
@@ -293,7 +204,7 @@ def _read_crowd(annotation: dict) -> int:
 
 def _box_problem(box: Any, height: int, width: int) -> str | None:
     """Says what is wrong with a box. Plain Python: NumPy is slow one box at a time."""
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return f"the bbox {box!r}; allowed: four finite numbers [x, y, width, height]"
     x, y, box_width, box_height = box
     outside = max(-x, -y, x - width, y - height)
@@ -335,23 +246,12 @@ def _clip_and_group(
     return tuple(map(Objects, *groups)), np.split(order, ends)
 
 
-def _warn_of_dropped(file: pathlib.Path, bad: int, empty: int, masks: bool) -> None:
-    if bad:
-        what = "boxes or segmentations" if masks else "boxes"
-        logger.warning("%s: dropped %d objects with bad %s", file, bad, what)
-    if empty:
-        logger.warning("%s: dropped %d objects without area", file, empty)
-
-
 def _warn_of_strays(
-    file: pathlib.Path, annotations: list[dict], bad: frozenset, masks: bool
+    file: pathlib.Path, annotations: list[dict], dropped: frozenset
 ) -> None:
     """Counts the parts of polygons that `parse_segmentation` leaves out."""
-    polygons = [
-        one["segmentation"]
-        for one in annotations
-        if masks and one["id"] not in bad and isinstance(one["segmentation"], list)
-    ]
+    outlines = [one["segmentation"] for one in annotations if one["id"] not in dropped]
+    polygons = [parts for parts in outlines if isinstance(parts, list)]
     strays = sum(len(part) < 6 for parts in polygons for part in parts)
     if strays:
         logger.warning("%s: dropped %d parts of under 3 points", file, strays)
@@ -366,13 +266,15 @@ def _mask_reader(
     )
 
 
-def _ground_truth(file: pathlib.Path, bad: frozenset) -> dict:
-    content = _read_coco(file)
+def _ground_truth(file: pathlib.Path, roots: list[dict], dropped: frozenset) -> dict:
+    content = read_coco(file)
+    _leave_out(content, roots)
     content.setdefault("info", {})  # COCO.loadRes copies it
-    kept = [entry for entry in content["annotations"] if entry["id"] not in bad]
+    kept = [entry for entry in content["annotations"] if entry["id"] not in dropped]
     for annotation in kept:
         if annotation.get("area") is None:
             _, _, width, height = annotation["bbox"]
-            annotation["area"] = max(width, 0) * max(height, 0)
-        annotation.setdefault("iscrowd", 0)
+            annotation["area"] = width * height
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
     return {**content, "annotations": kept}

@@ -64,6 +64,7 @@ def _load(file: pathlib.Path, split: str, options: LoadOptions) -> DataSet:
         options.images or _image_folders(file, split or file.stem),
         bad_boxes=options.bad_boxes,
         masks=options.masks,
+        keep_empty_classes=options.keep_empty_classes,
     )
 
 
