@@ -112,18 +112,19 @@ def _find_state_dict(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {_kind(content)}, no dict of tensors")
     dicts = [x for x in (content, *content.values()) if isinstance(x, dict) and x]
-    found = [x for x in dicts if all(isinstance(y, Tensor) for y in x.values())]
-    if len(found) != 1:
+    state_dicts = [x for x in dicts if all(isinstance(y, Tensor) for y in x.values())]
+    if len(state_dicts) != 1:
         parts = [f"{name} ({_kind(part)})" for name, part in content.items()]
         others = [part for part in parts if not part.endswith("(Tensor)")]
+        listed = ", ".join(others[:5]) or "nothing"
         raise ValueError(
-            f"{len(found)} dicts of tensors in it, 1 is needed; besides tensors it "
-            f"has {', '.join(others[:5]) or 'nothing'}"
+            f"{len(state_dicts)} dicts of tensors in it, 1 is needed; besides tensors "
+            f"it has {listed}"
         )
-    for name in found[0]:
+    for name in state_dicts[0]:
         if not isinstance(name, str):
             raise ValueError(f"the name of a tensor in it is the number {name}")
-    return found[0]
+    return state_dicts[0]
 
 
 def _kind(part: Any) -> str:
