@@ -1,83 +1,153 @@
 """Loads what training starts from: a file, a run folder or a published name."""
 
+import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from experiments import recipe as recipes
 from experiments.recipe import Recipe
+from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.detectors.sppnet import SPPNetConfig
 from jaxdet.inference.load import load_detector
 from jaxdet.nn.backbones.alexnet import AlexNet
+from jaxdet.nn.backbones.mobilenet import MobileNetV2
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.weights import backbones, published
-from jaxdet.weights.mapping import load_submodule, select_submodules
+from jaxdet.weights import backbones, published, torchvision, transfer
+from jaxdet.weights.mapping import select_submodules
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
+from jaxdet.weights.torchvision_maps import OUTPUTS
+from jaxdet.weights.transfer import Weights
 
-NAMES = {"efficientnet_lite0": published.efficientnet_lite0}
-Replace = Callable[[dict], dict]
+OPTIONS = ("epsilon", "padding")
+"""Fields of backbones that change what the same parameters compute."""
 
 
-def load(recipe: Recipe, source: str) -> Replace:
-    """Returns the function that puts pretrained weights into fresh variables.
+def load(recipe: Recipe, source: str) -> Weights:
+    """Returns the weights that a recipe is to start from.
 
     Args:
-      recipe: which backbone and heads they are for.
-      source: a name of `NAMES`; a run folder, of which the backbone is taken; or a file
-        of torchvision's AlexNet, VGG-16 or ResNet-50 for ImageNet (.pth, .npz).
+      recipe: which backbone and heads a file for ImageNet is for.
+      source: a name of `published.FILES` or `PACKAGES`; a run folder, whose best
+        checkpoint is taken; or a file of one of torchvision's detectors, or of its
+        AlexNet, VGG-16, ResNets or MobileNetV2 for ImageNet (.pth, .safetensors, .npz).
 
     Raises:
-      WeightsError: if they cannot be read, or are not for this network.
+      WeightsError: if they cannot be read, or are of no known network.
+      RunError: if the folder holds no run.
     """
-    if source in NAMES:
-        return load_submodule("backbone", NAMES[source]())
-    if pathlib.Path(source).is_dir():
-        variables = load_detector(source, step="latest").variables
-        backbone = {name: parts["backbone"] for name, parts in variables.items()}
-        return load_submodule("backbone", backbone)
-    if not pathlib.Path(source).is_file():
+    named = source in published.FILES or source in published.PACKAGES
+    if not named and pathlib.Path(source).is_dir():
+        return _of_run(source)
+    if not named and not pathlib.Path(source).is_file():
+        names = ", ".join([*published.PACKAGES, *published.FILES])
         raise WeightsError(
-            f"--weights {source}: no such file or run folder; allowed: a file, a run "
-            f"folder, scratch, {', '.join(NAMES)}"
+            f"--weights {source}: no such file, run folder or name; allowed: a file, a "
+            f"run folder, scratch, {names}"
         )
-    return _of_torchvision(recipe, read_state_dict(source))
+    file = published.weights_file(source) if named else pathlib.Path(source)
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if source == "ssd_mobilenet_v2":
+        trained = published.ssd_mobilenet_v2()
+        names, hint = trained.class_names, _hint(source)
+        return Weights(trained.variables, source, sha256, names, hint=hint)
+    if source == "efficientnet_lite0":
+        variables = _below("backbone", published.efficientnet_lite0())
+        return Weights(variables, source, sha256, hint=_hint(source))
+    state = read_state_dict(file)
+    if any(name.startswith("backbone.") for name in state):
+        return _of_torchvision_detector(state, source, sha256)
+    return _of_classifier(recipe, state, Weights({}, source, sha256))
 
 
-def _of_torchvision(recipe: Recipe, state: Mapping[str, np.ndarray]) -> Replace:
-    """Puts a classification network's layers into the backbone and the box head."""
-    backbone, head = recipe.backbone, None
+def _of_run(folder: str) -> Weights:
+    trained = load_detector(folder)
+    classifies = trained.detector.num_classes is not None
+    return Weights(
+        trained.variables,
+        folder,
+        transfer.hash_variables(trained.variables),
+        trained.class_names if classifies else (),
+        next(_options(trained.detector.recipe), {}),
+    )
+
+
+def _options(recipe: Any) -> Iterator[dict[str, Any]]:
+    """Yields those of `OPTIONS` that the modules of a serialized detector have."""
+    if isinstance(recipe, dict):
+        known = {name: recipe[name] for name in OPTIONS if name in recipe}
+        if known:
+            yield known
+        recipe = list(recipe.values())
+    for part in recipe if isinstance(recipe, list) else ():
+        yield from _options(part)
+
+
+def _of_torchvision_detector(
+    state: Mapping[str, np.ndarray], source: str, sha256: str
+) -> Weights:
+    name = torchvision.recognize(state)
+    model = torchvision.MODELS[name]
+    names = dict(zip(CATEGORY_IDS, CLASS_NAMES, strict=True))
+    fields = vars(model.backbone)
+    return Weights(
+        torchvision.load(state, name),
+        source,
+        sha256,
+        tuple(names.get(number) for number in range(model.first_id, OUTPUTS)),
+        {option: fields[option] for option in OPTIONS if option in fields},
+        _hint(name),
+    )
+
+
+def _hint(name: str) -> str:
+    """Names the recipe of a published network."""
+    fitting = [x for x in recipes.summaries() if recipes.load(x).weights == name]
+    return f"{name} is for the recipe {' or '.join(fitting)}" if fitting else ""
+
+
+def _of_classifier(
+    recipe: Recipe, state: Mapping[str, np.ndarray], weights: Weights
+) -> Weights:
+    """Takes a classification network's layers for the backbone and the box head."""
+    backbone, head, options = recipe.backbone, None, {}
     if isinstance(backbone, ExtraStages):
-        return _into_ssd(state)
+        return weights._replace(variables=_below("backbone", _for_ssd(state)))
     if isinstance(backbone, AlexNet):
-        weights = backbones.load(state, "alexnet")
+        layers = backbones.load(state, "alexnet")
         head = backbones.load(state, "alexnet_head")
     elif isinstance(backbone, VGG16):
-        weights = backbones.load(state, "vgg16")
+        layers = backbones.load(state, "vgg16")
         # No published network comes with layers for a spatial pyramid.
         if not isinstance(recipe.detector, SPPNetConfig):
             head = backbones.load(state, "vgg16_head")
     elif isinstance(backbone, ResNet):
-        weights = backbones.load(state, f"resnet{backbone.depth}")
+        layers = backbones.load(state, f"resnet{backbone.depth}")
         if any(isinstance(part, ResNetHead) for part in recipe.heads):
-            head = select_submodules(weights, r"stage5_.*")
-            weights = select_submodules(weights, r"stem_.*|stage[2-4]_.*")
+            head = select_submodules(layers, r"stage5_.*")
+            layers = select_submodules(layers, r"stem_.*|stage[2-4]_.*")
+    elif isinstance(backbone, MobileNetV2):
+        wide = "_wide" if backbone.wide else ""
+        layers = backbones.load(state, f"mobilenet_v2{wide}")
+        options = {"epsilon": 1e-5, "padding": "centered"}
     else:
         raise WeightsError(
             f"no file is known with weights for a {type(backbone).__name__}; allowed: "
-            "those for AlexNet, VGG16, ResNet"
+            "those for AlexNet, VGG16, ResNet, MobileNetV2"
         )
-    into_backbone = load_submodule("backbone", weights)
-    if head is None:
-        return into_backbone
-    into_head = load_submodule("box_head", head)
-    return lambda variables: into_head(into_backbone(variables))
+    variables = _below("backbone", layers)
+    for collection, parameters in (head or {}).items():
+        variables[collection]["box_head"] = parameters
+    return weights._replace(variables=variables, options=options)
 
 
-def _into_ssd(state: Mapping[str, np.ndarray]) -> Replace:
-    """Puts VGG-16's layers into SSD's backbone, in which some others are new.
+def _for_ssd(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Takes VGG-16's layers for SSD's backbone, in which some others are new.
 
     The fully connected layers take 7x7 cells; every third is kept, which dilation
     puts back in about its place, and every fourth channel (3, after Chen et al. 2015).
@@ -93,11 +163,8 @@ def _into_ssd(state: Mapping[str, np.ndarray]) -> Replace:
         "kernel": head["fc1"]["kernel"][None, None, ::4, ::4],
         "bias": head["fc1"]["bias"][::4],
     }
+    return {"params": {"backbone": layers}}
 
-    def replace(variables: dict[str, Any]) -> dict[str, Any]:
-        backbone = variables["params"]["backbone"]
-        vgg16 = {**backbone["backbone"], **layers}
-        weights = {"params": {**backbone, "backbone": vgg16}}
-        return load_submodule("backbone", weights)(variables)
 
-    return replace
+def _below(name: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {collection: {name: tree} for collection, tree in variables.items()}

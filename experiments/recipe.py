@@ -110,7 +110,8 @@ def from_scratch(recipe: Recipe) -> Recipe:
             "or the run folder of a Fast R-CNN"
         )
     recipe = with_options(recipe, norm="group")
-    return dataclasses.replace(recipe, weights=None, frozen=())
+    detector = _with_group_norm(recipe.detector)
+    return dataclasses.replace(recipe, detector=detector, weights=None, frozen=())
 
 
 def with_classes_of(
@@ -147,6 +148,18 @@ def with_classes_of(
             f"{count}"
         )
     return dataclasses.replace(detector, num_classes=count)
+
+
+def _with_group_norm(config: Config) -> Config:
+    """Replaces frozen norms in a config and in the configs among its fields."""
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == "frozen":
+            changed[field.name] = "group"
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = _with_group_norm(value)
+    return dataclasses.replace(config, **changed)
 
 
 def _replace(module: Module, options: dict[str, Any]) -> Module:

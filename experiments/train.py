@@ -16,6 +16,7 @@ import inspect
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -35,8 +36,12 @@ from experiments.recipe import Recipe
 from jaxdet.config import ConfigError
 from jaxdet.data.dataset import DataSet
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.run_folder import RunError, resumed_weights
 from jaxdet.training.step import TrainState
 from jaxdet.training.train import train
+from jaxdet.weights.transfer import Weights
+
+WeightsClasses = Literal["by-name", "fresh"]
 
 OPTIONS = """
 
@@ -45,9 +50,13 @@ Args:
   training: numbers of the training.
   source: the images to train on.
   validation: the images to evaluate on.
-  weights: what the network starts from: a file of torchvision's AlexNet, VGG-16 or
-    ResNet-50 for ImageNet (.pth or .npz), a run folder, whose backbone is taken,
-    efficientnet_lite0, or scratch: random numbers, with group norm and nothing frozen.
+  weights: what the network starts from: a published name, of one of torchvision's
+    detectors for COCO (fasterrcnn_resnet50_fpn) or networks for ImageNet (resnet50),
+    ssd_mobilenet_v2 or efficientnet_lite0; such a file (.pth, .safetensors, .npz); a
+    run folder; or scratch: random numbers, with group norm and nothing frozen. What
+    does not fit, such as layers for other classes, is drawn at random.
+  weights_classes: by-name keeps what the weights know of classes that have the same
+    name in the data; fresh draws all layers for classes at random.
   proposal_files: region proposals (.npz or .json) for the images to train on, then for
     those to evaluate on; selective search makes and keeps some if not given.
   metrics: what is measured; if not given, recall for a detector that tells no classes
@@ -90,6 +99,7 @@ def command(name: str, *, workdir: pathlib.Path | None = None) -> Callable:
         validation: Flat[ValidationOption] = VALIDATION,
         *,
         weights: str | None = recipe.weights,
+        weights_classes: WeightsClasses = "by-name",
         proposal_files: tuple[pathlib.Path, ...] = (),
         metrics: MetricsName | None = recipe.metrics,
         precision: Precision = "float32",
@@ -116,6 +126,7 @@ def command(name: str, *, workdir: pathlib.Path | None = None) -> Callable:
             asked,
             *data_sets,
             workdir=workdir,
+            weights_classes=weights_classes,
             accept_changed_data=accept_changed_data,
         )
 
@@ -130,6 +141,7 @@ def train_recipe(
     validation: DataSet | None = None,
     *,
     workdir: pathlib.Path,
+    weights_classes: WeightsClasses = "by-name",
     accept_changed_data: bool = False,
 ) -> TrainState:
     """Trains a recipe on a data set, or goes on where the run stopped.
@@ -140,6 +152,8 @@ def train_recipe(
         makes proposals where the detector needs some and the data set has none.
       validation: see `jaxdet.training.train.train`.
       workdir: the run folder.
+      weights_classes: whether layers for classes keep what the weights know of classes
+        of the same name.
       accept_changed_data: see `jaxdet.training.train.train`.
 
     Returns:
@@ -148,12 +162,13 @@ def train_recipe(
     Raises:
       ConfigError: for an SPP-net without weights; and as `train`.
       WeightsError: if the weights cannot be read, or are not for this network.
+      RunError: if the folder holds a run that started from others; and as `train`.
     """
     detector = recipes.with_classes_of(data_set, recipe.detector, recipe.detector)
     recipe = dataclasses.replace(recipe, detector=detector)
-    if recipe.weights is None:
-        recipe = recipes.from_scratch(recipe)
-    replace = pretrained.load(recipe, recipe.weights) if recipe.weights else None
+    recipe, weights = _first_weights(recipe, workdir)
+    if weights and weights_classes == "fresh":
+        weights = weights._replace(class_names=(None,) * len(weights.class_names))
     data_set = search_proposals(data_set, recipe.training.input)
     if validation is not None:
         validation = search_proposals(validation, recipe.training.input)
@@ -163,10 +178,28 @@ def train_recipe(
         dataclasses.replace(recipe.training, frozen=recipe.frozen),
         workdir=workdir,
         validation=validation,
-        pretrained=replace,
+        weights=weights,
         metrics=METRICS[recipe.metrics] if recipe.metrics else None,
         accept_changed_data=accept_changed_data,
     )
+
+
+def _first_weights(
+    recipe: Recipe, workdir: pathlib.Path
+) -> tuple[Recipe, Weights | None]:
+    """Returns the recipe as its weights need it, and the weights.
+
+    A run that is resumed with the same name needs none: they are not read again.
+    """
+    before = resumed_weights(workdir)
+    if recipe.weights is None:
+        if before:
+            raise RunError(f"{workdir} started from {before.source}, not from scratch")
+        return recipes.from_scratch(recipe), None
+    if before and before.source == recipe.weights:
+        return recipes.with_options(recipe, **before.options), None
+    weights = pretrained.load(recipe, recipe.weights)
+    return recipes.with_options(recipe, **weights.options), weights
 
 
 def _without_frozen(training: TrainingConfig, recipe: Recipe) -> TrainingConfig:

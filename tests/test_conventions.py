@@ -34,7 +34,8 @@ ALLOWED = {
     "detectors": {"detectors", "nn"} | BESIDE,
     "evaluation": {"evaluation", "detectors"} | DATA,
     "weights": {"weights", "detectors", "nn"} | DATA,
-    "training": {"training", "evaluation", "detectors.detector"} | DATA,
+    "training": {"training", "evaluation", "detectors.detector", "weights.transfer"}
+    | DATA,
     "inference": {"inference", "training", "evaluation", "weights", "detectors", "nn"}
     | DATA,
 }

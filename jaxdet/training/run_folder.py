@@ -1,4 +1,4 @@
-"""The run folder's `config.json`: detector, training config and data set of a run.
+"""The run folder's `config.json`: detector, training config, data set, first weights.
 
 Beside it lie `checkpoints/`, `log.txt`, `pictures/`, `profile/` and TensorBoard's event
 files.
@@ -18,6 +18,7 @@ from jaxdet.data.dataset import DataSet, digests
 from jaxdet.data.files import write_json
 from jaxdet.detectors.detector import Detector
 from jaxdet.training.config import CHANGEABLE_ON_RESUME, TrainingConfig
+from jaxdet.weights.transfer import Transfer
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 FORMAT = 2  # of `config.json`; folders of any other are refused
@@ -42,6 +43,7 @@ class Run:
     versions: dict  # of Python and the libraries, by name
     # Of the training set, as of `dataset.digests`; older folders have none.
     data_digests: dict = dataclasses.field(default_factory=dict)
+    weights: Transfer | None = None  # what it started from; None: random numbers
 
 
 def save_run(
@@ -50,28 +52,39 @@ def save_run(
     data_set: DataSet,
     config: TrainingConfig,
     *,
+    weights: Transfer | None = None,
     accept_changed_data: bool = False,
-) -> None:
-    """Writes `config.json`: recipe, training config, data set and versions of a run.
+) -> Transfer | None:
+    """Writes `config.json`, all that tells one run from another.
 
     Args:
       workdir: the run folder, made where needed.
       detector: its recipe is kept.
       data_set: its name, classes, number of images and digests are kept.
       config: all fields are kept.
+      weights: what it starts from; None: random numbers, or, if the folder holds
+        checkpoints, what it started from.
       accept_changed_data: whether a run with checkpoints may go on with other data.
+
+    Returns:
+      What the run starts from, or has started from.
 
     Raises:
       RunError: if the folder holds checkpoints of a run with another detector, other
-        data, or another training config (except `CHANGEABLE_ON_RESUME`); the message
-        names every such field and both values.
+        data, other weights, or another training config (except
+        `CHANGEABLE_ON_RESUME`); the message names every such field and both values.
     """
     file = pathlib.Path(workdir) / "config.json"
     now = _description(detector, data_set, config)
+    now["weights"] = weights and json.loads(json.dumps(dataclasses.asdict(weights)))
     if saved_steps(checkpoint_folder(workdir)):
-        _require_same(_read_description(file), now, file.parent, accept_changed_data)
+        then = _read_description(file)
+        if weights is None or "weights" not in then:  # older runs do not tell
+            now["weights"] = then.get("weights")
+        _require_same(then, now, file.parent, accept_changed_data)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, now, indent=2)
+    return load_run(workdir).weights
 
 
 def load_run(workdir: str | os.PathLike) -> Run:
@@ -88,6 +101,17 @@ def load_run(workdir: str | os.PathLike) -> Run:
         return dataclasses.replace(run, recipe=recipe)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RunError(f"{file}: {error}") from error
+
+
+def resumed_weights(workdir: str | os.PathLike) -> Transfer | None:
+    """Returns what a run with checkpoints started from; None: there is no such run.
+
+    Raises:
+      RunError: as `load_run`.
+    """
+    if not saved_steps(checkpoint_folder(workdir)):
+        return None
+    return load_run(workdir).weights
 
 
 def identity(
@@ -161,6 +185,7 @@ def _require_same(
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
         and not name.startswith("versions/")
+        and name != "weights/source"  # a file may move
         and name.removeprefix("training/") not in CHANGEABLE_ON_RESUME
     }
     of_data = {name for name in different if name.split("/")[0] in OF_DATA}

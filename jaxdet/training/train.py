@@ -37,6 +37,8 @@ from jaxdet.training.step import (
     gradient_flops,
     make_train_step,
 )
+from jaxdet.weights import transfer
+from jaxdet.weights.transfer import Weights
 
 
 def train(
@@ -46,7 +48,7 @@ def train(
     *,
     workdir: str | os.PathLike,
     validation: DataSet | None = None,
-    pretrained: Callable[[dict], dict] | None = None,
+    weights: Weights | None = None,
     metrics: Metrics | None = None,
     accept_changed_data: bool = False,
 ) -> TrainState:
@@ -67,8 +69,8 @@ def train(
         files, pictures/ and profile/. Of several hosts only the first uses it.
       validation: evaluated every `config.evaluate_every` steps and at the end; the
         checkpoint of the highest first number, such as AP, is kept.
-      pretrained: from fresh variables to those to start from, for example with the
-        weights of a backbone read from a file.
+      weights: what to start from; None: random numbers. `transfer.compare` tells what
+        is kept of them. A run that is resumed needs none.
       metrics: what `evaluate` measures on the validation set; None: its default.
       accept_changed_data: whether a run may be resumed with other images or objects.
 
@@ -79,6 +81,7 @@ def train(
       DataError: if data and config do not fit together, before anything is compiled.
       ConfigError: if the detector fits neither of them, before anything is written; or
         if hosts have different configs, data or fresh parameters.
+      WeightsError: if the weights are of another network.
       RunError: if `workdir` holds another run, is in use by another training, or was
         deleted during this one; the message says where the state is saved instead.
       CheckpointError: if all checkpoints are damaged, or a new one cannot be written.
@@ -87,20 +90,24 @@ def train(
     check_run(detector, data_set, config, validation)
     batch = next(_training_batches(data_set, config, start=0, stop=1))
     template = trace_state(detector, config, batch)
+    names = data_set.class_names
+    kept = weights and transfer.compare(weights, template.variables, names)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(closing(RunLock(workdir)))
         if jax.process_index() == 0:
-            save_run(
+            kept = save_run(
                 workdir,
                 detector,
                 data_set,
                 config,
+                weights=kept,
                 accept_changed_data=accept_changed_data,
             )
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, lock)
         stack.callback(checkpoints.close)
+        apply = weights and partial(transfer.apply, weights, class_names=names)
         state = _restore_or_create(
-            checkpoints, template, detector, config, batch, pretrained
+            checkpoints, template, detector, config, batch, apply
         )
         start = int(state.step)
         missing = _lacks_evaluation(checkpoints, validation, start, config)
@@ -110,6 +117,8 @@ def train(
             return state
         log = stack.enter_context(closing(Log(workdir, start=start, config=config)))
         log.line(_summary(detector, template, data_set, config, batch, start))
+        if kept:
+            log.line(str(kept))
         profiler = Profiler(log, start=start, config=config)
         stack.callback(profiler.close)
         batches = _training_batches(

@@ -279,50 +279,6 @@ def select_submodules(variables: Mapping[str, Any], pattern: str) -> dict[str, A
     }
 
 
-def load_submodule(
-    name: str, weights: Mapping[str, Any]
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Returns a function that replaces one submodule's variables, for `train`.
-
-    Args:
-      name: of the submodule, for instance "backbone".
-      weights: its variables, by collection.
-
-    Returns:
-      A function from variables to variables. It raises WeightsError if names or shapes
-      of the submodule differ, naming the first.
-    """
-
-    def replace(variables: dict[str, Any]) -> dict[str, Any]:
-        replaced = dict(variables)
-        for collection in sorted(weights.keys() | variables.keys()):
-            needed = _shapes(variables.get(collection, {}).get(name, {}))
-            present = _shapes(weights.get(collection, {}))
-            different = [
-                f"{path}: {present.get(path, 'absent')} given, "
-                f"{needed.get(path, 'absent')} needed"
-                for path in sorted(needed.keys() | present.keys())
-                if needed.get(path) != present.get(path)
-            ]
-            if different:
-                raise WeightsError(
-                    f"{len(different)} tensors of {collection}/{name} do not fit:\n  "
-                    + "\n  ".join(different[:5])
-                )
-            if present:
-                replaced[collection] = {
-                    **variables[collection],
-                    name: weights[collection],
-                }
-        return replaced
-
-    return replace
-
-
-def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
-
-
 def _current_names(
     state: Mapping[str, np.ndarray], network: NetworkMap
 ) -> dict[str, np.ndarray]:

@@ -168,7 +168,7 @@ DETECTORS = {"ssd_mobilenet_v2": ssd_mobilenet_v2} | {
 def efficientnet_lite0() -> dict[str, Any]:
     """Returns ImageNet's EfficientNet-Lite0 as variables of `EfficientNetLite0()`.
 
-    For transfer learning, `train(pretrained=load_submodule("backbone", ...))`; the
+    For transfer learning, a `transfer.Weights` of `{"params": {"backbone": ...}}`; the
     pixels it takes are `efficientnet.MEAN` and `STD`.
 
     Raises:

@@ -23,12 +23,16 @@ from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import optimizer
 from jaxdet.training.step import create_state
-from jaxdet.weights import backbones
+from jaxdet.weights import backbones, published, torchvision, transfer
+from jaxdet.weights.transfer import Weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = tuple(recipes.summaries())
 DIGITS = [name for name in NAMES if name.endswith("_digits")]
 SMALL = [name for name in NAMES if name.endswith("_small")]
+FINE_TUNED = [
+    name for name in NAMES if recipes.load(name).weights in torchvision.MODELS
+]
 SHORT = {
     "steps": 4,
     "batch_size": 4,
@@ -105,12 +109,19 @@ def dtypes(detector):
     return set(re.findall(r'"dtype": "(\w+)"', json.dumps(detector.recipe)))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "sppnet" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in FINE_TUNED))
+        for name in NAMES
+        if "sppnet" not in name
+    ],
+)
 def test_recipes_fit_their_data(name, asked):
     detector, data_set, training, options = asked(
         name, weights="scratch", precision="bfloat16"
     )
-    assert training.frozen == () and options["pretrained"] is None
+    assert training.frozen == () and options["weights"] is None
     assert detector.num_classes in (len(data_set.class_names), None)
     assert dtypes(detector) == {"bfloat16"}
     assert options["workdir"] == pathlib.Path("runs", name)
@@ -151,12 +162,10 @@ def test_torchvisions_weights_fit(
     before = shapes(detector, data_set, training)[1].variables
     if name == "sppnet_voc":  # others are traced without weights
         trace(detector, data_set, training)
-    after = options["pretrained"](before)
-    assert jax.tree.structure(after) == jax.tree.structure(before)
-    params = after["params"].items()
-    assert {part for part, new in params if new is not before["params"][part]} == (
-        replaced
-    )
+    started = transfer.compare(options["weights"], before, data_set.class_names)
+    new = {path.split("/")[1] for path in started.new}
+    # SSD's VGG-16 goes on with layers of its own.
+    assert before["params"].keys() - new == replaced - ({"backbone"} & new)
     assert len(training.frozen) == frozen
 
 
@@ -178,8 +187,8 @@ def test_ssd_keeps_a_part_of_the_fully_connected_layers(monkeypatch):
         "unit4_3": {"scale": np.full(2, 20.0)},
     }
     fresh = {"params": {"backbone": {"backbone": vgg16, "level5_conv1": {}}}}
-    params = pretrained._into_ssd({})(fresh)["params"]["backbone"]
-    assert params.keys() == {"backbone", "level5_conv1"}
+    weights = Weights(pretrained._below("backbone", pretrained._for_ssd({})), "", "")
+    params = transfer.apply(weights, fresh, ())["params"]["backbone"]
     after = params["backbone"]
     kept = np.array([[0, 30, 60], [300, 330, 360], [600, 630, 660]])
     for channel in (0, 1):
@@ -194,12 +203,15 @@ def test_ssd_keeps_a_part_of_the_fully_connected_layers(monkeypatch):
 
 
 @pytest.fixture
-def no_efficientnet(monkeypatch):
+def no_efficientnet(monkeypatch, tmp_path):
     """EfficientNet-Lite0's published weights are zeros."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     init = functools.partial(EfficientNetLite0().init, jax.random.key(0))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape), jax.eval_shape(init, image))
-    monkeypatch.setitem(pretrained.NAMES, "efficientnet_lite0", lambda: zeros)
+    file = tmp_path / "efficientnet.pth"
+    file.touch()
+    monkeypatch.setattr(published, "weights_file", lambda name: file)
+    monkeypatch.setattr(published, "efficientnet_lite0", lambda: zeros)
 
 
 def test_fine_tuning_replaces_the_backbone_and_freezes_its_first_stages(
@@ -207,9 +219,11 @@ def test_fine_tuning_replaces_the_backbone_and_freezes_its_first_stages(
 ):
     detector, data_set, training, options = asked("retinanet_efficientnet")
     fresh = shapes(detector, data_set, training)[1].variables
-    before, after = fresh["params"], options["pretrained"](fresh)["params"]
-    assert {part for part in after if after[part] is not before[part]} == {"backbone"}
-    trainable, frozen = optimizer.partition(before, training.frozen)
+    started = transfer.compare(options["weights"], fresh, data_set.class_names)
+    assert {path.split("/")[1] for path in started.new} == (
+        fresh["params"].keys() - {"backbone"}
+    )
+    trainable, frozen = optimizer.partition(fresh["params"], training.frozen)
     assert all(re.match("backbone/(stem|stage[12])_", path) for path in frozen)
     assert not any(re.match("backbone/(stem|stage[12])_", path) for path in trainable)
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from jaxdet.detectors.serialization import deserialize
-from jaxdet.training.run_folder import FORMAT, RunError, load_run, save_run
+from jaxdet.training.run_folder import (
+    FORMAT,
+    RunError,
+    load_run,
+    resumed_weights,
+    save_run,
+)
+from jaxdet.weights.transfer import Transfer
 from tests.training import toy
 
 
@@ -79,6 +86,29 @@ def test_a_run_that_an_older_jaxdet_began_goes_on(tmp_path):
     assert load_run(tmp_path).data_digests == {}
     save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
     assert load_run(tmp_path).data_digests == digests
+
+
+def test_a_run_with_checkpoints_keeps_what_it_started_from(tmp_path):
+    run = tmp_path / "run", toy.toy(), toy.data_set(), toy.config()
+    weights = Transfer("a.pth", "0" * 64, 3, ("params/box/bias",), ("thing",))
+    assert save_run(*run, weights=weights) == weights
+    assert resumed_weights(run[0]) is None  # nothing learned yet
+    assert save_run(*run) is None
+    assert save_run(
+        *run, weights=dataclasses.replace(weights, options={"epsilon": 0.0})
+    )
+    (run[0] / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"weights/options/epsilon: 0\.0 in the run"):
+        save_run(*run, weights=weights)
+    assert resumed_weights(run[0]).options == {"epsilon": 0.0}
+    weights = resumed_weights(run[0])
+    assert save_run(*run) == load_run(run[0]).weights == weights
+    moved = dataclasses.replace(weights, source="elsewhere/a.pth")
+    assert save_run(*run, weights=moved) == moved
+    with pytest.raises(
+        RunError, match=r"weights/sha256: '000.* in the run, '111.* now"
+    ):
+        save_run(*run, weights=dataclasses.replace(weights, sha256="1" * 64))
 
 
 def config_with(**values) -> str:

@@ -10,6 +10,7 @@ import sys
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from jaxdet import parallel
@@ -17,8 +18,10 @@ from jaxdet.data.dataset import DataError
 from jaxdet.data.input_config import InputConfig
 from jaxdet.training.checkpoint import load_variables
 from jaxdet.training.train import train
+from jaxdet.weights.transfer import Weights
 from tests.training import toy
 
+RNG = np.random.default_rng(0)
 CONFIG = toy.config(checkpoint_every=2, ema_decay=0.9, frozen=("stem/bias",))
 
 
@@ -198,16 +201,27 @@ def test_hosts_must_begin_with_the_same_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(
         parallel, "require_same", lambda values: compared.append(values())
     )
+    fresh = toy.toy().init(jax.random.key(0), toy.batch_of(RNG, 1))
     for bias in (0.0, 0.0, 1.0):
-
-        def pretrained(variables, bias=bias):
-            return jax.tree.map(lambda x: x + bias, variables)
-
+        variables = jax.tree.map(lambda x, bias=bias: x + bias, fresh)
         config = toy.config(steps=1, warmup_steps=0)
         workdir = tmp_path / str(len(compared))
-        run(workdir, config=config, pretrained=pretrained)
+        run(workdir, config=config, weights=Weights(variables, "a.npz", "0" * 64))
     first, same, other = compared[1::2]
     assert first == same != other and first.keys() == {"parameters"}
+
+
+def test_a_run_says_what_it_started_from_and_again_when_it_goes_on(tmp_path):
+    variables = toy.toy().init(jax.random.key(7), toy.batch_of(RNG, 1))
+    weights = Weights(variables, "a.npz", "0" * 64)
+    config = toy.config(learning_rate=1e-9)
+    data = interrupted(toy.data_set(), signal.SIGINT, reads=4 * 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data, config, weights=weights)
+    after = run(tmp_path, config=config).variables
+    chex.assert_trees_all_close(after, variables, atol=1e-6)
+    line = f"started from a.npz (SHA-256 {'0' * 16}): kept 5 tensors, 0 new\n"
+    assert (tmp_path / "log.txt").read_text().count(line) == 2
 
 
 def test_one_compilation_for_each_canvas_and_a_falling_loss(tmp_path):

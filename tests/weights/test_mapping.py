@@ -94,28 +94,3 @@ def test_problems_are_named():
         mapping.recognize(state, [STEM])
     with pytest.raises(WeightsError, match=r"8 variables do not fit a stem: .'const"):
         mapping.to_state_dict({"params": {"head": np.zeros(3)}}, STEM)
-
-
-def _fresh():
-    params = {"backbone": {"kernel": np.zeros(3)}, "head": {"kernel": np.ones(3)}}
-    return {"params": params, "constants": {"backbone": {"var": np.ones(2)}}}
-
-
-def test_a_submodule_is_replaced_and_the_rest_is_kept():
-    weights = {"params": {"kernel": np.full(3, 7.0)}, "constants": {"var": np.zeros(2)}}
-    variables = mapping.load_submodule("backbone", weights)(_fresh())
-    params = {"backbone": weights["params"], "head": {"kernel": np.ones(3)}}
-    expected = {"params": params, "constants": {"backbone": weights["constants"]}}
-    chex.assert_trees_all_equal(variables, expected)
-
-
-@pytest.mark.parametrize(
-    ("weights", "problem"),
-    [
-        ({"params": {"kernel": np.ones(3)}}, r"constants/.*var: absent given, \(2,\)"),
-        ({"params": {"kernel": np.ones(4)}, "constants": {"var": np.ones(2)}}, r"\(4,"),
-    ],
-)
-def test_a_submodule_must_fit(weights, problem):
-    with pytest.raises(WeightsError, match=f"(?s)1 tensors of .*{problem}"):
-        mapping.load_submodule("backbone", weights)(_fresh())
