@@ -100,21 +100,20 @@ def make_data_set(
     images: Sequence[AnnotatedImage],
     class_names: Sequence[str],
     *,
-    category_ids: Sequence[int] | None = None,
     bad_boxes: int = 0,
     with_masks: bool = False,
 ) -> DataSet:
     """Makes a data set of annotated images.
 
-    Boxes are clipped to their images. Objects without area are dropped, from
-    `ground_truth()` too; their number and that of the bad ones are logged.
+    Category ids are the labels. Boxes are clipped to their images. Objects without area
+    are dropped, from `ground_truth()` too; their number and that of the bad ones are
+    logged.
 
     Args:
       name: of the data set.
       images: at least one; their categories are class names or, for K classes, whole
         numbers below K.
       class_names: label k is `class_names[k]`.
-      category_ids: of `ground_truth()`; by default the labels.
       bad_boxes: how many objects the format has dropped.
       with_masks: whether `images` have polygons.
 
@@ -125,17 +124,20 @@ def make_data_set(
       DataError: a category is unknown.
     """
     class_names = tuple(class_names)
-    category_ids = tuple(category_ids or range(len(class_names)))
+    category_ids = tuple(range(len(class_names)))
     image_ids = tuple(image.image_id for image in images)
     sizes = np.array([image.size for image in images], np.int32)
     objects, kept = _group(images, sizes, class_names)
     empty = sum(int((~keep).sum()) for keep in kept)
     warn_of_dropped(name, bad_boxes, empty, with_masks)
-    polygons = [
-        list(itertools.compress(image.polygons, keep))
-        for image, keep in zip(images, kept, strict=True)
-    ]
+    polygons = None
+    if with_masks:
+        polygons = [
+            list(itertools.compress(image.polygons, keep))
+            for image, keep in zip(images, kept, strict=True)
+        ]
     truth = (image_ids, sizes, objects, category_ids, class_names)
+    files = [(image.path, image.annotation) for image in images]  # without the boxes
     return DataSet(
         name=name,
         class_names=class_names,
@@ -143,21 +145,20 @@ def make_data_set(
         image_ids=image_ids,
         sizes=sizes,
         objects=objects,
-        read_image=lambda i: image_files.read_sized(
-            images[i].path, sizes[i], images[i].annotation
-        ),
-        ground_truth=functools.partial(
-            coco_ground_truth, *truth, polygons=polygons if with_masks else None
-        ),
-        read_masks=(
-            lambda i, mask_size: masks.rasterize_all(
-                polygons[i], objects[i].boxes, mask_size
-            )
-        )
+        read_image=lambda i: image_files.read_sized(files[i][0], sizes[i], files[i][1]),
+        ground_truth=functools.partial(coco_ground_truth, *truth, polygons=polygons),
+        read_masks=functools.partial(_read_masks, polygons, objects)
         if with_masks
         else None,
-        read_encoded=lambda i: image_files.read_encoded(images[i].path),
+        read_encoded=lambda i: image_files.read_encoded(files[i][0]),
     )
+
+
+def _read_masks(
+    polygons: Sequence, objects: Sequence[Objects], position: int, mask_size: int
+) -> np.ndarray:
+    boxes = objects[position].boxes
+    return masks.rasterize_all(polygons[position], boxes, mask_size)
 
 
 def _group(

@@ -44,7 +44,7 @@ def list_files(folder: str | os.PathLike) -> list[str]:
       Their paths from the folder on, with "/", in alphabetical order.
     """
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(os.fspath(folder)):
         folders[:] = [one for one in folders if not one.startswith((".", "__MACOSX"))]
         inner = os.path.relpath(parent, folder).replace(os.sep, "/")
         prefix = "" if inner == "." else f"{inner}/"

@@ -12,7 +12,15 @@ import pytest
 
 from jaxdet.data import image_files, prepare, proposal_files
 from jaxdet.data.dataset import DataError, Proposals
-from jaxdet.data.formats import coco, tfds, voc
+from jaxdet.data.formats import (
+    coco,
+    createml,
+    metadata_jsonl,
+    tfds,
+    voc,
+    voc_flat,
+    yolo,
+)
 
 WIDTH, HEIGHT = 24, 16
 SQUARE = [2, 3, 9, 3, 9.5, 11, 2, 11]
@@ -205,6 +213,76 @@ def test_voc_splits(voc_folder):
         assert_sound(voc.load(voc_folder))
 
     assert_read_or_refused(read, 100)
+
+
+def test_voc_flat(voc_folder):
+    shutil.rmtree(voc_folder / "ImageSets")
+    file = voc_folder / "Annotations" / "000012.xml"
+
+    def read(rng):
+        file.write_bytes(mutated_xml(rng, VOC))
+        assert_sound(voc_flat.load(voc_folder, bad_boxes="skip"))
+
+    assert_read_or_refused(read, 150)
+
+
+YAML = b"train: images\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
+LABELS = b"0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.5 0.75\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"masks": True, "bad_boxes": "skip"}], ids=str)
+@pytest.mark.parametrize("name", ["data.yaml", "labels/a.txt"])
+def test_yolo(tmp_path, picture, name, options):
+    contents = {"data.yaml": YAML, "labels/a.txt": LABELS}
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    for file, content in contents.items():
+        (tmp_path / file).write_bytes(content)
+    picture.save(tmp_path / "images" / "a.png")
+
+    def read(rng):
+        (tmp_path / name).write_bytes(mutated_bytes(rng, contents[name]))
+        assert_sound(yolo.load(tmp_path, **options))
+
+    assert_read_or_refused(read, 250)
+
+
+BOXES = {"bbox": [[2, 3, 7.5, 8], [0, 0, 24, 2]], "categories": ["cat", 3]}
+COORDINATES = {"x": 12, "y": 8.5, "width": 4, "height": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "load", "content"),
+    [
+        (
+            "metadata.jsonl",
+            metadata_jsonl.load,
+            {"file_name": "a.png", "objects": BOXES},
+        ),
+        (
+            "boxes.json",
+            createml.load,
+            [
+                {"image": name}
+                | {"annotations": [{"label": "cat", "coordinates": COORDINATES}]}
+                for name in ("a.png", "b.png")
+            ],
+        ),
+    ],
+)
+def test_json_of_other_tools(tmp_path, picture, name, load, content):
+    file = tmp_path / name
+    for image in ("a.png", "b.png"):
+        picture.save(tmp_path / image)
+
+    def read(rng):
+        mutated = mutated_json(rng, content)
+        if rng.random() < 0.3:
+            mutated = mutated_bytes(rng, json.dumps(content).encode())
+        file.write_bytes(mutated)
+        assert_sound(load(file))
+
+    assert_read_or_refused(read, 200)
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,9 @@ def load_records(
     progress = tqdm(records, name, unit="image", delay=2, leave=False)
     images = [_read_image(folder, record, bad) for record in progress]
     if class_names is None:
-        class_names = order_classes({one for own in images for one in own.categories})
+        class_names = order_classes(
+            {str(one) for own in images for one in own.categories}
+        )
     return make_data_set(name, images, class_names, bad_boxes=bad.count)
 
 

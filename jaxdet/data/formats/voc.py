@@ -283,9 +283,9 @@ def _read_box(
     element: ElementTree.Element, name: str, size: tuple[int, int]
 ) -> tuple[tuple[float, ...], str | None]:
     """Returns edges (x1, y1, x2, y2), and what is wrong with them."""
-    corners = []
+    corners, bounds = [], element.find("bndbox")
     for corner in _CORNERS:
-        text = element.findtext(f"bndbox/{corner}")
+        text = None if bounds is None else bounds.findtext(corner)
         corners.append(_number(text))
         if corners[-1] is None:
             return (), f"{name}: bndbox/{corner} is {text!r}; allowed: a finite number"
