@@ -18,6 +18,8 @@ from jaxdet.data.formats.open import (
     open_splits,
 )
 from jaxdet.data.holdout import SHARE
+from jaxdet.data.image_files import DEFAULTS as DECODE_DEFAULTS
+from jaxdet.data.image_files import DecodeOptions
 from jaxdet.data.input_config import InputConfig
 
 Options = TypeVar("Options")
@@ -32,7 +34,7 @@ class DataOption:
     data: tuple[str, ...] = ()
     """A folder of images and annotations (COCO, Roboflow, Pascal VOC, TFDS), a json
     in COCO's format, tfds:NAME, digits, or digits:N with N images to train on. Several
-    are joined."""
+    are joined. Images of more than 178,956,970 pixels are refused."""
     images: tuple[pathlib.Path, ...] = ()
     """Folder of the image files of a json; by default found beside it."""
     split: str | None = None
@@ -40,6 +42,8 @@ class DataOption:
     format calls its images to train on, or to validate on in `evaluate`."""
     bad_boxes: BadBoxPolicy = "error"
     """What becomes of a box outside its image, or a broken segmentation."""
+    decoding: Flat[DecodeOptions] = DECODE_DEFAULTS
+    """How image files are decoded."""
     keep_empty_classes: bool = False
     """Keep Roboflow's root category, which no object has."""
 
@@ -93,6 +97,7 @@ class DataOption:
             bad_boxes=self.bad_boxes,
             masks=masks,
             keep_empty_classes=self.keep_empty_classes,
+            decoding=self.decoding,
         )
 
 

@@ -19,6 +19,7 @@ Where the detector needs region proposals, selective search makes them.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple
@@ -31,6 +32,8 @@ from tqdm import tqdm
 from experiments import command_line
 from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
+from jaxdet.data.image_files import DEFAULTS as DECODE_DEFAULTS
+from jaxdet.data.image_files import DecodeOptions
 from jaxdet.inference import export
 from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.visualize import draw, enlarge, enlarge_masks
@@ -52,6 +55,7 @@ def main(
     output: pathlib.Path = pathlib.Path("detections"),
     json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
     min_score: float = 0.3,
+    decoding: Annotated[DecodeOptions, tyro.conf.arg(name="")] = DECODE_DEFAULTS,
     step: int | Literal["best", "latest"] = "best",
 ):
     """Detects objects in image files, and in all images of folders.
@@ -61,7 +65,8 @@ def main(
 
     Args:
       pictures: image files and folders, for a pretrained SSD-MobileNetV2. If the first
-        is the run folder that training wrote, its detector is used for the others.
+        is the run folder that training wrote, its detector is used for the others. A
+        picture of more than 178,956,970 pixels is left out.
       weights: the name of one of torchvision's detectors on COCO, or its checkpoint
         (.pth, .safetensors or .npz), instead of the SSD.
       artifact: a detector that experiments.export has written, instead of the SSD.
@@ -69,6 +74,7 @@ def main(
       json_file: where to write the detections in COCO's format; `detections.json` in
         the output folder if not given.
       min_score: lower scores are left out.
+      decoding: how image files are decoded.
       step: which checkpoint of the run; "best" is that of the highest AP,
         or whatever its run measured first.
 
@@ -91,7 +97,7 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     json_file = json_file or output / "detections.json"
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    _detect_all(loaded, files, targets, json_file)
+    _detect_all(loaded, files, targets, json_file, decoding)
 
 
 def _detect_all(
@@ -99,6 +105,7 @@ def _detect_all(
     files: Sequence[pathlib.Path],
     targets: Sequence[pathlib.Path],
     json_file: pathlib.Path,
+    decoding: DecodeOptions,
 ) -> None:
     """Draws, prints and writes the detections in all pictures that can be read.
 
@@ -113,7 +120,7 @@ def _detect_all(
     try:
         for file, target in progress:
             try:
-                image = image_files.read(file)
+                image = image_files.read(file, decoding)
                 detections = loaded.detect(image)
             except DataError as error:
                 progress.write(f"left out: {file}: {error}")
@@ -180,9 +187,9 @@ def _list_pictures(
     Raises:
       DataError: if there is no picture, or a path does not exist.
     """
-    files, written = [], output.resolve()
+    files, written = [], _resolve(output)
     for path in pictures:
-        if not path.exists():
+        if not os.path.lexists(path):
             raise DataError(f"{path}: no such file or folder")
         if not path.is_dir():
             files.append(path)
@@ -190,8 +197,8 @@ def _list_pictures(
         inside = [
             at for at in sorted(path.rglob("*")) if image_files.has_image_suffix(at)
         ]
-        if not path.resolve().is_relative_to(written):
-            inside = [at for at in inside if not at.resolve().is_relative_to(written)]
+        if not _resolve(path).is_relative_to(written):
+            inside = [at for at in inside if not _resolve(at).is_relative_to(written)]
         files += inside
     if not files:
         named = ", ".join(map(str, pictures)) or "nothing named"
@@ -199,6 +206,11 @@ def _list_pictures(
             f"no pictures ({named}); allowed: {', '.join(sorted(image_files.SUFFIXES))}"
         )
     return list(dict.fromkeys(files))  # a file named twice is one picture
+
+
+def _resolve(path: pathlib.Path) -> pathlib.Path:
+    """Returns a path without links; one that links to itself stays as it is."""
+    return pathlib.Path(os.path.realpath(path))
 
 
 def _summarize(detections: ImageDetections) -> str:
@@ -259,7 +271,7 @@ def _name_drawings(
       DataError: if one of them is a picture among `files`.
     """
     taken, targets = set(), []
-    pictures = {file.resolve() for file in files}
+    pictures = set(map(_resolve, files))
     for file in files:
         name, number = file.stem, 1
         while name.casefold() in taken:  # some file systems ignore case
@@ -267,7 +279,7 @@ def _name_drawings(
             name = f"{file.stem}_{number}"
         taken.add(name.casefold())
         targets.append(output / f"{name}.png")
-        if targets[-1].resolve() in pictures:
+        if _resolve(targets[-1]) in pictures:
             raise DataError(
                 f"the drawing of {file} would overwrite the picture {targets[-1]}; "
                 "name another folder as --output"

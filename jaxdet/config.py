@@ -111,11 +111,11 @@ def checked_dataclass(kind: Kind) -> Kind:
             value = getattr(self, field.name)
             problem = _problem(value, hints[field.name])
             if problem:
-                raise ValueError(f"{field.name} is {value!r}; it must be {problem}")
+                raise ConfigError(f"{field.name} is {value!r}; it must be {problem}")
         for name, fits, allowed in getattr(self, "relations", tuple)():
             if not fits:
                 value = getattr(self, name)
-                raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+                raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
 
     kind.__post_init__ = __post_init__  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True)(kind)  # type: ignore[return-value]

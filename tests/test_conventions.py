@@ -58,6 +58,7 @@ OPTIONAL = {
         "data/transforms.py",
     },
     "pycocotools": {"data/masks.py", "evaluation/coco.py"},
+    "simplejpeg": {"data/image_files.py"},
     "sklearn": {"data/formats/digits.py"},
     "skimage": {"data/formats/digits.py"},
     "tensorboardX": {"training/log.py", "weights/state_dict.py"},

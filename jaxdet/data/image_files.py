@@ -1,15 +1,25 @@
 """Decodes images to RGB arrays, as a person sees them."""
 
+import dataclasses
+import functools
 import io
+import logging
 import os
-import pathlib
+import stat
 from collections.abc import Sequence
+from typing import Annotated, BinaryIO, Literal
 
 import cv2
 import numpy as np
 import PIL.Image
 
-from jaxdet.data.dataset import DataError
+from jaxdet.config import InRange, checked_dataclass
+from jaxdet.data.dataset import DataError, DataSet
+
+try:
+    import simplejpeg
+except ImportError:  # Pillow decodes too, but does not tell what libjpeg warns of.
+    simplejpeg = None
 
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
@@ -27,16 +37,63 @@ _TURNS = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
-_END_OF_JPEG = b"\xff\xd9"
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA")
+_FORMATS += (
+    "TIFF",
+    "WEBP",
+)  # Others may run programs: Pillow hands EPS to Ghostscript.
+
+logger = logging.getLogger(__name__)
 
 
-def read(path: str | os.PathLike) -> np.ndarray:
+@checked_dataclass
+class DecodeOptions:
+    """How image files are decoded where more than one way is right."""
+
+    bit_depth: Annotated[int, InRange(9, 16)] = 16
+    """Bits that 16-bit images use: of 12, 4095 is white."""
+    damaged_jpeg: Literal["error", "accept"] = "error"
+    """What becomes of a JPEG that libjpeg warns of, such as one that is cut short: it
+    is as broken as others, or what is missing is filled up."""
+
+
+DEFAULTS = DecodeOptions()
+
+
+def read(path: str | os.PathLike, options: DecodeOptions = DEFAULTS) -> np.ndarray:
     """Reads an image file as `[H, W, 3]` uint8 RGB; see `decode`.
+
+    Args:
+      path: of the file.
+      options: see `DecodeOptions`.
+
+    Returns:
+      `[H, W, 3]` uint8 RGB.
 
     Raises:
       DataError: it cannot be read, or not be decoded.
     """
-    return decode(read_encoded(path), str(path))
+    return decode(read_encoded(path), str(path), options)
+
+
+def with_decode_options(data_set: DataSet, options: DecodeOptions) -> DataSet:
+    """Returns a data set whose image files are decoded with other options.
+
+    Raises:
+      DataError: for a data set without image files.
+    """
+    if options == DEFAULTS:
+        return data_set
+    if data_set.read_encoded is None:
+        raise DataError(
+            f"data set {data_set.name!r} has no image files, which {options} is for"
+        )
+
+    def read_image(position: int) -> np.ndarray:
+        name = f"{data_set.name}, image {data_set.image_ids[position]!r}"
+        return decode(data_set.read_encoded(position), name, options)
+
+    return dataclasses.replace(data_set, read_image=read_image)
 
 
 def has_image_suffix(path: str | os.PathLike) -> bool:
@@ -73,10 +130,11 @@ def read_encoded(path: str | os.PathLike) -> bytes:
     """Reads the bytes of a file, whatever they are.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: it cannot be read, or is no regular file.
     """
     try:
-        return pathlib.Path(path).read_bytes()
+        with _open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -88,10 +146,20 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
       DataError: the file cannot be read, or is no image.
     """
     try:
-        with open(path, "rb") as file:
+        with _open_file(path) as file:
             return _size(file, str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _open_file(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file; a pipe would be waited for, and a device never end."""
+    waiting, binary = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_RDONLY | waiting | binary)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{path}: cannot be read (not a regular file)")
+    return os.fdopen(descriptor, "rb")
 
 
 def is_possible(size: Sequence[float]) -> bool:
@@ -105,8 +173,8 @@ def is_possible(size: Sequence[float]) -> bool:
     )
 
 
-def decode(encoded: bytes, name: str) -> np.ndarray:
-    """Decodes an image from any file that Pillow knows.
+def decode(encoded: bytes, name: str, options: DecodeOptions = DEFAULTS) -> np.ndarray:
+    """Decodes an image from a file in one of the formats of photographs.
 
     EXIF orientation is applied, transparency laid on white, 16 bits scaled to 8, and of
     several frames the first is taken.
@@ -114,6 +182,7 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
     Args:
       encoded: the bytes of the file.
       name: names the image in errors.
+      options: see `DecodeOptions`.
 
     Returns:
       `[H, W, 3]` uint8 RGB.
@@ -124,17 +193,14 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
     """
     image = _open(io.BytesIO(encoded), name)
     orientation = _orientation(image)
-    if image.format == "JPEG" and image.mode == "RGB" and orientation == 1:
-        pixels = _decode_plain_jpeg(encoded)
-        if pixels is not None:
-            return pixels
     try:
-        rgb = _to_rgb(image)
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over.
+        pixels = _to_rgb(image, encoded, name, options)
+    except Exception as error:  # Decoders raise whatever they stumble over.
         raise DataError(f"{name}: broken {image.format} image ({error})") from error
     if orientation in _TURNS:
-        rgb = rgb.transpose(_TURNS[orientation])
-    return np.array(rgb)
+        turned = PIL.Image.fromarray(pixels).transpose(_TURNS[orientation])
+        pixels = np.array(turned)
+    return pixels
 
 
 def decode_size(encoded: bytes, name: str) -> tuple[int, int]:
@@ -150,11 +216,19 @@ def _size(file, name: str) -> tuple[int, int]:
 
 def _open(file, name: str) -> PIL.Image.Image:
     try:
-        return PIL.Image.open(file)
+        return PIL.Image.open(file, formats=_formats())
     except PIL.UnidentifiedImageError as error:
-        raise DataError(f"{name}: not an image that Pillow can read") from error
+        raise DataError(
+            f"{name}: not an image; allowed: {', '.join(_formats())}"
+        ) from error
     except Exception as error:  # As above; decompression bombs are reported here.
         raise DataError(f"{name}: not a readable image ({error})") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    PIL.Image.init()  # not every Pillow has all of them
+    return tuple(name for name in _FORMATS if name in PIL.Image.OPEN)
 
 
 def _orientation(image: PIL.Image.Image) -> int:
@@ -168,28 +242,98 @@ def _orientation(image: PIL.Image.Image) -> int:
         return 1
 
 
-def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
-    """Decodes faster than Pillow; None where OpenCV fails or cannot be trusted.
-
-    OpenCV 4 fills the missing rows of a truncated JPEG with gray and says nothing.
-    """
-    if not encoded.endswith(_END_OF_JPEG):
-        return None
-    buffer = np.frombuffer(encoded, np.uint8)
-    pixels = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
-
-
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def _to_rgb(
+    image: PIL.Image.Image, encoded: bytes, name: str, options: DecodeOptions
+) -> np.ndarray:
+    if image.format in ("JPEG", "MPO") and simplejpeg is not None:
+        pixels = _decode_jpeg(encoded, image.mode, options)
+        if pixels is not None and pixels.shape[1::-1] == image.size:
+            return pixels
     # Sixteen-bit modes are "I;16" and its byte orders; PNM files come as "I".
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("gray values outside 16 bits")
-        gray = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        return gray.convert("RGB")
+        return _stretch(values, name, options)[..., None].repeat(3, axis=-1)
     if image.mode == "F":
         raise ValueError("floating-point gray values have no known range")
+    if any(";16" in str(tile[3]) for tile in image.tile):
+        return _sixteen_bit_colors(image, encoded, name, options)
+    return np.array(_onto_white(image))
+
+
+def _decode_jpeg(
+    encoded: bytes, mode: str, options: DecodeOptions
+) -> np.ndarray | None:
+    """Decodes a JPEG by libjpeg alone, which says what is wrong with it.
+
+    Pillow and OpenCV fill up what is missing before the end marker in silence.
+
+    Returns:
+      None for what is left to Pillow: CMYK, once it is checked, and rare samplings.
+    """
+    decode = functools.partial(
+        simplejpeg.decode_jpeg, encoded, "CMYK" if mode == "CMYK" else "RGB"
+    )
+    problem = None
+    try:
+        pixels = decode(strict=True)
+    except ValueError as error:
+        problem = error
+        try:
+            pixels = decode(strict=False)
+        except ValueError:
+            return None
+    if problem is not None and options.damaged_jpeg == "error":
+        raise ValueError(
+            f'{problem}; damaged_jpeg="accept" (--damaged-jpeg accept) reads the rest'
+        )
+    return None if mode == "CMYK" else pixels
+
+
+def _stretch(values: np.ndarray, name: str, options: DecodeOptions) -> np.ndarray:
+    """Scales whole numbers of `bit_depth` bits to eight."""
+    white = 2**options.bit_depth - 1
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > white:
+        raise ValueError(
+            f"gray or color values from {low} to {high}; allowed: 0 to {white}, "
+            f"bit_depth {options.bit_depth}"
+        )
+    _warn_if_dark(low, high, name, options)
+    return ((values * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _sixteen_bit_colors(
+    image: PIL.Image.Image, encoded: bytes, name: str, options: DecodeOptions
+) -> np.ndarray:
+    """Takes Pillow's eight bits, the upper ones, unless fewer than 16 are used."""
+    if options.bit_depth == 16:
+        rgb = np.array(_onto_white(image))
+        _warn_if_dark(256 * int(rgb.min()), 256 * int(rgb.max()), name, options)
+        return rgb
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    values = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    if values is None or values.dtype != np.uint16 or values.shape[2:] != (3,):
+        raise ValueError("not opaque 16-bit colors; allowed: bit_depth 16")
+    return _stretch(values[..., ::-1].astype(np.int64), name, options)
+
+
+def _warn_if_dark(low: int, high: int, name: str, options: DecodeOptions) -> None:
+    """Names the first image whose values use too few of 16 bits."""
+    fewer = next((bits for bits in (10, 12, 14) if high < 2**bits), 16)
+    if options.bit_depth < 16 or high <= 0 or fewer == 16 or fewer in _warned:
+        return
+    _warned.add(fewer)
+    logger.warning(
+        "%s: 16-bit values from %d to %d, so it is nearly black; if its camera has %d "
+        "bits, bit_depth=%d (--bit-depth %d) makes %d white",
+        *(name, low, high, fewer, fewer, fewer, 2**fewer - 1),
+    )
+
+
+_warned: set[int] = set()
+
+
+def _onto_white(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         white = PIL.Image.new("RGBA", seen.size, "white")

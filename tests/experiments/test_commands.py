@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -265,6 +266,8 @@ def test_detect_draws_every_picture_and_names_those_it_cannot_read(run, tmp_path
         noise = rng.integers(0, 255, (90, 120, 3), np.uint8)
         Image.fromarray(noise).save(folder / name)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
     output = tmp_path / "found"
     detect.main((run, folder), output=output, min_score=0.0, step="latest")
     names = {path.name for path in output.iterdir()}

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 from jaxdet.config import checked_dataclass
 from jaxdet.data.dataset import DataSet
+from jaxdet.data.image_files import DEFAULTS as DECODE_DEFAULTS
+from jaxdet.data.image_files import DecodeOptions
 
 BadBoxPolicy = Literal["error", "skip"]
 
@@ -24,6 +26,8 @@ class LoadOptions:
     """Whether to keep the segmentations of formats that have some."""
     keep_empty_classes: bool = False
     """Whether to keep Roboflow's root category, which no object has."""
+    decoding: DecodeOptions = DECODE_DEFAULTS
+    """How image files are decoded."""
 
 
 DEFAULTS = LoadOptions()

@@ -24,6 +24,7 @@ from jaxdet.data.formats import (
     yolo,
 )
 from jaxdet.data.holdout import SHARE, hold_out
+from jaxdet.data.image_files import with_decode_options
 from jaxdet.data.summary import summarize
 
 Source = str | os.PathLike
@@ -278,7 +279,7 @@ def _load_all(
 ) -> list[DataSet]:
     """Loads data sets, each of several parts, with the same classes."""
     loaded = [
-        [(one.format, one.format.load(one.source, one.split, options)) for one in parts]
+        [(one.format, _load(one, options)) for one in parts]
         for parts, options in data_sets
     ]
     pairs = [pair for parts in loaded for pair in parts]
@@ -301,6 +302,11 @@ def _load_all(
         ]
         joined.append(own[0] if len(own) == 1 else concatenate(*own))
     return joined
+
+
+def _load(part: _Part, options: LoadOptions) -> DataSet:
+    data_set = part.format.load(part.source, part.split, options)
+    return with_decode_options(data_set, options.decoding)
 
 
 def _log(*data_sets: DataSet | None) -> None:
