@@ -77,16 +77,6 @@ class Point(NamedTuple):
     memory: int  # bytes
 
 
-class Growth(NamedTuple):
-    """Exponents of one line."""
-
-    varied: Varied
-    detector: Name
-    task: Task
-    time: float
-    memory: float
-
-
 def main(
     *,
     varied: tuple[Varied, ...] = get_args(Varied),
@@ -119,7 +109,7 @@ def main(
             "machine": report.machine(),
             "setting": setting,
             "points": [point._asdict() for point in points],
-            "exponents": [line._asdict() for line in growth(points)],
+            "exponents": growth(points),
         }
         report.save(output / "scaling", measured, table(points), figure(points))
         print(table([point for point in points if point.varied == name]), flush=True)
@@ -185,33 +175,32 @@ def varied_value(varied: Varied, setting: Setting) -> int:
     return getattr(setting, VARIED[varied][0])
 
 
-def growth(points: Sequence[Point]) -> list[Growth]:
-    """Fits the exponents of all lines, each to its last three points."""
+def growth(points: Sequence[Point]) -> list[dict]:
+    """Fits the exponents of all lines' time and memory, to their last three points."""
     exponents = []
     for line in _lines(points):
         logs = np.log([[p.value, p.milliseconds, p.memory] for p in line[-3:]])
-        time, memory = np.polyfit(logs[:, 0], logs[:, 1:], 1)[0]
-        exponents.append(Growth(*line[0][:3], float(time), float(memory)))
+        time, memory = np.polyfit(logs[:, 0], logs[:, 1:], 1)[0].tolist()
+        names = dict(zip(Point._fields[:3], line[0], strict=False))
+        exponents.append({**names, "time": time, "memory": memory})
     return exponents
 
 
 def table(points: Sequence[Point]) -> str:
     """Returns each line's points and exponents, and what is worse than linear."""
     rows, worse = [], []
-    for line, (*names, time, memory) in zip(
-        _lines(points), growth(points), strict=True
-    ):
-        varied, detector, task = names
+    for line, exponents in zip(_lines(points), growth(points), strict=True):
+        varied, detector, task = line[0][:3]
         title = MODELS[detector].title
         values = " / ".join(f"{point.value:,}" for point in line)
         milliseconds = " / ".join(_rounded(point.milliseconds) for point in line)
         megabytes = " / ".join(_rounded(point.memory / 1e6) for point in line)
         cells = [varied, title, task, values, milliseconds, megabytes]
-        rows.append([*cells, f"{time:.2f}", f"{memory:.2f}"])
+        rows.append([*cells, *(f"{exponents[x]:.2f}" for x in ("time", "memory"))])
         worse += [
-            f"{what} of {title}'s {task} with {varied} ({exponent:.2f})"
-            for what, exponent in (("time", time), ("memory", memory))
-            if exponent > LINEAR
+            f"{what} of {title}'s {task} with {varied} ({exponents[what]:.2f})"
+            for what in ("time", "memory")
+            if exponents[what] > LINEAR
         ]
     text = f"\nWorse than linear: {'; '.join(worse) or 'nothing'}.\n"
     return report.table(HEADS, rows) + text

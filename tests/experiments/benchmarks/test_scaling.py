@@ -22,10 +22,10 @@ FLAT = [Point("classes", "faster_rcnn", "train", value, 5.0, 64) for value in (8
 
 def test_exponents_are_those_of_the_last_three_points():
     curve, flat = growth([*CURVE, *FLAT])
-    assert curve[:3] == ("pixels", "retinanet", "predict")
-    assert curve.time == pytest.approx(1.5) and curve.memory == pytest.approx(1)
-    assert flat[:3] == ("classes", "faster_rcnn", "train")
-    assert [flat.time, flat.memory] == pytest.approx([0, 0], abs=1e-6)
+    names = {"varied": "pixels", "detector": "retinanet", "task": "predict"}
+    assert curve == pytest.approx({**names, "time": 1.5, "memory": 1})
+    names = {"varied": "classes", "detector": "faster_rcnn", "task": "train"}
+    assert flat == pytest.approx({**names, "time": 0, "memory": 0}, abs=1e-6)
 
 
 def test_what_is_worse_than_linear_is_named():
