@@ -32,9 +32,10 @@ class DataOption:
     """The images and objects to work on."""
 
     data: tuple[str, ...] = ()
-    """A folder of images and annotations (COCO, Roboflow, Pascal VOC, TFDS), a json
-    in COCO's format, tfds:NAME, digits, or digits:N with N images to train on. Several
-    are joined. Images of more than 178,956,970 pixels are refused."""
+    """A folder of images and annotations (COCO, Roboflow, YOLO, Pascal VOC,
+    metadata.jsonl, CreateML, TFDS), a json in COCO's format, tfds:NAME, digits, or
+    digits:N with N images to train on. Several are joined.
+    Images of more than 178,956,970 pixels are refused."""
     images: tuple[pathlib.Path, ...] = ()
     """Folder of the image files of a json; by default found beside it."""
     split: str | None = None
@@ -155,7 +156,8 @@ def read_proposals(
 
     Args:
       data_sets: their images; None stays None.
-      files: the proposals (.npz or .json) of each; nothing is added if there are none.
+      files: the proposals (.npz or .json) of each, or one of all; nothing is added if
+        there are none.
       config: of the detector's run; `max_regions` is 0 where it needs none.
 
     Returns:
@@ -164,16 +166,21 @@ def read_proposals(
     Raises:
       DataError: for files that are not needed, are broken or are of other images.
     """
-    count = sum(data_set is not None for data_set in data_sets)
-    allowed = (0, count) if config.max_regions else (0,)
+    present = [data_set for data_set in data_sets if data_set is not None]
+    count = len(present)
+    allowed = (0, 1, count) if config.max_regions else (0,)
     if len(files) not in allowed:
         named = " and ".join(map(str, files))
         wanted = f"{count}, one a data set" if config.max_regions else "none"
         raise DataError(f"proposals {named}; the detector takes {wanted}")
-    return [
-        data_set if file is None else proposal_files.load(file, data_set)
-        for data_set, file in itertools.zip_longest(data_sets, files)
-    ]
+    if not files:
+        return list(data_sets)
+    groups = [present] if len(files) == 1 else [[one] for one in present]
+    loaded = itertools.chain.from_iterable(
+        proposal_files.load(file, *group)
+        for file, group in zip(files, groups, strict=True)
+    )
+    return [None if one is None else next(loaded) for one in data_sets]
 
 
 def search_proposals(data_set: DataSet, config: InputConfig) -> DataSet:

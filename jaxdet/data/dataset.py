@@ -249,7 +249,10 @@ def _joined_ground_truth(data_sets: Sequence[DataSet]) -> dict:
     for data_set in data_sets:
         content = data_set.ground_truth()
         images += [
-            image | {"id": _joined_id(data_set, image["id"])}
+            # Without a file name the id as it was, so that both stay known.
+            {"file_name": str(image["id"])}
+            | image
+            | {"id": _joined_id(data_set, image["id"])}
             for image in content["images"]
         ]
         annotations += [

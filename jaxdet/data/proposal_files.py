@@ -46,12 +46,20 @@ def save(path: str | os.PathLike, data_set: DataSet) -> None:
     write_json(file, entries)
 
 
-def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
-    """Adds the proposals of a file to a data set; see `save` for what it holds.
+def load(path: str | os.PathLike, *data_sets: DataSet) -> list[DataSet]:
+    """Adds the proposals of a file to data sets; see `save` for what it holds.
 
     Boxes are clipped to their images; those without area are dropped, and their number
     logged. Without scores, the order in the file is taken for best first. Image ids
     are compared as text.
+
+    Args:
+      path: of the file.
+      *data_sets: whose images it has, and no others; such as both parts of one that was
+        divided.
+
+    Returns:
+      The data sets with proposals.
 
     Raises:
       DataError: the file is broken; it is of other images, or misses some; a box is not
@@ -61,29 +69,40 @@ def load(path: str | os.PathLike, data_set: DataSet) -> DataSet:
     file = pathlib.Path(path)
     _check_suffix(file)
     entries = _read_npz_entries(file) if file.suffix == ".npz" else _read_entries(file)
-    positions = {str(image_id): i for i, image_id in enumerate(data_set.image_ids)}
-    proposals: list[Proposals | None] = [None] * len(data_set)
+    sizes = {
+        str(image_id): tuple(size)
+        for one in data_sets
+        for image_id, size in zip(one.image_ids, one.sizes.tolist(), strict=True)
+    }
+    names = " and ".join(repr(one.name) for one in data_sets)
+    if len(sizes) < sum(map(len, data_sets)):
+        raise DataError(
+            f"{names} share image ids; allowed: a file of proposals for each"
+        )
+    proposals: dict[str, Proposals] = {}
     dropped = 0
     for entry in entries:
-        where = f"{file}: image {entry['image_id']!r}"
-        position = positions.get(str(entry["image_id"]))
-        if position is None:
-            raise DataError(f"{where} is not in the data set {data_set.name!r}")
-        if proposals[position] is not None:
+        image_id, where = str(entry["image_id"]), f"{file}: image {entry['image_id']!r}"
+        if image_id not in sizes:
+            raise DataError(f"{where} is not in the data set {names}")
+        if image_id in proposals:
             raise DataError(f"{where} stands there twice; allowed: once")
-        proposals[position], without_area = _checked(
-            entry, tuple(data_set.sizes[position].tolist()), where
-        )
+        proposals[image_id], without_area = _checked(entry, sizes[image_id], where)
         dropped += without_area
-    missing = [i for i, one in enumerate(proposals) if one is None]
+    missing = [image_id for image_id in sizes if image_id not in proposals]
     if missing:
         raise DataError(
-            f"{file}: no proposals of {len(missing)} of {len(data_set)} images of "
-            f"{data_set.name!r}, the first is {data_set.image_ids[missing[0]]!r}"
+            f"{file}: no proposals of {len(missing)} of {len(sizes)} images of "
+            f"{names}, the first is {missing[0]!r}"
         )
     if dropped:
         logger.warning("%s: dropped %d proposals without area", file, dropped)
-    return dataclasses.replace(data_set, proposals=tuple(proposals))
+    return [
+        dataclasses.replace(
+            one, proposals=tuple(proposals[str(image_id)] for image_id in one.image_ids)
+        )
+        for one in data_sets
+    ]
 
 
 def proposals_of(data_set: DataSet) -> Sequence[Proposals]:

@@ -361,7 +361,8 @@ def test_proposals(folder, suffix):
             file.write_bytes(mutated_json(rng, json.loads(content)))
         else:
             file.write_bytes(mutated_bytes(rng, content))
-        for boxes, scores in proposal_files.load(file, data_set).proposals:
+        (loaded,) = proposal_files.load(file, data_set)
+        for boxes, scores in loaded.proposals:
             assert len(boxes) == len(scores) and np.isfinite(scores).all()
             assert (boxes >= 0).all() and (boxes <= [WIDTH, HEIGHT] * 2).all()
             assert (boxes[:, 2:] > boxes[:, :2]).all()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdet.data import proposal_files
-from jaxdet.data.dataset import DataError
+from jaxdet.data.dataset import DataError, subset
 from tests.data.in_memory import in_memory_data_set
 from tests.data.test_selective_search import assert_same, of, scenes
 
@@ -23,7 +23,7 @@ def data_set():
 def test_what_was_saved_is_loaded(tmp_path, data_set, name):
     proposal_files.save(tmp_path / name, data_set)
     bare = dataclasses.replace(data_set, proposals=None)
-    loaded = proposal_files.load(tmp_path / name, bare)
+    (loaded,) = proposal_files.load(tmp_path / name, bare)
     assert_same(loaded.proposals, data_set.proposals)
     assert bare.proposals is None and loaded.read_image is bare.read_image
 
@@ -34,7 +34,7 @@ def test_the_order_of_images_is_the_data_sets(tmp_path, data_set):
         {"image_id": "a", "boxes": [[9, 8, 20, 30], [0, 0, 1, 1]]},
     ]
     (tmp_path / "p.json").write_text(json.dumps(entries))
-    loaded = proposal_files.load(tmp_path / "p.json", data_set)
+    (loaded,) = proposal_files.load(tmp_path / "p.json", data_set)
     expected = [
         of((9, 8, 20, 30, 1), (0, 0, 1, 1, 0.5)),
         of((5, 6, 7, 8, 3), (1, 2, 3, 4, 0.1)),
@@ -42,11 +42,23 @@ def test_the_order_of_images_is_the_data_sets(tmp_path, data_set):
     assert_same(loaded.proposals, expected)
 
 
+def test_both_parts_of_a_data_set(tmp_path, data_set):
+    proposal_files.save(tmp_path / "p.npz", data_set)
+    parts = subset(data_set, [1], "one"), subset(data_set, [0], "other")
+    bare = [dataclasses.replace(part, proposals=None) for part in parts]
+    for part, loaded in zip(
+        parts, proposal_files.load(tmp_path / "p.npz", *bare), strict=True
+    ):
+        assert_same(loaded.proposals, part.proposals)
+    with pytest.raises(DataError, match="'one' and 'in memory' share image ids"):
+        proposal_files.load(tmp_path / "p.npz", parts[0], data_set)
+
+
 def test_a_file_made_elsewhere(tmp_path):
     boxes = np.array([[0, 0, 5, 5], [1, 1, 7, 7]], np.int16)
     ids, counts = np.array([1, 0]), np.array([0, 2])
     np.savez(tmp_path / "p.npz", image_ids=ids, counts=counts, boxes=boxes)
-    loaded = proposal_files.load(tmp_path / "p.npz", scenes(2))
+    (loaded,) = proposal_files.load(tmp_path / "p.npz", scenes(2))
     assert_same(loaded.proposals, [of((0, 0, 5, 5, 1), (1, 1, 7, 7, 0.5)), of()])
 
 
@@ -54,7 +66,7 @@ def test_overhang_is_clipped_and_no_area_dropped(tmp_path, data_set, caplog):
     boxes = [[-1.5, -2, 65, 50], [3, 3, 3, 9], [3, 9, 8, 9], [64, 0, 66, 9]]
     entries = [{"image_id": 7, "boxes": []}, {"image_id": "a", "boxes": boxes}]
     (tmp_path / "p.json").write_text(json.dumps(entries))
-    loaded = proposal_files.load(tmp_path / "p.json", data_set)
+    (loaded,) = proposal_files.load(tmp_path / "p.json", data_set)
     assert_same(loaded.proposals, [of((0, 0, 64, 48, 1)), of()])
     assert "p.json: dropped 3 proposals without area" in caplog.text
 
@@ -72,7 +84,7 @@ def of_7(*boxes, **others):
         ({}, "a list of objects with image_id and boxes"),
         ([{"image_id": 7}], "a list of objects with image_id and boxes"),
         ([], r"no proposals of 2 of 2 images of 'in memory', the first is 'a'"),
-        ([{"image_id": "a", "boxes": []}], r"1 of 2 images .*, the first is 7"),
+        ([{"image_id": "a", "boxes": []}], r"1 of 2 images .*, the first is '7'"),
         ([{"image_id": "b", "boxes": []}], r"image 'b' is not in the data set"),
         (of_7() * 2, "image 7 stands there twice"),
         (of_7([1, 2, 3]), r"shape \(1, 3\), scores \(1,\)"),

@@ -384,8 +384,10 @@ def test_proposals_of_voc_folders_are_trained_on(
         assert len(part) == 1 and 1 <= len(part.proposals[0].scores) <= 3
     with pytest.raises(DataError, match=r"test\.json: image 'test' is not in"):
         command(source=source, proposal_files=files[::-1])
-    with pytest.raises(DataError, match="takes 2, one a data set"):
+    with pytest.raises(DataError, match=r"of 1 of 2 images of .*2007 trainval' and "):
         command(source=source, proposal_files=files[:1])
+    with pytest.raises(DataError, match="takes 2, one a data set"):
+        command(source=source, proposal_files=(*files, *files))
 
 
 @pytest.mark.parametrize("given", [{}, {"weights": pathlib.Path("some.pth")}])

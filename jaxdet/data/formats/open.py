@@ -44,7 +44,8 @@ FORMATS = (
     createml.CREATEML,
 )
 
-# What training takes by default, and what validation does; None: there is none.
+# What training takes by default, and what validation does; None: there is none. Capital
+# letters do not matter.
 SPLITS = (
     ("trainval", "test"),
     ("train", "validation"),
@@ -52,6 +53,7 @@ SPLITS = (
     ("train", "val"),
     ("train2017", "val2017"),
     ("train2014", "val2014"),
+    ("training", "validation"),
     ("train", "test"),
     ("trainval", None),
     ("train", None),
@@ -243,19 +245,18 @@ def _choose_splits(
     common = _choose_pair(divided, split) if divided else None
     training, validation = [], []
     for part in parts:
-        if not part.splits:
-            training.append(part)
-            continue
-        pair = common or _choose_pair([part.splits], None)
-        if pair is None and len(part.splits) == 1:
-            pair = part.splits[0], None
-        if pair is None:
+        pair = common or _choose_pair([part.splits], split)
+        own, held = (_find_split(part.splits, name) for name in pair or (None, None))
+        own = split or own
+        if own is None and len(part.splits) == 1:
+            (own,) = part.splits
+        if own is None and part.splits:
             raise DataError(
                 f"{part.source} has the splits {', '.join(part.splits)}; name one"
             )
-        training.append(part._replace(split=pair[0]))
-        if pair[1] in part.splits:
-            validation.append(part._replace(split=pair[1]))
+        training.append(part._replace(split=own))
+        if held is not None:
+            validation.append(part._replace(split=held))
     return training, validation
 
 
@@ -265,12 +266,18 @@ def _choose_pair(
     """Returns the first of `SPLITS` that fits several sources; None: none does."""
     for training, validation in SPLITS:
         if split is None:
-            fits = all(training in own for own in splits)
+            fits = all(_find_split(own, training) for own in splits)
         else:
-            fits = split.partition("[")[0] == training
-        if fits and (validation is None or any(validation in own for own in splits)):
-            return split or training, validation
-    return None if split is None else (split, None)
+            fits = split.partition("[")[0].lower() == training
+        if fits and (
+            validation is None or any(_find_split(own, validation) for own in splits)
+        ):
+            return training, validation
+    return None
+
+
+def _find_split(splits: Sequence[str], name: str | None) -> str | None:
+    return next((own for own in splits if own.lower() == name), None)
 
 
 def _load_all(

@@ -1,5 +1,6 @@
 import logging
 
+import numpy as np
 import pytest
 
 from jaxdet.data.dataset import DataError
@@ -11,6 +12,7 @@ from jaxdet.data.formats.open import (
     recognize,
 )
 from tests.data.formats import layouts
+from tests.data.in_memory import in_memory_data_set
 
 CAR = (
     "<annotation><object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin>"
@@ -154,3 +156,48 @@ def test_splits_of_unknown_names(tmp_path):
     assert (training.name, validation.name) == ("instances_north", "instances_south")
     with pytest.raises(DataError, match="no split 'east'; allowed: north, south"):
         open_dataset(tmp_path, split="east")
+
+
+def test_capital_letters_do_not_matter(tmp_path):
+    splits = {"Validation": layouts.example(2), "Train": layouts.example()}
+    layouts.coco_folder(tmp_path, splits)
+    training, validation = open_for_training(tmp_path)
+    assert training.name == "instances_Train"
+    assert validation.name == "instances_Validation"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        layouts.coco_folder,
+        layouts.roboflow_coco,
+        layouts.yolo_of_roboflow,
+        layouts.voc_devkit,
+        layouts.voc_of_roboflow,
+        layouts.hugging_face,
+        layouts.createml_of_roboflow,
+    ],
+)
+def test_bad_boxes_are_dropped_on_request_in_any_format(tmp_path, write):
+    boxes = [(1, 2, 31, 12, 1), (50, 10, 70, 30, 0), (5, 10, 20, 40, 0)]
+    data_set = in_memory_data_set([np.zeros((40, 60, 3), np.uint8)], [boxes])
+    write(tmp_path, {"train": data_set, "val": data_set})
+    with pytest.raises(DataError, match=r'bad_boxes="skip" drops it'):
+        open_for_training(tmp_path)
+    options = LoadOptions(bad_boxes="skip")
+    evaluated = open_dataset(tmp_path, role="validation", options=options)
+    for one in (evaluated, *open_for_training(tmp_path, options=options)):
+        np.testing.assert_allclose(one.objects[0].boxes[:, 0], [1, 5], atol=1e-4)
+        assert len(one.ground_truth()["annotations"]) == 2
+
+
+def test_the_part_set_aside_is_the_same_the_next_time(tmp_path):
+    for name in ("cats", "dogs"):
+        layouts.voc_of_labelimg(tmp_path, {name: layouts.example(20)})
+    sources = [tmp_path / "cats", tmp_path / "dogs"]
+    first, second = (open_for_training(sources) for _ in range(2))
+    assert [one.image_ids for one in first] == [one.image_ids for one in second]
+    assert len(first[0]) + len(first[1]) == 40
+    _, of_one = open_for_training(sources[0])
+    held = {name.rpartition("/")[2] for name in first[1].image_ids}
+    assert held == {name.rpartition("/")[2] for name in of_one.image_ids}
