@@ -7,7 +7,7 @@ training and prediction take, and how much of it do proposals?
 
     python -m experiments.lecture.rcnn_timing  # AlexNet, for two CPU cores
     python -m experiments.lecture.rcnn_timing \
-        --backbone vgg16 --images 32 --side 600  # a GPU
+        --backbone vgg16 --num-images 32 --side 600  # a GPU
 
 Times do not depend on what a network has learned, so its variables are fresh. A step
 trains on 64 regions of each of two images, the convolutions of SPP-net being frozen; 16
@@ -97,7 +97,7 @@ def main(
     source: Flat[DataOption] = NO_DATA,
     *,
     backbone: Backbone = "alexnet",
-    images: int = 16,
+    num_images: int = 16,
     side: int = 480,
     regions: int = 2000,
     precision: Precision = "float32",
@@ -108,7 +108,7 @@ def main(
     Args:
       source: the images; digits on photographs if there is none.
       backbone: of all four detectors.
-      images: how many are timed, an even number; times are their medians.
+      num_images: how many are timed, an even number; times are their medians.
       side: pixels of the square canvas that holds an image.
       regions: the most that are proposed; of each image, the detectors that wait for
         them classify the median number of all images.
@@ -116,14 +116,18 @@ def main(
       output: folder for table and figure.
 
     Raises:
-      ConfigError: if `images` is odd or below 2, or more than there are; or for several
-        processes.
+      ConfigError: if `num_images` is odd or below 2, or more than there are; or for
+        several processes.
     """
-    if images < 2 or images % IMAGES_A_STEP:
-        raise ConfigError(f"--images is {images}; it must be an even number from 2 on")
+    if num_images < 2 or num_images % IMAGES_A_STEP:
+        raise ConfigError(
+            f"--num-images is {num_images}; it must be an even number from 2 on"
+        )
     if jax.process_count() > 1:
         raise ConfigError("times are those of one process: leave out --processes")
-    data_set, search = _with_timed_proposals(_load(source, side, images), side, regions)
+    data_set, search = _with_timed_proposals(
+        _load(source, side, num_images), side, regions
+    )
     regions = round(statistics.median(len(boxes) for boxes, _ in data_set.proposals))
     print(f"selective search: {regions} regions, {search:.3g} s an image", flush=True)
     models = detectors(backbone, len(data_set.class_names), precision)
@@ -142,7 +146,7 @@ def main(
     text = table(rows) + "\n" + summary(rows)
     print(text, end="")
     machine = report.machine()
-    setting = {"backbone": backbone, "images": images, "side": side}
+    setting = {"backbone": backbone, "images": num_images, "side": side}
     setting |= {
         "regions": regions,
         "precision": precision,
@@ -287,7 +291,9 @@ def _load(source: DataOption, side: int, count: int) -> DataSet:
         )
     data_set = source.load()
     if len(data_set) < count:
-        raise ConfigError(f"--images {count}, but {data_set.name} has {len(data_set)}")
+        raise ConfigError(
+            f"--num-images {count}, but {data_set.name} has {len(data_set)}"
+        )
     return dataclasses.replace(
         data_set,
         image_ids=data_set.image_ids[:count],

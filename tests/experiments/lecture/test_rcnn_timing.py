@@ -90,12 +90,14 @@ def test_proposals_are_made_of_the_image_on_its_canvas(monkeypatch):
 
 
 def test_refused(monkeypatch):
-    with pytest.raises(ConfigError, match="--images is 3; it must be an even number"):
-        main(images=3)
+    with pytest.raises(
+        ConfigError, match="--num-images is 3; it must be an even number"
+    ):
+        main(num_images=3)
     one = in_memory_data_set([(32, 32)])
     monkeypatch.setattr(DataOption, "load", lambda self: one)
-    with pytest.raises(ConfigError, match="--images 4, but in memory has 1"):
-        main(DataOption(("a.json",)), images=4)
+    with pytest.raises(ConfigError, match="--num-images 4, but in memory has 1"):
+        main(DataOption(("a.json",)), num_images=4)
 
 
 @pytest.mark.slow
@@ -108,7 +110,7 @@ def test_all_four_are_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(rcnn_timing, "REGIONS_AN_IMAGE", 4)
     monkeypatch.setattr(rcnn_timing, "AlexNet", functools.partial(AlexNet, width=4))
     monkeypatch.setattr(rcnn_timing, "FCHead", lambda _, **more: FCHead(16, **more))
-    main(images=2, side=128, regions=8, output=tmp_path / "out")
+    main(num_images=2, side=128, regions=8, output=tmp_path / "out")
     report = json.loads((tmp_path / "out" / "timing.json").read_text())
     assert report["setting"]["regions"] == 8
     seconds = report["seconds"]
