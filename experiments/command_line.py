@@ -1,14 +1,18 @@
 """Runs a command: shared options, one message for each user error, exit codes."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
 import pathlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
-from typing import Literal, NoReturn, TypeVar
+from functools import partial
+from typing import Any, Literal, NoReturn, TypeVar
 
 import jax
 import tyro
@@ -24,7 +28,7 @@ Config = TypeVar("Config")
 Precision = Literal["float32", "bfloat16"]
 
 CACHE = pathlib.Path("~/.cache/jaxdet/programs")  # of compiled programs
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(main: Callable | dict[str, Callable]) -> None:
@@ -36,7 +40,10 @@ def run(main: Callable | dict[str, Callable]) -> None:
 
     What a user can correct becomes one message and exit code 1 (2 where an argument
     cannot be parsed); Ctrl-C becomes exit code 130. Other errors keep their traceback.
+    The third Ctrl-C ends the process even while it compiles.
     """
+    _prepare_for_interrupts()
+    _set_hooks()
     logger = logging.getLogger("jaxdet")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
@@ -50,15 +57,66 @@ def run(main: Callable | dict[str, Callable]) -> None:
         else:
             tyro.cli(main, args=arguments)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # quiet from now on
         _exit(130)  # training has said how to go on
     except Exception as error:
         if isinstance(error, _user_errors()):
             _exit(1, f"error: {error}")
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             _exit(1, f"error: {error}; what was saved before is still there")
+        if isinstance(error, OSError) and error.filename is not None:
+            _exit(1, f"error: {error}")
         if not jax.distributed.is_initialized():
             raise
         _exit(1, traceback.format_exc())
+
+
+def _prepare_for_interrupts() -> None:
+    """Makes Ctrl-C an exception, and the third one the end of the process.
+
+    Python acts on signals between its own instructions, so not while compiled code
+    runs; a compilation can take minutes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    numbers, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def count() -> None:
+        interrupts = 0
+        while number := os.read(numbers, 1):
+            interrupts += number[0] == signal.SIGINT
+            if interrupts == 3:
+                os._exit(130)
+
+    threading.Thread(target=count, daemon=True).start()
+
+
+def _set_hooks() -> None:
+    """Keeps what threads and callbacks do with errors from the user.
+
+    Orbax's threads print errors that the main thread raises too. Ctrl-C in a callback
+    of the garbage collector, of which JAX has one, would be lost: it is repeated.
+    """
+
+    def of_thread(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("orbax."):
+            threading.__excepthook__(arguments)
+
+    def of_callback(arguments: Any) -> None:
+        if issubclass(arguments.exc_type, KeyboardInterrupt):
+            again = partial(signal.pthread_kill, threading.main_thread().ident)
+            threading.Timer(0.1, again, [signal.SIGINT]).start()
+        elif str(arguments.exc_value) != "Event loop is closed":  # by Orbax, too early
+            sys.__unraisablehook__(arguments)
+
+    threading.excepthook, sys.unraisablehook = of_thread, of_callback
+    logging.getLogger("absl").addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -150,7 +208,8 @@ def _exit(code: int, message: str = "") -> NoReturn:
     Python's own exit would wait for them, and they, in the next step, for this one.
     When it is gone, JAX ends them too.
     """
-    print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         os._exit(code)

@@ -61,10 +61,11 @@ class Checkpoints:
         if jax.process_index() > 0:
             return
         folder = checkpoint_folder(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        for half_written in folder.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(half_written)
-        self._manager = _open_manager(folder, keep)
+        with _writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for half_written in folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(half_written)
+            self._manager = _open_manager(folder, keep)
         self._description = folder.with_name("config.json")
         exists = self._description.exists()
         self._content = self._description.read_bytes() if exists else None

@@ -7,6 +7,7 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -59,14 +60,16 @@ class Log:
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
-        self._bar.update()
+        with self._terminal():
+            self._bar.update()
 
     def line(self, text: str) -> None:
         """Writes one line to the terminal and to `log.txt`."""
         if self._active:
             self._write(text)
-            self._bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with self._terminal():
+                self._bar.write(text, file=sys.stdout)
+                sys.stdout.flush()
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Logs means since the last call, with "loss" and "images_per_second"."""
@@ -76,7 +79,8 @@ class Log:
         left = datetime.timedelta(seconds=round(images / values["images_per_second"]))
         self.line(f"step {step}/{self._config.steps}  {_numbers(values)}  left {left}")
         shown = {"loss": values["loss"], "images/s": values["images_per_second"]}
-        self._bar.set_postfix(shown)
+        with self._terminal():
+            self._bar.set_postfix(shown)
         # After the line, which notices a full disk; TensorBoard only fills its queue.
         self._scalars(step, "training/", values)
 
@@ -113,11 +117,20 @@ class Log:
 
     def close(self) -> None:
         """Writes what is left."""
-        self._bar.close()
+        with self._terminal():
+            self._bar.close()
         if self._active:
             with contextlib.suppress(OSError):  # a full disk; log.txt says the same
                 self._board.close()
             self._file.close()
+
+    @contextlib.contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """Lets a run go on without its terminal, or whatever read its output."""
+        try:
+            yield
+        except OSError:
+            self._bar.disable = True
 
     def _write(self, text: str) -> None:
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")

@@ -194,11 +194,10 @@ def _require_same(
         if different:
             _LOG.warning("%s goes on with other data:\n  %s", workdir, lines)
     elif different:
-        accept = ", or accept changed data" if of_data == different.keys() else ""
-        raise RunError(
-            f"{workdir} holds another run; choose another folder, or the same values"
-            f"{accept}:\n  {lines}"
-        )
+        allowed = "choose another folder, or the same values"
+        if of_data == different.keys():
+            allowed += ", or --accept-changed-data"
+        raise RunError(f"{workdir} holds another run; {allowed}:\n  {lines}")
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:

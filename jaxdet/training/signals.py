@@ -1,4 +1,4 @@
-"""Defers Ctrl-C and SIGTERM in training until the step has finished and is saved."""
+"""Defers Ctrl-C, SIGTERM and SIGHUP in training until the step is saved."""
 
 import contextlib
 import signal
@@ -11,6 +11,9 @@ from jax.experimental import multihost_utils
 
 class DeferredSignals:
     """Defers the first Ctrl-C or SIGTERM until `act`; a second one acts at once.
+
+    SIGHUP, which a terminal sends when it is closed, and often twice, waits for `act`
+    however often it comes; under `nohup` it stays ignored.
 
     One of several hosts cannot stop alone, since the others would wait for it forever.
     There JAX itself catches SIGTERM and stops all of them after the same step, and
@@ -26,7 +29,7 @@ class DeferredSignals:
         # Python delivers signals to the main thread.
         main = threading.current_thread() is threading.main_thread()
         if main and jax.process_count() == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _deferred():
                 self._previous[number] = signal.signal(number, self._catch)
         return self
 
@@ -35,9 +38,10 @@ class DeferredSignals:
             signal.signal(number, handler)
 
     def _catch(self, number, _frame):
-        self._caught = number
-        signal.signal(number, self._previous[number])
-        if not self._deferring:
+        first, self._caught = self._caught is None, number
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._previous[number])
+        if first and not self._deferring:
             self.act()
 
     @contextlib.contextmanager
@@ -61,8 +65,17 @@ class DeferredSignals:
         """Does what the signal asks for.
 
         Raises:
-          SystemExit: for SIGTERM, with the exit code of a terminated process.
+          KeyboardInterrupt: for Ctrl-C.
+          SystemExit: for the others, with the exit code of a process that they end.
         """
         if self._caught == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self._caught)
+
+
+def _deferred() -> tuple[int, ...]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    hangup = getattr(signal, "SIGHUP", None)  # not on all systems
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return numbers
+    return (*numbers, hangup)

@@ -55,11 +55,12 @@ def train(
     """Trains a detector, or resumes the run in `workdir` where it stopped.
 
     A run that was killed and started again ends with the parameters of an unbroken one,
-    bit for bit where the device's arithmetic is deterministic. Ctrl-C and SIGTERM let
-    the step finish and save it first; a second one acts at once. Of several hosts all
-    stop after the same step when one gets SIGTERM; there Ctrl-C acts at once. States
-    are saved before they are evaluated, and an evaluation that was interrupted is made
-    when the run is resumed, even if no steps are left.
+    bit for bit where the device's arithmetic is deterministic. Ctrl-C, SIGTERM and the
+    end of the terminal let the step finish and save it first; a second Ctrl-C or
+    SIGTERM acts at once. Of several hosts all stop after the same step when one gets
+    SIGTERM; there the others act at once. States are saved before they are evaluated,
+    and an evaluation that was interrupted is made when the run is resumed, even if no
+    steps are left.
 
     Args:
       detector: what to train.

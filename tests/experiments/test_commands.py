@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -105,6 +107,7 @@ def test_a_script_exits_without_a_traceback(tmp_path):
             "error: frozen: 'b' matches no",
         ),
         (raising(OSError(errno.ENOSPC, "full")), 1, "error: [Errno 28] full;"),
+        (raising(OSError(errno.EROFS, "no", "f")), 1, "error: [Errno 30] no: 'f'"),
         (raising(KeyboardInterrupt()), 130, ""),
     ],
 )
@@ -114,6 +117,39 @@ def test_what_users_can_mend_has_no_traceback(fault, code, message, exits):
 
     answer = exits(functools.partial(command_line.run, main))
     assert answer[0] == code and answer[1].startswith(message)
+
+
+INTERRUPTED = """
+import gc, os, signal, time
+from experiments import command_line
+
+def interrupt(*_):
+    gc.callbacks.remove(interrupt)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def main():
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    time.sleep(60)
+
+command_line.run(main)
+"""
+
+
+def test_ctrl_c_ends_quietly_even_in_a_callback_and_during_imports(tmp_path):
+    module = [sys.executable, "-m", "experiments.evaluate", str(tmp_path)]
+    script = [sys.executable, "-c", INTERRUPTED]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    # They would inherit that it is ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    importing = subprocess.Popen(module, **options)
+    running = subprocess.Popen(script, **options)
+    signal.signal(signal.SIGINT, previous)
+    time.sleep(0.5)
+    importing.send_signal(signal.SIGINT)
+    for process in (importing, running):
+        output, _ = process.communicate(timeout=60)
+        assert (process.returncode, output) in ((130, b""), (-signal.SIGINT, b""))
 
 
 def test_faults_of_ours_keep_their_traceback(exits):

@@ -1,3 +1,4 @@
+import errno
 import io
 import struct
 import sys
@@ -41,6 +42,23 @@ def log(tmp_path):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+class ClosedTerminal(Terminal):
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_run_goes_on_when_its_terminal_is_closed(log, monkeypatch, tmp_path):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, ClosedTerminal())
+    opened = Log(tmp_path, start=2, config=toy.config())
+    opened.line("before")
+    opened.advance()
+    opened.progress(4, VALUES)
+    opened.close()
+    written = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("  ", 1)[1] for line in written] == ["before", LINE]
 
 
 @pytest.mark.parametrize("in_terminal", [False, True])

@@ -64,7 +64,7 @@ def changed(name):
 def test_other_data_of_the_same_name_must_be_accepted(tmp_path, name, caplog):
     save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    with pytest.raises(RunError, match=rf"changed data:\n  data_digests/{name}: '.*$"):
+    with pytest.raises(RunError, match=rf"changed-data:\n  data_digests/{name}: '.*$"):
         save_run(tmp_path, toy.toy(), changed(name), toy.config())
     save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
     other = dataclasses.replace(changed(name), class_names=("something",))

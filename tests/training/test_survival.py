@@ -100,6 +100,28 @@ def test_a_full_disk_stops_a_run_and_leaves_what_was_saved(unbroken, tmp_path):
     )
 
 
+FULL = """
+import pathlib
+from experiments import command_line
+from tests.training.test_survival import KEPT, WIDE, toy, train
+
+def main(workdir: pathlib.Path, /):
+    train(toy.toy(WIDE), toy.data_set(), KEPT, workdir=workdir)
+
+command_line.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_of_a_command(tmp_path):
+    small_files = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh"]
+    command = [*small_files, sys.executable, "-c", FULL, str(tmp_path)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 1
+    message = r"error: a checkpoint could not be written, there are \[\] in .*\n"
+    assert re.fullmatch(message, answer.stderr)
+
+
 def test_unreadable_images_are_skipped_up_to_a_share(tmp_path, caplog):
     def break_off():
         raise DataError("a broken photograph")
