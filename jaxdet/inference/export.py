@@ -13,12 +13,14 @@ compiled with them. Reading the file needs neither flax nor any detector.
 
 import contextlib
 import json
+import logging
+import math
 import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.export
@@ -163,6 +165,7 @@ def load(file: str | os.PathLike) -> Artifact:
         programs[canvas] = jax.jit(program.call)
         # Every program takes the same weights, and has to fit them.
         weights = _read_weights(file, members, program)
+    warn_if_not_finite(weights, file)
     weights = jax.device_put(weights)
 
     def predict(arrays: dict[str, Any]) -> tuple:
@@ -196,6 +199,26 @@ def make_detect(
     )
 
 
+def warn_if_not_finite(weights: dict[str, np.ndarray], source: Any) -> None:
+    """Logs the first array with NaN or infinity, with which nothing is detected.
+
+    Args:
+      weights: arrays by name.
+      source: where they come from.
+    """
+    for name, array in weights.items():
+        if not np.all(np.isfinite(array)):
+            count = np.size(array) - np.count_nonzero(np.isfinite(array))
+            _LOG.warning(
+                "%s: %d of %d numbers of %s are not finite; do not expect detections",
+                source,
+                count,
+                np.size(array),
+                name,
+            )
+            return
+
+
 @contextlib.contextmanager
 def _naming(file: str | os.PathLike, member: str) -> Iterator[None]:
     """Turns whatever goes wrong with a member of the file into a `DataError`."""
@@ -214,6 +237,7 @@ def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
         raise DataError(f"{file}: no exported detector, or no file at all")
     name, members = "its table of contents", {}
     try:
+        _check_sizes(file)
         with np.load(file) as stored:
             for name in stored:
                 members[name] = stored[name]
@@ -223,6 +247,36 @@ def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
             "again, or export it again"
         ) from error
     return members
+
+
+def _check_sizes(file: str | os.PathLike) -> None:
+    """Checks that no array takes more memory than its bytes in the file, as `save`'s.
+
+    Raises:
+      ValueError: for one that is compressed, or whose shape needs other bytes.
+    """
+    with zipfile.ZipFile(file) as members:
+        available = os.path.getsize(file)
+        for one in members.infolist():
+            available -= one.file_size
+            if one.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{one.filename} is compressed, which no export is")
+            with members.open(one) as stream:
+                shape, _, dtype = _read_header(stream)
+                needed = math.prod(shape) * dtype.itemsize
+                if needed != one.file_size - stream.tell():
+                    raise ValueError(
+                        f"{one.filename} is {dtype}{list(shape)}, of {needed} bytes, "
+                        f"but has {one.file_size - stream.tell()}"
+                    )
+        if available < 0:
+            raise ValueError("its arrays overlap")
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    if np.lib.format.read_magic(stream) == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
 
 
 def _read_about(file: str | os.PathLike, members: dict[str, np.ndarray]) -> Artifact:
@@ -281,3 +335,6 @@ def _program_name(canvas: tuple[int, int]) -> str:
 
 def _as_array(encoded: bytes) -> np.ndarray:
     return np.frombuffer(encoded, np.uint8)
+
+
+_LOG = logging.getLogger(__name__)

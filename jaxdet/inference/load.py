@@ -18,7 +18,7 @@ from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
 from jaxdet.evaluation.evaluate import label_names
-from jaxdet.inference.export import predict_arrays
+from jaxdet.inference.export import predict_arrays, warn_if_not_finite
 from jaxdet.inference.preprocess import (
     ImageDetections,
     Propose,
@@ -27,6 +27,7 @@ from jaxdet.inference.preprocess import (
 )
 from jaxdet.structs import Batch
 from jaxdet.training.checkpoint import load_variables
+from jaxdet.training.checksum import by_path
 from jaxdet.training.run_folder import RunError, load_run
 from jaxdet.weights import published
 from jaxdet.weights.published import TrainedDetector
@@ -77,16 +78,9 @@ def load_detector(
       WeightsError: if the file cannot be read or downloaded, is of another network, or
         the package of a published detector is missing.
     """
-    if source in published.DETECTORS:
-        return published.DETECTORS[source]()
-    if pathlib.Path(source).suffix in SUFFIXES or pathlib.Path(source).is_file():
-        return published.torchvision_detector(source)
-    if not pathlib.Path(source).is_dir():
-        raise RunError(
-            f"{source} is no folder of a run, no file, and none of the published "
-            f"detectors: {', '.join(published.DETECTORS)}"
-        )
-    return _load_run(source, step)
+    trained = _load(source, step)
+    warn_if_not_finite(by_path(trained.variables), source)
+    return trained
 
 
 def make_detect(
@@ -117,6 +111,19 @@ def make_detect(
         propose=propose,
     )
     return lambda image: detect([image])[0]
+
+
+def _load(source: str | os.PathLike, step: int | str) -> TrainedDetector:
+    if source in published.DETECTORS:
+        return published.DETECTORS[source]()
+    if pathlib.Path(source).suffix in SUFFIXES or pathlib.Path(source).is_file():
+        return published.torchvision_detector(source)
+    if not pathlib.Path(source).is_dir():
+        raise RunError(
+            f"{source} is no folder of a run, no file, and none of the published "
+            f"detectors: {', '.join(published.DETECTORS)}"
+        )
+    return _load_run(source, step)
 
 
 def _load_run(workdir: str | os.PathLike, step: int | str) -> TrainedDetector:

@@ -1,11 +1,13 @@
 """Exported detectors detect the same, from one file, without their networks."""
 
 import importlib
+import io
 import json
 import pathlib
 import re
 import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -282,6 +284,24 @@ def test_a_damaged_member_is_named(file, tmp_path):
     problem = rf"'{name}' is .*it is int32\[7\], .*float32{re.escape(str(shape))}"
     with pytest.raises(DataError, match=problem):
         export.load(other)
+
+
+def test_sizes_are_checked_before_anything_is_read(file, tmp_path, monkeypatch):
+    """Neither small files that grow, nor shapes without bytes, take memory."""
+    bomb, cut = tmp_path / "bomb.jaxdet", tmp_path / "cut.jaxdet"
+    with bomb.open("wb") as stream:
+        np.savez_compressed(stream, about=np.zeros(10**6, np.uint8))
+    header = io.BytesIO()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(header, about)
+    with zipfile.ZipFile(cut, "w") as members:
+        members.writestr("about.npy", header.getvalue() + b"{}")
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(DataError, match=r"bomb\.jaxdet: .*about\.npy is compressed"):
+        export.load(bomb)
+    problem = r"about\.npy is uint8\[1000000000000\], of \d+ bytes, but has 2"
+    with pytest.raises(DataError, match=rf"cut\.jaxdet: .*{problem}"):
+        export.load(cut)
 
 
 def test_another_platform(file, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from jaxdet.data.dataset import Proposals
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.inference import load, preprocess
+from jaxdet.inference import export, load, preprocess
 from jaxdet.structs import Detections
 from jaxdet.training.checkpoint import Checkpoints
 from jaxdet.training.config import TrainingConfig
@@ -187,11 +187,28 @@ def test_folders_without_a_run(tmp_path):
         load.load("ssd_v3")
 
 
+def test_weights_that_are_not_finite_are_named_once(monkeypatch, tmp_path, caplog):
+    arrays = {"b": np.array([1.0, np.nan, -np.inf]), "c": np.float32(np.nan)}
+    made = trained(predict)._replace(variables={"a": np.ones(2), "params": arrays})
+    monkeypatch.setitem(published.DETECTORS, "broken", lambda: made)
+    load.load_detector("broken")
+    assert caplog.messages == [
+        "broken: 2 of 3 numbers of params/b are not finite; do not expect detections"
+    ]
+    caplog.clear()
+    made = trained(predict)._replace(variables={"score": np.float32(np.inf)})
+    export.save(tmp_path / "model", made)
+    export.load(tmp_path / "model")
+    (message,) = caplog.messages
+    assert "model: 1 of 1 numbers of score are not finite" in message
+
+
 def test_published_names_and_files(tmp_path, monkeypatch):
-    monkeypatch.setitem(published.DETECTORS, "some_detector", lambda: "by name")
-    assert load.load_detector("some_detector") == "by name"
-    monkeypatch.setattr(published, "torchvision_detector", lambda source: source)
-    assert load.load_detector("some.pth") == "some.pth"
+    made = trained(predict)
+    monkeypatch.setitem(published.DETECTORS, "some_detector", lambda: made)
+    assert load.load_detector("some_detector") is made
+    monkeypatch.setattr(published, "torchvision_detector", {"some.pth": made}.get)
+    assert load.load_detector("some.pth") is made
     monkeypatch.undo()
     (tmp_path / "weights.txt").touch()
     with pytest.raises(WeightsError, match=r"weights\.txt: allowed are \.npz"):
