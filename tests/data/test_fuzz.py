@@ -13,6 +13,8 @@ import pytest
 from jaxdet.data import image_files, prepare, proposal_files
 from jaxdet.data.dataset import DataError, Proposals
 from jaxdet.data.formats import (
+    DEFAULTS,
+    LoadOptions,
     coco,
     createml,
     metadata_jsonl,
@@ -52,6 +54,7 @@ VOC = """<annotation>
 <object><name>dog</name><difficult>1</difficult>
 <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>24</xmax><ymax>16</ymax></bndbox></object>
 </annotation>"""
+SKIP = LoadOptions(bad_boxes="skip", masks=True)
 HOSTILE_XML = [
     *("", " ", "nan", "inf", "-1", "0", "1e9", "1e400", "25", "0x10", "½", "9" * 5000),
     *("<a/>", "<object/>", "<size></size>", "<![CDATA[3]]>", "&lt;", "&nothing;"),
@@ -221,7 +224,7 @@ def test_voc_flat(voc_folder):
 
     def read(rng):
         file.write_bytes(mutated_xml(rng, VOC))
-        assert_sound(voc_flat.load(voc_folder, bad_boxes="skip"))
+        assert_sound(voc_flat.load(voc_folder, options=SKIP))
 
     assert_read_or_refused(read, 150)
 
@@ -230,7 +233,7 @@ YAML = b"train: images\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
 LABELS = b"0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.5 0.75\n"
 
 
-@pytest.mark.parametrize("options", [{}, {"masks": True, "bad_boxes": "skip"}], ids=str)
+@pytest.mark.parametrize("options", [DEFAULTS, SKIP], ids=["plain", "masks"])
 @pytest.mark.parametrize("name", ["data.yaml", "labels/a.txt"])
 def test_yolo(tmp_path, picture, name, options):
     contents = {"data.yaml": YAML, "labels/a.txt": LABELS}
@@ -242,7 +245,7 @@ def test_yolo(tmp_path, picture, name, options):
 
     def read(rng):
         (tmp_path / name).write_bytes(mutated_bytes(rng, contents[name]))
-        assert_sound(yolo.load(tmp_path, **options))
+        assert_sound(yolo.load(tmp_path, options=options))
 
     assert_read_or_refused(read, 250)
 

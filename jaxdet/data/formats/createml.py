@@ -7,17 +7,17 @@ It is a list: [{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates"
 import os
 import pathlib
 import reprlib
-from collections.abc import Sequence
 from typing import Any
 
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import list_files, read_json, splits_of
-from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
+from jaxdet.data.formats import DEFAULTS, Format, LoadOptions
 from jaxdet.data.formats.metadata_jsonl import (
     Record,
     edges_of,
     load_records,
     order_classes,
+    path_of,
     read_category,
 )
 
@@ -30,39 +30,25 @@ def recognize(path: str | os.PathLike) -> bool:
     return bool(_find_files(path)[1])
 
 
-def splits(path: str | os.PathLike) -> tuple[str, ...]:
-    """Lists the folders in `files.SPLITS` that hold images; () if there are none.
-
-    Raises:
-      DataError: a file is not as it should be, or some images are in no such folder.
-    """
-    return splits_of(path, (record.image for record in _read_records(path)))
-
-
 def load(
     path: str | os.PathLike,
     split: str | None = None,
-    *,
-    class_names: Sequence[str] | None = None,
-    bad_boxes: BadBoxPolicy = "error",
+    options: LoadOptions = DEFAULTS,
 ) -> DataSet:
     """Reads the images that the json names, which are beside it.
 
     Args:
       path: the json, or a folder with one, or with one in the folder of each split.
       split: see `metadata_jsonl.load`.
-      class_names: see `metadata_jsonl.load`.
-      bad_boxes: see `metadata_jsonl.load`.
+      options: see `metadata_jsonl.load`.
 
     Returns:
       The data set.
 
     Raises:
-      ValueError: `bad_boxes` is none of the two.
       DataError: a file is missing or not as it should be.
     """
-    folder, records = _find_files(path)[0], _read_records(path)
-    return load_records(folder, split, records, class_names, bad_boxes)
+    return load_records(_find_files(path)[0], split, _read_records(path), options)
 
 
 def _find_files(path: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
@@ -97,13 +83,12 @@ def _read_file(folder: pathlib.Path, file: pathlib.Path) -> list[Record]:
                 f"{where} is {reprlib.repr(entry)}; allowed: an image's path and a "
                 "list of annotations"
             )
-        image = name if inner == "." else f"{inner}/{name}"
         names = [read_category(_get(one, "label"), where) for one in annotations]
         boxes = [_get(one, "coordinates") for one in annotations]
         values = [[_get(box, side) for side in _SIDES] for box in boxes]
         edges = [edges_of(one, centered=True) for one in values]
         pairs = list(zip(boxes, edges, strict=True))
-        records.append(Record(where, image, names, pairs))
+        records.append(Record(where, path_of(folder, inner, name), names, pairs))
     return records
 
 
@@ -111,15 +96,11 @@ def _get(entry: Any, key: str) -> Any:
     return entry.get(key) if isinstance(entry, dict) else None
 
 
-def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
-    return load(source, split, bad_boxes=options.bad_boxes)
-
-
 CREATEML = Format(
     name="CreateML",
     description="CreateML's json, or a folder with one or with one for each split",
     recognize=recognize,
-    splits=splits,
-    load=_load,
+    splits=lambda source: splits_of(source, [x.image for x in _read_records(source)]),
+    load=load,
     order_classes=order_classes,
 )

@@ -6,7 +6,6 @@ y, width, height], ..], "categories": ["cat", ..]}}.
 
 import json
 import logging
-import math
 import os
 import pathlib
 import reprlib
@@ -26,7 +25,8 @@ from jaxdet.data.annotations import (
 )
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import FileListings, list_files, split_of, splits_of
-from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
+from jaxdet.data.formats import DEFAULTS, Format, LoadOptions
+from jaxdet.data.formats.coco_json import is_number
 
 _NAME = "metadata.jsonl"
 _BEGINNING = 2**16  # bytes, in which one line at least has objects
@@ -66,9 +66,7 @@ def splits(path: str | os.PathLike) -> tuple[str, ...]:
 def load(
     path: str | os.PathLike,
     split: str | None = None,
-    *,
-    class_names: Sequence[str] | None = None,
-    bad_boxes: BadBoxPolicy = "error",
+    options: LoadOptions = DEFAULTS,
 ) -> DataSet:
     """Reads the images that `metadata.jsonl` names, in its folder or those below.
 
@@ -78,30 +76,22 @@ def load(
       path: the folder, in which each split may have a folder and a `metadata.jsonl` of
         its own; or the file.
       split: only images in folders of this name; None: all.
-      class_names: label k is `class_names[k]`; None: all names found, see
-        `order_classes`.
-      bad_boxes: what happens to a box that is not four finite numbers, or reaches more
-        than `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
-        and logged.
+      options: see there; there are no masks.
 
     Returns:
-      The data set.
+      The data set, with all names found for classes, in the order of `order_classes`.
 
     Raises:
-      ValueError: `bad_boxes` is none of the two.
       DataError: a file is missing or not as it should be.
     """
-    folder = _find_files(path)[0]
-    records = _read_records(path)
-    return load_records(folder, split, records, class_names, bad_boxes)
+    return load_records(_find_files(path)[0], split, _read_records(path), options)
 
 
 def load_records(
     folder: pathlib.Path,
     split: str | None,
     records: Sequence[Record],
-    class_names: Sequence[str] | None,
-    bad_boxes: BadBoxPolicy,
+    options: LoadOptions,
 ) -> DataSet:
     """Makes a data set of images that are in a folder.
 
@@ -109,17 +99,15 @@ def load_records(
       folder: of the data set.
       split: see `load`.
       records: of all splits.
-      class_names: see `load`.
-      bad_boxes: see `load`.
+      options: see `load`.
 
     Returns:
       The data set.
 
     Raises:
-      ValueError: see `load`.
       DataError: see `load`.
     """
-    bad = BadBoxCounter(bad_boxes)
+    bad = BadBoxCounter(options.bad_boxes)
     name = " ".join(filter(None, (folder.resolve().name, split)))
     records = [one for one in records if split in (None, split_of(one.image))]
     if not records:
@@ -129,18 +117,15 @@ def load_records(
     _check_images(folder, records)
     progress = tqdm(records, name, unit="image", delay=2, leave=False)
     images = [_read_image(folder, record, bad) for record in progress]
-    if class_names is None:
-        class_names = order_classes(
-            {str(one) for own in images for one in own.categories}
-        )
+    names = {str(name) for image in images for name in image.categories}
+    class_names = order_classes(names)
     return make_data_set(name, images, class_names, bad_boxes=bad.count)
 
 
 def order_classes(names: Set[str]) -> tuple[str, ...]:
     """Orders class names: numbers by value, then texts in alphabetical order."""
-    return tuple(
-        sorted(names, key=lambda one: (int(one) if one.isdecimal() else math.inf, one))
-    )
+    numbers = sorted(filter(str.isdecimal, names), key=lambda one: (len(one), one))
+    return (*numbers, *sorted(names.difference(numbers)))
 
 
 def edges_of(values: Any, *, centered: bool = False) -> tuple[float, ...]:
@@ -154,12 +139,26 @@ def edges_of(values: Any, *, centered: bool = False) -> tuple[float, ...]:
       Four numbers; () where `values` are not four finite numbers.
     """
     good = isinstance(values, list) and len(values) == 4
-    if not good or not all(map(_is_number, values)):
+    if not good or not all(map(is_number, values)):
         return ()
     x, y, width, height = values
     if centered:
         x, y = x - width / 2, y - height / 2
     return x, y, x + width, y + height
+
+
+def path_of(folder: pathlib.Path, inner: str, name: str) -> str:
+    """Returns the path of an image from the data set's folder on.
+
+    Args:
+      folder: of the data set.
+      inner: path of the json's folder from there on; "." if it is that.
+      name: of the image in the json; "\\" is taken for "/" where there is no such file.
+    """
+    path = name if inner == "." else f"{inner}/{name}"
+    if "\\" in path and not os.path.exists(os.path.join(folder, path)):
+        return path.replace("\\", "/")
+    return path
 
 
 def read_category(value: Any, where: str) -> str:
@@ -172,14 +171,6 @@ def read_category(value: Any, where: str) -> str:
         return str(value)
     raise DataError(
         f"{where}: the category is {reprlib.repr(value)}; allowed: a name or a number"
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and abs(value) < 1e9  # False for NaN, too.
     )
 
 
@@ -214,8 +205,7 @@ def _read_file(folder: pathlib.Path, file: pathlib.Path) -> Iterable[Record]:
                 f"{where}: file_name is {reprlib.repr(name)}; allowed: an image's path"
             )
         categories, boxes = _read_objects(entry.get("objects"), where)
-        image = name if inner == "." else f"{inner}/{name}"
-        yield Record(where, image, categories, boxes)
+        yield Record(where, path_of(folder, inner, name), categories, boxes)
 
 
 def _read_objects(objects: Any, where: str) -> tuple[list[str], list]:
@@ -276,15 +266,11 @@ def _read_image(
     return AnnotatedImage(record.image, path, record.where, size, corners, names)
 
 
-def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
-    return load(source, split, bad_boxes=options.bad_boxes)
-
-
 METADATA_JSONL = Format(
     name="Hugging Face's metadata.jsonl",
     description="a folder with metadata.jsonl, or with one in the folder of each split",
     recognize=recognize,
     splits=splits,
-    load=_load,
+    load=load,
     order_classes=order_classes,
 )

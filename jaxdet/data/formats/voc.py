@@ -163,9 +163,10 @@ def _stem_of(line: str, images: Mapping[str, Sequence[str]]) -> str:
     """Returns the image of a split's line: "a", "a.jpg" or, in a class's list, "a -1".
 
     A name may hold spaces, so the flag is cut off only where no image has that name.
+    CVAT puts such names in quotes.
     """
     flagless = re.sub(r"\s+-?[01]$", "", line)
-    for name in (line, flagless):
+    for name in (line, flagless, flagless.strip('"')):
         without_suffix = os.path.splitext(name)[0]
         if name in images:
             return name

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jaxdet.data.annotations import AnnotatedImage, BadBoxCounter, make_data_set
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import list_files, split_of, splits_of
-from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions, voc
+from jaxdet.data.formats import DEFAULTS, Format, LoadOptions, voc
 from jaxdet.data.image_files import has_image_suffix
 
 logger = logging.getLogger(__name__)
@@ -45,9 +45,7 @@ def splits(path: str | os.PathLike) -> tuple[str, ...]:
 def load(
     path: str | os.PathLike,
     split: str | None = None,
-    *,
-    class_names: Sequence[str] | None = None,
-    bad_boxes: BadBoxPolicy = "error",
+    options: LoadOptions = DEFAULTS,
 ) -> DataSet:
     """Reads xml files and the images that they are about.
 
@@ -59,18 +57,15 @@ def load(
     Args:
       path: the folder; what is in the folders in it counts too.
       split: only what is in folders of this name; None: all.
-      class_names: label k is `class_names[k]`; None: all names found, in alphabetical
-        order.
-      bad_boxes: see `voc.load`.
+      options: see there; xml files have no masks.
 
     Returns:
-      The data set.
+      The data set, with all names found for classes, in alphabetical order.
 
     Raises:
-      ValueError: `bad_boxes` is none of the two.
       DataError: a file is missing or not as it should be.
     """
-    folder, bad = pathlib.Path(path), BadBoxCounter(bad_boxes)
+    folder, bad = pathlib.Path(path), BadBoxCounter(options.bad_boxes)
     files = [file for file in list_files(folder) if split in (None, split_of(file))]
     annotations = list(filter(_is_xml, files))
     if not annotations:
@@ -95,8 +90,7 @@ def load(
             "that has none",
             *(name, unlabeled),
         )
-    if class_names is None:
-        class_names = sorted({name for image in images for name in image.categories})
+    class_names = sorted({name for image in images for name in image.categories})
     return make_data_set(name, images, class_names, bad_boxes=bad.count)
 
 
@@ -140,15 +134,11 @@ def _read(
     return voc.read_annotation(root, full, str(folder / image), image, bad)
 
 
-def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
-    return load(source, split, bad_boxes=options.bad_boxes)
-
-
 VOC_FLAT = Format(
     name="VOC's xml without ImageSets",
     description="a folder with an xml in Pascal VOC's form for each image",
     recognize=recognize,
     splits=splits,
-    load=_load,
+    load=load,
     order_classes=sorted,
 )

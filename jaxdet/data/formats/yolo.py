@@ -24,7 +24,7 @@ from jaxdet.data.annotations import (
 )
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import FileListings
-from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
+from jaxdet.data.formats import DEFAULTS, Format, LoadOptions
 from jaxdet.data.formats.yolo_layouts import Description, describe, is_described
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,7 @@ def splits(path: str | os.PathLike) -> tuple[str, ...]:
 def load(
     path: str | os.PathLike,
     split: str | None = None,
-    *,
-    bad_boxes: BadBoxPolicy = "error",
-    masks: bool = False,
+    options: LoadOptions = DEFAULTS,
 ) -> DataSet:
     """Reads the images of a split and their label files; checks all of them.
 
@@ -57,19 +55,15 @@ def load(
     Args:
       path: the yaml, or its folder; or a folder with `classes.txt` or `obj.names`.
       split: see `splits`; None: the first, or all images if there are none.
-      bad_boxes: what happens to a line that is neither a box nor a polygon, or reaches
-        more than `annotations.OVERHANG` pixels out of its image: an error, or it is
-        dropped, and logged. With `masks`, the same for a box instead of a polygon.
-      masks: whether to keep the polygons as segmentations.
+      options: see there; with `masks`, a box instead of a polygon is bad.
 
     Returns:
       The data set; label k is the class k of the files.
 
     Raises:
-      ValueError: `bad_boxes` is none of the two.
       DataError: a file is missing or not as it should be.
     """
-    bad = BadBoxCounter(bad_boxes)
+    bad, masks = BadBoxCounter(options.bad_boxes), options.masks
     source = describe(path)
     if split not in source.splits and (split is not None or source.splits):
         if split is not None:
@@ -191,15 +185,11 @@ def _problem(
     return "polygons, class x1 y1 x2 y2 x3 y3 .., for masks" if lacks_polygon else None
 
 
-def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
-    return load(source, split, bad_boxes=options.bad_boxes, masks=options.masks)
-
-
 YOLO = Format(
     name="YOLO",
     description="YOLO's yaml with names, train and val, or its folder; or a folder "
     "with classes.txt and label files",
     recognize=is_described,
     splits=splits,
-    load=_load,
+    load=load,
 )

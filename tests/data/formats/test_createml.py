@@ -5,7 +5,9 @@ import PIL.Image
 import pytest
 
 from jaxdet.data.dataset import DataError
-from jaxdet.data.formats import createml
+from jaxdet.data.formats import LoadOptions, createml
+
+SKIP = LoadOptions(bad_boxes="skip")
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def entry(**changes):
 def test_by_hand(write):
     root = write([entry()])
     assert createml.recognize(root) and createml.recognize(root / "boxes.json")
-    assert createml.splits(root) == ()
+    assert createml.CREATEML.splits(root) == ()
     for path in (root, root / "boxes.json"):
         data = createml.load(path)
         assert data.image_ids == ("a.jpg",) and data.class_names == ("cat",)
@@ -54,9 +56,7 @@ def test_what_is_bad_is_named(write, content, problem):
 
 
 def test_bad_boxes_are_dropped(write, caplog):
-    assert not len(
-        createml.load(write([entry(x=99)]), bad_boxes="skip").objects[0].boxes
-    )
+    assert not len(createml.load(write([entry(x=99)]), options=SKIP).objects[0].boxes)
     assert "dropped 1 objects with bad boxes" in caplog.text
 
 

@@ -5,7 +5,9 @@ import PIL.Image
 import pytest
 
 from jaxdet.data.dataset import DataError
-from jaxdet.data.formats import metadata_jsonl
+from jaxdet.data.formats import LoadOptions, metadata_jsonl
+
+SKIP = LoadOptions(bad_boxes="skip")
 
 
 @pytest.fixture
@@ -62,6 +64,12 @@ def test_splits_of_one_file(folder):
     assert metadata_jsonl.load(root, "test").image_ids == ("test/b.jpg",)
 
 
+def test_paths_of_windows(folder):
+    root = folder([line("train\\a.jpg")], ["train/a.jpg"])
+    assert metadata_jsonl.splits(root) == ("train",)
+    assert metadata_jsonl.load(root, "train").image_ids == ("train/a.jpg",)
+
+
 def test_categories_that_are_numbers(folder):
     boxes = [[1, 2, 3, 4]] * 3
     root = folder([line(boxes=boxes, categories=[10, 9, 0])])
@@ -88,7 +96,7 @@ def test_categories_that_are_numbers(folder):
 def test_bad_lines_are_named(folder, bad, problem):
     root = folder([line(), bad])
     with pytest.raises(DataError, match=rf"metadata\.jsonl: line 2: .*{problem}"):
-        metadata_jsonl.load(root, bad_boxes="skip")
+        metadata_jsonl.load(root, options=SKIP)
 
 
 def test_an_image_twice_is_named(folder):
@@ -106,7 +114,7 @@ def test_bad_boxes_are_named_or_dropped(folder, caplog, box):
         DataError, match=r"line 1: dog has the box .*width 40.*drops it"
     ):
         metadata_jsonl.load(root)
-    data = metadata_jsonl.load(root, bad_boxes="skip")
+    data = metadata_jsonl.load(root, options=SKIP)
     assert data.class_names == ("cat",) and len(data.objects[0].boxes) == 1
     assert "dropped 1 objects with bad boxes" in caplog.text
 

@@ -219,7 +219,12 @@ def test_of_two_images_the_file_name_tells_which(folder):
 
 @pytest.mark.parametrize(
     "text",
-    ["my img 1\nb\n", "my img 1  1\nb -1\n", "\ufeffmy img 1.jpg \r\nb.jpg\r\n"],
+    [
+        "my img 1\nb\n",
+        "my img 1  1\nb -1\n",
+        '"my img 1"\nb\n',
+        "\ufeffmy img 1.jpg \r\nb.jpg\r\n",
+    ],
 )
 def test_lines_of_splits(folder, text):
     root = folder({"my img 1": CAT, "b": ""})
