@@ -1,16 +1,15 @@
-"""Measures how fast batches are made, and how long training waits for them.
+"""Measures how fast the batches of training are made.
 
     python -m experiments.benchmarks.input_pipeline \
         --data train.json --images photos
 
 Measures the images a second of training's input, in turns with reading, decoding
 (libjpeg-turbo, by OpenCV) and resizing (OpenCV) alone on as many threads, so that a
-busy machine is fair to both. Then it trains a small RetinaNet on the first canvas, and
-tells the share of the time that training waits for batches.
+busy machine is fair to both. The share of its time that a training waits for batches
+is "data_time" in its own log.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import cv2
-import jax
 import numpy as np
 import PIL.Image
 import skimage.data
@@ -27,16 +25,10 @@ import skimage.data
 from experiments import command_line
 from experiments.benchmarks import report
 from experiments.data_option import NO_DATA, DataOption, Flat
-from experiments.recipes import retinanet_small
 from jaxdet.config import ConfigError
 from jaxdet.data import batching, files, transforms
 from jaxdet.data.dataset import DataSet
 from jaxdet.data.input_config import InputConfig
-from jaxdet.detectors.retinanet import retinanet
-from jaxdet.parallel import replicate, shard_to_devices
-from jaxdet.training.config import TrainingConfig
-from jaxdet.training.metrics import RecentMetrics
-from jaxdet.training.step import create_state, make_train_step
 
 PHOTOGRAPHS = 64  # made if none are given
 INPUT = InputConfig(canvases=((640, 640),), too_many_objects="drop")
@@ -49,9 +41,8 @@ def main(
     batch_size: int = 16,
     batches: int = 16,
     repeats: int = 5,
-    steps: int = 10,
 ):
-    """Measures both, and prints images a second and the share of waiting.
+    """Measures both, and prints images a second.
 
     Args:
       source: the photographs; if there is none, some are made.
@@ -59,7 +50,6 @@ def main(
       batch_size: images a batch.
       batches: made in each turn, at least 1.
       repeats: turns of each, at least 1.
-      steps: of training, after one in which it is compiled; 0: none.
 
     Raises:
       DataError: if the data set cannot be opened.
@@ -75,20 +65,19 @@ def main(
         data_set = source.load()
         options = {"batch_size": batch_size, "seed": 0, "stop": batches}
 
-        def whole():
+        def make_batches():
             for _ in batching.training_batches(data_set, input_config, **options):
                 pass
 
         count = batch_size * batches
         alone = decode_and_resize(data_set, input_config, count)
-        turns = [(speed(alone, count), speed(whole, count)) for _ in range(repeats)]
+        turns = [
+            (speed(alone, count), speed(make_batches, count)) for _ in range(repeats)
+        ]
         print(
             f"{data_set.name}: {len(data_set)} images, {input_config.workers} threads"
         )
         print(speed_table(turns), end="")
-        if steps:
-            share = share_waited(data_set, input_config, batch_size, steps)
-            print(f"training waits for {share:.1%} of its time")
 
 
 def make_photographs(folder: pathlib.Path) -> pathlib.Path:
@@ -167,41 +156,6 @@ def decode_and_resize(
             list(threads.map(one, indices))
 
     return work
-
-
-def share_waited(
-    data_set: DataSet, config: InputConfig, batch_size: int, steps: int
-) -> float:
-    """Returns the share of the time that training on the first canvas waits.
-
-    Args:
-      data_set: images to train on.
-      config: how they become batches.
-      batch_size: images a batch.
-      steps: after the first one, which is compiled.
-    """
-    one_canvas = dataclasses.replace(
-        config, canvases=config.canvases[:1], multi_scale=(1.0,)
-    )
-    training = TrainingConfig(batch_size=batch_size, input=one_canvas)
-    recipe = retinanet_small.RECIPE
-    classes = len(data_set.class_names)
-    numbers = dataclasses.replace(recipe.detector, num_classes=classes)
-    detector = retinanet(numbers, recipe.backbone)
-    batches = batching.training_batches(
-        data_set, one_canvas, batch_size=batch_size, seed=0, transfer=shard_to_devices
-    )
-    with contextlib.closing(batches):
-        batch, pieces = next(batches)
-        state = replicate(create_state(detector, training, batch))
-        update, key = make_train_step(detector, training), replicate(jax.random.key(0))
-        state, _ = jax.block_until_ready(update(state, pieces, key))
-        recent = RecentMetrics(data_set, training)
-        for step in range(steps):
-            batch, pieces = recent.next_batch(batches)
-            state, metrics = update(state, pieces, key)
-            recent.add(step + 1, batch.image_ids, metrics)
-        return recent.read()["data_time"]
 
 
 if __name__ == "__main__":

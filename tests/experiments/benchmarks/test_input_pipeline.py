@@ -1,20 +1,16 @@
 """The benchmark of training's input, on a few photographs that it makes itself."""
 
-import dataclasses
-
 import cv2
 import numpy as np
 import pytest
 
 from experiments.benchmarks import input_pipeline
 from experiments.data_option import DataOption
-from experiments.recipes import retinanet_small
-from jaxdet.config import Anchors, ConfigError
+from jaxdet.config import ConfigError
 from jaxdet.data import batching
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import coco
 from jaxdet.data.input_config import InputConfig
-from jaxdet.nn.backbones.resnet import ResNet
 
 TINY = InputConfig(canvases=((48, 96), (96, 64)), workers=2)
 
@@ -59,14 +55,7 @@ def test_refused(options, error, problem):
 @pytest.mark.slow
 def test_the_command(monkeypatch, capsys):
     monkeypatch.setattr(input_pipeline, "PHOTOGRAPHS", 4)
-    recipe = retinanet_small.RECIPE
-    small = {"levels": (4, 5), "anchors": Anchors(((16.0,), (32.0,)))}
-    detector = dataclasses.replace(recipe.detector, channels=16, head_depth=1, **small)
-    backbone = ResNet(depth=10, width=8, norm="group")
-    tiny = dataclasses.replace(recipe, backbone=backbone, detector=detector)
-    monkeypatch.setattr(retinanet_small, "RECIPE", tiny)
-    input_pipeline.main(input_config=TINY, batch_size=4, batches=1, repeats=1, steps=2)
+    input_pipeline.main(input_config=TINY, batch_size=4, batches=1, repeats=1)
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == "photographs: 4 images, 2 threads"
-    share = float(last.removeprefix("training waits for ").split("%")[0])
-    assert 0 <= share < 100
+    assert last.startswith("| ratio | ")
