@@ -157,9 +157,9 @@ def check_segmentations(
     for annotation in annotations:
         try:
             _parse(annotation, sizes)
-        except DataError:
+        except DataError as error:
             if bad == "error":
-                raise
+                raise DataError(f'{error} (bad_boxes="skip" drops it)') from error
         else:
             kept.append(annotation)
     if dropped := len(annotations) - len(kept):
@@ -262,11 +262,18 @@ def _with_run_lengths(ground_truth: dict) -> list[dict]:
     up to too much beyond their end.
     """
     sizes = _image_sizes(ground_truth)
-    return [
+    annotations = [
         one
         | {"segmentation": to_run_lengths(_parse(one, sizes), sizes[one["image_id"]])}
         for one in ground_truth["annotations"]
     ]
+    masks = [one["segmentation"] for one in annotations]
+    if empty := np.count_nonzero(run_lengths.area(masks) == 0) if masks else 0:
+        warn_once(
+            f"{empty} of {len(masks)} objects have masks without a pixel, which no "
+            "detection can match: even perfect ones score less than 1"
+        )
+    return annotations
 
 
 def _without_mask(entries: list[dict]) -> int:

@@ -10,7 +10,7 @@ import tqdm
 
 from jaxdet import parallel
 from jaxdet.data import batching, masks
-from jaxdet.data.dataset import DataSet
+from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.coco import (
@@ -77,8 +77,8 @@ def load_ground_truth(
 
     Args:
       detector: without masks the segmentations are left out.
-      data_set: for a detector with masks its segmentations are checked, unless they
-        were when it was loaded (`read_masks`).
+      data_set: its segmentations are checked for a detector with masks; not all formats
+        do so when they are loaded, and none that is loaded without masks.
       bad_masks: see `coco.check_segmentations`.
 
     Raises:
@@ -98,9 +98,10 @@ def load_ground_truth(
         for image in truth["images"]
     ]
     truth = truth | {"images": images}
-    if data_set.read_masks is not None:
-        return truth
-    return check_segmentations(truth, bad=bad_masks)
+    try:
+        return check_segmentations(truth, bad=bad_masks)
+    except DataError as error:
+        raise DataError(f"{data_set.name}: {error}") from error
 
 
 def default_metrics(detector: Detector) -> Metrics:

@@ -40,7 +40,7 @@ def proposal_recall(
     check_detections(ground_truth, results)
     objects, proposals = collections.defaultdict(list), collections.defaultdict(list)
     for annotation in ground_truth["annotations"]:
-        if not annotation["iscrowd"]:
+        if not annotation.get("iscrowd"):
             objects[annotation["image_id"]].append(annotation["bbox"])
     for result in results:
         proposals[result["image_id"]].append(result)

@@ -72,7 +72,7 @@ def _average_precision(
     eleven_points: bool,
 ) -> float:
     """Returns the average precision of one class."""
-    count = sum(not annotation["iscrowd"] for annotation in objects)
+    count = sum(not annotation.get("iscrowd") for annotation in objects)
     if not count:
         return math.nan
     matches = match_detections(objects, detections, iou_threshold)
@@ -113,7 +113,7 @@ def match_detections(
         best = int(np.argmax(overlap)) if candidates else None
         if best is None or overlap[best] < iou_threshold:
             matches[rank] = 0, 1
-        elif not candidates[best]["iscrowd"]:
+        elif not candidates[best].get("iscrowd"):
             matches[rank] = (0, 1) if best in taken[image_id] else (1, 0)
             taken[image_id].add(best)
     return matches

@@ -12,6 +12,7 @@ from jaxdet.data import batching
 from jaxdet.data.dataset import DataError, DataSet, digests
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation import anchor_coverage
+from jaxdet.evaluation.evaluate import load_ground_truth
 from jaxdet.structs import Batch
 from jaxdet.training.config import TrainingConfig
 from jaxdet.training.run_folder import identity
@@ -45,6 +46,8 @@ def check_run(
     if validation is not None:
         # Metrics take their objects from the data set itself, however many they are.
         check(validation, dataclasses.replace(config.input, too_many_objects="drop"))
+        if detector.has_masks:
+            load_ground_truth(detector, validation)  # broken masks are refused now
     images = config.batch_size // jax.device_count()
     if images % config.accumulation_steps:
         raise ConfigError(

@@ -239,6 +239,16 @@ def test_strays_beside_a_polygon_are_no_masks():
         coco.coco_metrics(ground_truth, results, iou_type="segm")
 
 
+def test_masks_without_a_pixel_are_named(caplog, monkeypatch):
+    monkeypatch.setattr(coco, "_warned", set())
+    ground_truth = small_image([[30, 20, 30, 20, 30, 20]])
+    result = detection(0, 0, 0.5, 0, 0, 30, 20)
+    result["segmentation"] = run_lengths.encode(np.ones((60, 80), np.uint8, order="F"))
+    coco.coco_metrics(ground_truth, [result], iou_type="segm")
+    (message,) = caplog.messages
+    assert message.startswith("1 of 2 objects have masks without a pixel")
+
+
 def test_without_masks_on_both_sides_only_boxes_are_measured(caplog):
     ground_truth = truth(*[(image, 0, 0, 0, 9, 9) for image in range(3)])
     box = detection(0, 0, 0.9, 0, 0, 9, 9)

@@ -53,6 +53,16 @@ def test_anchors_without_an_object_are_refused():
         checks.check_run(detector, DATA, CONFIG, None)
 
 
+def test_broken_masks_to_validate_on_are_refused():
+    truth = DATA.ground_truth()
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = [[1, 2, 3, 4]]
+    broken = dataclasses.replace(DATA, ground_truth=lambda: truth)
+    checks.check_run(toy.toy(), DATA, CONFIG, broken)
+    with pytest.raises(DataError, match="has the segmentation"):
+        checks.check_run(toy.toy()._replace(has_masks=True), DATA, CONFIG, broken)
+
+
 def test_classes_must_be_those_of_the_detector_and_of_the_validation_set():
     two = toy.toy()._replace(num_classes=2)
     with pytest.raises(DataError, match=r"detector has 2 classes, but .* has 1: "):
