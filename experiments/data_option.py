@@ -52,6 +52,7 @@ class DataOption:
         self,
         *,
         role: Role = "training",
+        validation_share: float = 0.0,
         masks: bool = False,
         class_names: Sequence[str] | None = None,
     ) -> DataSet:
@@ -59,6 +60,7 @@ class DataOption:
 
         Args:
           role: see `open_dataset`.
+          validation_share: see `open_dataset`.
           masks: see `LoadOptions`.
           class_names: see `open_dataset`.
 
@@ -72,6 +74,7 @@ class DataOption:
             self.data,
             split=self.split,
             role=role,
+            validation_share=validation_share,
             options=self.load_options(masks=masks),
             class_names=class_names,
         )

@@ -67,6 +67,7 @@ def main(
     *,
     weights: str | None = None,
     canvas_multiple: int | None = None,
+    validation_share: float = 0.0,
     proposal_file: pathlib.Path | None = None,
     metrics: MetricsName | None = None,
     max_detections: int = MAX_DETECTIONS,
@@ -87,6 +88,8 @@ def main(
         (.pth, .safetensors or .npz), instead of a run.
       canvas_multiple: of which heights and widths of its canvases are; if not given 32,
         which is exactly as torchvision has it; more needs fewer compilations.
+      validation_share: of data without a split to validate on, evaluate on the images
+        that training with this share has set aside (0.1 by default); 0: on all.
       proposal_file: region proposals, for a detector that needs them; selective search
         makes and keeps some if not given.
       metrics: COCO's (of masks too), VOC's mean average precision (from 2010 on, or as
@@ -117,7 +120,7 @@ def main(
     trained, documented = None, None
     if workdir is not None:  # the run knows its classes, which VOC is read for
         trained = load_detector(workdir, step=step)
-    data_set = _load_data(source, trained, proposal_file)
+    data_set = _load_data(source, trained, proposal_file, validation_share)
     if trained is None:
         trained, documented = _load_published(weights, canvas_multiple)
     _require_same_classes(trained, data_set, workdir or weights or "SSD-MobileNetV2")
@@ -195,6 +198,7 @@ def _load_data(
     source: DataOption,
     trained: TrainedDetector | None,
     proposal_file: pathlib.Path | None,
+    validation_share: float,
 ) -> DataSet:
     """Opens the data set, with the classes of a run or COCO's, and its proposals."""
     names, config = coco.CLASS_NAMES, InputConfig()
@@ -203,7 +207,9 @@ def _load_data(
         names = None if classless else trained.class_names
         config = trained.input
     files = [] if proposal_file is None else [proposal_file]
-    data_set = source.load(role="validation", class_names=names)
+    data_set = source.load(
+        role="validation", validation_share=validation_share, class_names=names
+    )
     return read_proposals([data_set], files, config)[0]
 
 

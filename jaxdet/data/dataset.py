@@ -48,6 +48,8 @@ class DataSet:
     proposals: Sequence[Proposals] | None = None  # one an image
     # position -> the bytes of the image's file, where there is one
     read_encoded: Callable[[int], bytes] | None = None
+    # within the source, with "/"; None where the image ids tell as much
+    file_names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -75,6 +77,7 @@ def subset(data_set: DataSet, positions: Sequence[int], name: str) -> DataSet:
         if getattr(data_set, key)
     }
     image_ids, proposals = chosen(data_set.image_ids), data_set.proposals
+    names = data_set.file_names
     return dataclasses.replace(
         data_set,
         name=name,
@@ -83,6 +86,7 @@ def subset(data_set: DataSet, positions: Sequence[int], name: str) -> DataSet:
         objects=chosen(data_set.objects),
         ground_truth=functools.partial(_chosen_ground_truth, data_set, image_ids),
         proposals=None if proposals is None else chosen(proposals),
+        file_names=None if names is None else chosen(names),
         **readers,
     )
 
@@ -128,6 +132,11 @@ def with_class_names(data_set: DataSet, class_names: Sequence[str]) -> DataSet:
     )
 
 
+def file_names(data_set: DataSet) -> tuple[str, ...]:
+    """Returns the name of each image file, or else the image's id as text."""
+    return tuple(map(str, data_set.file_names or data_set.image_ids))
+
+
 def concatenate(first: DataSet, *others: DataSet) -> DataSet:
     """Makes one data set of several, such as VOC's of 2007 and of 2012.
 
@@ -171,6 +180,7 @@ def concatenate(first: DataSet, *others: DataSet) -> DataSet:
         objects=tuple(one for data_set in data_sets for one in data_set.objects),
         ground_truth=functools.partial(_joined_ground_truth, data_sets),
         proposals=None if None in proposals else tuple(itertools.chain(*proposals)),
+        file_names=tuple(itertools.chain(*map(file_names, data_sets))),
         **readers,
     )
 
@@ -249,10 +259,7 @@ def _joined_ground_truth(data_sets: Sequence[DataSet]) -> dict:
     for data_set in data_sets:
         content = data_set.ground_truth()
         images += [
-            # Without a file name the id as it was, so that both stay known.
-            {"file_name": str(image["id"])}
-            | image
-            | {"id": _joined_id(data_set, image["id"])}
+            image | {"id": _joined_id(data_set, image["id"])}
             for image in content["images"]
         ]
         annotations += [

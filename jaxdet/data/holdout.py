@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from jaxdet.data.dataset import DataError, DataSet, subset
+from jaxdet.data.dataset import DataError, DataSet, file_names, subset
 
 SHARE = 0.1
 """Of the images, by default."""
@@ -37,15 +37,15 @@ def hold_out(data_set: DataSet, share: float = SHARE) -> tuple[DataSet, DataSet 
         raise DataError(
             f"validation_share is {share}; allowed: 0, or a number between 0 and 1"
         )
-    hashes = np.array([_hash(name) for name in _file_names(data_set)] if share else [])
+    hashes = np.array([_hash(name) for name in file_names(data_set)] if share else [])
     distinct = np.unique(hashes)
     if len(distinct) < 2:
         logger.info("%s: no images are set aside to validate on", data_set.name)
         return data_set, None
     chosen = hashes <= np.clip(share, distinct[0], distinct[-2])
     logger.info(
-        "%s: no split to validate on; %d of %d images, chosen by their names, are set "
-        "aside for it (validation share %g)",
+        "%s: %d of %d images, chosen by their names, are set aside to validate on "
+        "(validation share %g)",
         *(data_set.name, chosen.sum(), len(chosen), share),
     )
     return (
@@ -54,16 +54,8 @@ def hold_out(data_set: DataSet, share: float = SHARE) -> tuple[DataSet, DataSet 
     )
 
 
-def _file_names(data_set: DataSet) -> list[str]:
-    images = {image["id"]: image for image in data_set.ground_truth()["images"]}
-    return [
-        str(images[image_id].get("file_name", image_id))
-        for image_id in data_set.image_ids
-    ]
-
-
 def _hash(name: str) -> float:
     """Returns a number in [0, 1) that depends on the name alone."""
-    original = re.sub(r"\.rf\.\w+(\.\w+)?$", "", name.replace("\\", "/"))
+    original = re.sub(r"\.rf\.\w+(\.\w+)?$", "", name)
     digest = hashlib.sha256(original.encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48

@@ -35,6 +35,7 @@ def test_images_follow_one_another():
         assert (joined.read_image(position) == position + 1).all()
         assert joined.objects[position].boxes[0, 2] == position + 1
     assert joined.read_masks is joined.read_encoded is joined.proposals is None
+    assert joined.file_names == ("0", "1", "0", "0")  # ids, for want of names
     truth = joined.ground_truth()  # with ids of its own
     assert [image["id"] for image in truth["images"]] == list(joined.image_ids)
     found = [(a["id"], a["image_id"], a["bbox"][2]) for a in truth["annotations"]]
@@ -78,6 +79,7 @@ def test_some_of_the_images():
         with_proposals(a_set("a", 4)),
         read_masks=lambda position, cells: (position, cells),
         read_encoded=lambda position: bytes([position]),
+        file_names=("w", "x", "y", "z"),
     )
     part = subset(whole, [3, 1], "part")
     assert (part.name, part.image_ids, part.class_names) == (
@@ -92,6 +94,7 @@ def test_some_of_the_images():
         assert part.proposals[position].boxes[0, 2] == column
         assert part.read_masks(position, 7) == (column - 1, 7)
         assert part.read_encoded(position) == bytes([column - 1])
+    assert part.file_names == ("z", "x")
     truth = part.ground_truth()
     assert [one["id"] for one in truth["images"]] == [3, 1]
     assert sorted(one["image_id"] for one in truth["annotations"]) == [1, 3]

@@ -27,13 +27,8 @@ def test_it_is_a_tenth_whatever_the_other_images_are():
 
 
 def test_file_names_count_and_not_ids():
-    names = NAMES[:40]
-    truth = of_names(names).ground_truth()
-    truth["images"] = [
-        {"id": i, "file_name": one["id"]} for i, one in enumerate(truth["images"])
-    ]
     numbered = dataclasses.replace(
-        of_names(names), image_ids=tuple(range(40)), ground_truth=lambda: truth
+        of_names(NAMES[:40]), image_ids=tuple(range(40)), file_names=NAMES[:40]
     )
     assert hold_out(numbered)[1].image_ids == (7, 31, 32)
 
@@ -74,4 +69,4 @@ def test_shares_out_of_range(share):
 def test_it_is_said(caplog):
     with caplog.at_level(logging.INFO):
         hold_out(of_names(NAMES[:40]))
-    assert "no split to validate on; 3 of 40 images" in caplog.text
+    assert "3 of 40 images, chosen by their names, are set aside" in caplog.text

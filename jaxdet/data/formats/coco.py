@@ -128,6 +128,7 @@ def load(
         ground_truth=functools.partial(_ground_truth, file, roots, dropped),
         read_masks=_mask_reader(objects, kept, outlines) if masks else None,
         read_encoded=lambda i: image_files.read_encoded(paths[i]),
+        file_names=[one["file_name"].replace("\\", "/") for one in content["images"]],
     )
 
 

@@ -78,6 +78,7 @@ def open_dataset(
     *,
     split: str | None = None,
     role: Role = "training",
+    validation_share: float = 0.0,
     options: LoadOptions = DEFAULTS,
     class_names: Sequence[str] | None = None,
 ) -> DataSet:
@@ -87,9 +88,10 @@ def open_dataset(
       source: a path or name that one of `FORMATS` recognizes; or several, which are
         joined.
       split: of the data set; by default the one that `SPLITS` has for the role.
-      role: what the images are for. Where there is no split to validate on, all images
-        are taken.
-      options: see there.
+      role: what the images are for.
+      validation_share: where there is no split to validate on, all images are taken for
+        that; or, if this is not 0, those that `open_for_training` sets aside with it.
+      options: see `LoadOptions`.
       class_names: of the detector, for formats that do not list their classes; others
         ignore it.
 
@@ -101,10 +103,16 @@ def open_dataset(
         it, and whatever is wrong with the files.
     """
     sources = _recognize_all(source, options.images)
-    training, validation = _choose_splits(sources, split)
-    if role == "validation" and split is None and validation:
-        training = validation
-    (data_set,) = _load_all([(training, options)], class_names)
+    parts, validation = _choose_splits(sources, split)
+    validates = role == "validation" and split is None
+    if validates and validation:
+        parts = validation
+    (data_set,) = _load_all([(parts, options)], class_names)
+    if validates and not validation:
+        logger.info("%s: no split to validate on", data_set.name)
+        if validation_share:
+            _, held = hold_out(data_set, validation_share)
+            data_set = held or data_set
     _log(data_set)
     return data_set
 

@@ -61,12 +61,16 @@ def write_images(folder, data_set):
         (folder / name).write_bytes(content)
 
 
-def write_coco(file, data_set, **categories):
-    """Writes a json; `categories` are further keys of its categories."""
+def write_coco(file, data_set, *, root=None):
+    """Writes a json, with a root category of this name or without any."""
     truth = data_set.ground_truth()
     for image, name in zip(truth["images"], file_names(data_set), strict=True):
         image["file_name"] = name
-    truth["categories"] = [one | categories for one in truth["categories"]]
+    if root is not None:
+        categories = [one | {"supercategory": root} for one in truth["categories"]]
+        first = {"id": 0, "name": root, "supercategory": "none"}
+        assert 0 not in data_set.category_ids
+        truth["categories"] = [first, *categories]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(truth))
 
@@ -89,7 +93,7 @@ def roboflow_coco(folder, splits):
     """`SPLIT/_annotations.coco.json` and images beside it; val is called valid."""
     for split, data_set in splits.items():
         own = folder / {"val": "valid"}.get(split, split)
-        write_coco(own / "_annotations.coco.json", data_set, supercategory="things")
+        write_coco(own / "_annotations.coco.json", data_set, root="things")
         write_images(own, data_set)
 
 

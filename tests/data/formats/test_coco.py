@@ -52,7 +52,7 @@ def test_a_small_json_by_hand(load, content, tmp_path):
     assert data.name == "boxes"
     assert data.class_names == ("bicycle", "stop sign", "toothbrush")
     assert data.category_ids == (2, 13, 90)
-    assert data.image_ids == (7, 3)
+    assert data.image_ids == (7, 3) and data.file_names == ["b.png", "deep/a.png"]
     np.testing.assert_array_equal(data.sizes, [[40, 60], [40, 60]])
     empty, full = data.objects
     assert empty.boxes.shape == (0, 4)

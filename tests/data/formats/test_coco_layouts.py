@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 
+from jaxdet.data.formats import LoadOptions
 from jaxdet.data.formats.open import open_dataset, open_for_training, recognize
 from tests.data.formats import layouts
 
@@ -40,6 +41,8 @@ def test_a_split_of_roboflow_alone_and_two_exports(tmp_path):
     for name, first in (("cats", 0), ("dogs", 3)):
         layouts.roboflow_coco(tmp_path / name, {"train": layouts.example(first=first)})
     assert open_dataset(tmp_path / "cats" / "train").name == "train"
+    kept = open_dataset(tmp_path / "cats", options=LoadOptions(keep_empty_classes=True))
+    assert kept.class_names == ("things", "cat", "dog")
     joined = open_dataset([tmp_path / "cats", tmp_path / "dogs"])
     assert len(joined) == 6 and joined.image_ids[0] == "cats train/image_0"
 

@@ -199,5 +199,8 @@ def test_the_part_set_aside_is_the_same_the_next_time(tmp_path):
     assert [one.image_ids for one in first] == [one.image_ids for one in second]
     assert len(first[0]) + len(first[1]) == 40
     _, of_one = open_for_training(sources[0])
+    evaluated = open_dataset(sources, role="validation", validation_share=0.1)
+    assert evaluated.image_ids == first[1].image_ids
+    assert len(open_dataset(sources, role="validation")) == 40
     held = {name.rpartition("/")[2] for name in first[1].image_ids}
     assert held == {name.rpartition("/")[2] for name in of_one.image_ids}
