@@ -1,9 +1,11 @@
 """Lists files, writes them whole or not at all, and names the cache folder."""
 
+import errno
 import json
 import os
 import pathlib
 import secrets
+import stat
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
@@ -21,6 +23,26 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(folder).expanduser()
 
 
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file; a pipe would be waited for, and a device never end.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The open file, to read bytes.
+
+    Raises:
+      OSError: it cannot be opened, or is no regular file.
+    """
+    waiting, binary = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_RDONLY | waiting | binary)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read_json(file: pathlib.Path) -> Any:
     """Reads a json file.
 
@@ -28,7 +50,8 @@ def read_json(file: pathlib.Path) -> Any:
       DataError: it cannot be read, or is not json.
     """
     try:
-        return json.loads(file.read_bytes())
+        with open_regular(file) as stream:
+            return json.loads(stream.read())
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

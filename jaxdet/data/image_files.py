@@ -5,9 +5,8 @@ import functools
 import io
 import logging
 import os
-import stat
 from collections.abc import Sequence
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ import PIL.Image
 
 from jaxdet.config import InRange, checked_dataclass
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.files import open_regular
 
 try:
     import simplejpeg
@@ -133,7 +133,7 @@ def read_encoded(path: str | os.PathLike) -> bytes:
       DataError: it cannot be read, or is no regular file.
     """
     try:
-        with _open_file(path) as file:
+        with open_regular(path) as file:
             return file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -146,20 +146,10 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
       DataError: the file cannot be read, or is no image.
     """
     try:
-        with _open_file(path) as file:
+        with open_regular(path) as file:
             return _size(file, str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _open_file(path: str | os.PathLike) -> BinaryIO:
-    """Opens a regular file; a pipe would be waited for, and a device never end."""
-    waiting, binary = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, os.O_RDONLY | waiting | binary)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise DataError(f"{path}: cannot be read (not a regular file)")
-    return os.fdopen(descriptor, "rb")
 
 
 def is_possible(size: Sequence[float]) -> bool:

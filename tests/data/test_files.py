@@ -1,9 +1,11 @@
+import os
 import pathlib
 
 import pytest
 
 from jaxdet.data.dataset import DataError
 from jaxdet.data.files import cache_folder, read_json, write_atomically, write_json
+from jaxdet.data.formats.open import open_dataset
 
 
 def test_the_cache_folder(monkeypatch, tmp_path):
@@ -37,3 +39,10 @@ def test_json_comes_back(tmp_path):
         read_json(file)
     with pytest.raises(DataError, match=r"lost.json: cannot be read \(No such"):
         read_json(tmp_path / "lost.json")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.yaml", "a.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=r"not a regular file|none of the known"):
+        open_dataset(tmp_path / name)

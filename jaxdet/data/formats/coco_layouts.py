@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxdet.data.dataset import DataError, DataSet
+from jaxdet.data.files import open_regular
 from jaxdet.data.formats import Format, LoadOptions, coco
 
 _PREFIX = "instances_"
@@ -52,7 +53,7 @@ def _is_coco(file: pathlib.Path) -> bool:
 def _begin(file: pathlib.Path) -> bytes:
     """Returns the first character of a json; nothing where it cannot be read."""
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             return stream.read(99).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     except OSError:
         return b""

@@ -10,7 +10,7 @@ import reprlib
 from typing import Any
 
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.files import list_files, read_json, splits_of
+from jaxdet.data.files import list_files, open_regular, read_json, splits_of
 from jaxdet.data.formats import DEFAULTS, Format, LoadOptions
 from jaxdet.data.formats.metadata_jsonl import (
     Record,
@@ -61,7 +61,7 @@ def _find_files(path: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Pat
 
 def _is_createml(file: pathlib.Path) -> bool:
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             start = stream.read(_BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError:
         return False

@@ -24,7 +24,13 @@ from jaxdet.data.annotations import (
     make_data_set,
 )
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.files import FileListings, list_files, split_of, splits_of
+from jaxdet.data.files import (
+    FileListings,
+    list_files,
+    open_regular,
+    split_of,
+    splits_of,
+)
 from jaxdet.data.formats import DEFAULTS, Format, LoadOptions
 from jaxdet.data.formats.coco_json import is_number
 
@@ -49,7 +55,7 @@ def recognize(path: str | os.PathLike) -> bool:
     if str(path).endswith(".jsonl"):
         return True
     for file in _find_files(path)[1]:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             return b'"objects"' in stream.read(_BEGINNING)
     return False
 

@@ -21,7 +21,7 @@ from jaxdet.data.annotations import (
     make_data_set,
 )
 from jaxdet.data.dataset import DataError, DataSet
-from jaxdet.data.files import list_files
+from jaxdet.data.files import list_files, open_regular
 from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
 
 _NAMES = """
@@ -214,7 +214,8 @@ def read_xml(file: str) -> ElementTree.Element:
       DataError: it cannot be read, or is not xml.
     """
     try:
-        return ElementTree.parse(file).getroot()
+        with open_regular(file) as stream:
+            return ElementTree.parse(stream).getroot()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:

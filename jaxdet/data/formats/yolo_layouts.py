@@ -14,7 +14,13 @@ import yaml
 
 from jaxdet.data import image_files
 from jaxdet.data.dataset import DataError
-from jaxdet.data.files import FileListings, list_files, split_of, splits_of
+from jaxdet.data.files import (
+    FileListings,
+    list_files,
+    open_regular,
+    split_of,
+    splits_of,
+)
 
 _SPLITS = ("train", "val", "test")  # keys of the yaml
 _NAME_FILES = ("classes.txt", "obj.names")  # of labelImg and CVAT, and of Darknet
@@ -150,7 +156,8 @@ def _is_given(content: Mapping[str, Any], key: str) -> bool:
 def _read_yaml(file: pathlib.Path) -> dict:
     """Reads a yaml as texts, lists and dicts: "no" is a name, and nothing is run."""
     try:
-        content = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)
+        with open_regular(file) as stream:
+            content = yaml.load(stream.read(), Loader=yaml.BaseLoader)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
