@@ -2,7 +2,8 @@
 
     python -m experiments.execute_notebook experiments/notebooks/quickstart.ipynb
 
-Pictures become JPEGs; warnings, progress bars and times of cells are left out.
+Pictures become JPEGs; warnings, progress bars, times of cells and lines that name the
+home folder are left out.
 """
 
 import base64
@@ -16,8 +17,8 @@ import tyro
 
 from experiments import command_line
 
-WIDTH = 800  # of a picture, at most; pixels
-QUALITY = 75  # of JPEGs
+WIDTH = 480  # of a picture, at most; pixels
+QUALITY = 65  # of JPEGs
 
 
 def main(notebook: tyro.conf.Positional[pathlib.Path]):
@@ -40,6 +41,9 @@ def main(notebook: tyro.conf.Positional[pathlib.Path]):
 
 def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Turns a PNG into a JPEG without its description, which has an address."""
+    home, lines = str(pathlib.Path.home()), output.get("text", "").splitlines(True)
+    if lines:
+        output.text = "".join(line for line in lines if home not in line)
     encoded = output.get("data", {}).get("image/png")
     if encoded is not None:
         picture = PIL.Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")

@@ -117,18 +117,20 @@ def test_outputs_are_small_whole_and_of_no_one_machine(notebook):
 @pytest.mark.slow
 def test_executing_keeps_small_outputs(tmp_path):
     cells = [
-        "import sys; print('text'); print('progress', file=sys.stderr)",
+        "import pathlib; print('text'); print(pathlib.Path.home() / 'cache')",
+        "import sys; print('progress', file=sys.stderr)",
         "from PIL import Image; Image.new('RGB', (1600, 900), 'white')",
     ]
     cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
     execute_notebook.main(tmp_path / "a.ipynb")
-    text, picture = code_of(nbformat.read(tmp_path / "a.ipynb", as_version=4))
+    text, nothing, picture = code_of(nbformat.read(tmp_path / "a.ipynb", as_version=4))
     assert [output.text for output in text.outputs] == ["text\n"]
+    assert not nothing.outputs
     (data,) = (output.data for output in picture.outputs)
     assert list(data) == ["image/jpeg"]
     encoded = io.BytesIO(base64.b64decode(data["image/jpeg"]))
-    assert Image.open(encoded).size == (800, 450)
+    assert Image.open(encoded).size == (480, 270)
 
 
 def test_what_notebooks_import_is_there(notebook):
