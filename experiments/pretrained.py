@@ -58,6 +58,8 @@ def load(recipe: Recipe, source: str) -> Weights:
         return Weights(trained.variables, source, sha256, names, hint=hint)
     if source == "efficientnet_lite0":
         variables = _below("backbone", published.efficientnet_lite0())
+        if isinstance(recipe.backbone, ExtraStages):
+            variables = _below("backbone", variables)
         return Weights(variables, source, sha256, hint=_hint(source))
     state = read_state_dict(file)
     if any(name.startswith("backbone.") for name in state):

@@ -1,0 +1,150 @@
+"""What `--weights` names, and a detector of torchvision that learns other classes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+import jaxdet
+from experiments import pretrained, train
+from experiments import recipe as recipes
+from experiments.data_option import DataOption
+from jaxdet.inference.load import load_detector
+from jaxdet.training.run_folder import RunError, load_run, save_run
+from jaxdet.weights import torchvision
+from jaxdet.weights.state_dict import WeightsError
+from jaxdet.weights.transfer import Transfer
+from tests.conftest import GOLDEN
+from tests.golden import replay
+from tests.training import toy
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Makes a file of one of torchvision's detectors, whose tensors are zeros."""
+
+    def make(name):
+        about = json.loads((GOLDEN / f"{name}_s0.json").read_text())
+        state = {
+            weight: np.broadcast_to(np.float32(0), values["shape"])
+            for weight, values in about["weights"].items()
+        }
+        monkeypatch.setattr(pretrained, "read_state_dict", lambda file: state)
+        file = tmp_path / f"{name}.pth"
+        file.touch()
+        return str(file)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "person", "options", "recipe"),
+    [
+        ("retinanet_resnet50_fpn", 91, 1, {"epsilon": 0.0}, "retinanet"),
+        ("fcos_resnet50_fpn", 91, 1, {"epsilon": 1e-5}, "fcos"),
+        ("fasterrcnn_resnet50_fpn", 90, 0, {"epsilon": 0.0}, "faster_rcnn"),
+        ("ssd300_vgg16", 90, 0, {}, "ssd"),
+    ],
+)
+def test_torchvisions_detectors_are_recognized(
+    name, outputs, person, options, recipe, checkpoint
+):
+    weights = pretrained.load(recipes.load("faster_rcnn"), checkpoint(name))
+    names = weights.class_names
+    assert len(names) == outputs and names.index("person") == person
+    # COCO leaves out the ids 12, 26 and others, and ends with the toothbrush, 90.
+    assert names[person + 11] is None and names[-1] == "toothbrush"
+    assert weights.options == options and weights.hint.endswith(f"the recipe {recipe}")
+    # SHA-256 of nothing, as of an empty file.
+    assert weights.sha256.startswith("e3b0c44298fc1c14")
+
+
+def test_what_a_name_may_be_is_listed(tmp_path):
+    with pytest.raises(WeightsError, match=r"lost\.pth: no such .*scratch.*resnet50"):
+        pretrained.load(recipes.load("retinanet"), str(tmp_path / "lost.pth"))
+
+
+def test_what_a_backbone_of_a_run_needs_is_known():
+    recipe = recipes.with_options(recipes.load("faster_rcnn"), epsilon=0.5)
+    assert next(pretrained._options(recipes.build(recipe).recipe)) == {"epsilon": 0.5}
+
+
+def test_a_run_that_goes_on_reads_no_weights(tmp_path, monkeypatch):
+    recipe = recipes.load("faster_rcnn")
+    before = Transfer(recipe.weights, "0" * 64, 3, (), options={"epsilon": 0.5})
+    save_run(tmp_path, toy.toy(), toy.data_set(), toy.config(), weights=before)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    monkeypatch.setattr(pretrained, "load", None)
+    as_before, weights = train._first_weights(recipe, tmp_path)
+    assert weights is None and as_before.backbone.epsilon == 0.5
+    scratch = dataclasses.replace(recipe, weights=None)
+    with pytest.raises(RunError, match=r"started from fasterrcnn_.*not from scratch"):
+        train._first_weights(scratch, tmp_path)
+
+
+@pytest.fixture
+def photographs(tmp_path, rng):
+    """A COCO json with four images of a cat and a widget each."""
+    images = [
+        {"id": i, "file_name": f"{i}.png", "height": 96, "width": 128} for i in range(4)
+    ]
+    boxes = [
+        (label, image["id"], box)
+        for image in images
+        for label, box in ((1, [10, 10, 60, 50]), (2, [70, 30, 40, 60]))
+    ]
+    annotations = [
+        {"id": i, "image_id": image, "category_id": label, "bbox": box, "iscrowd": 0}
+        for i, (label, image, box) in enumerate(boxes, start=1)
+    ]
+    for image in images:
+        pixels = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / image["file_name"])
+    categories = [{"id": 1, "name": "widget"}, {"id": 2, "name": "Cat"}]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "all.json").write_text(json.dumps(truth))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_detector_of_torchvision_learns_other_classes(photographs):
+    state, _, _ = replay.load(GOLDEN / "ssd300_vgg16_s0.npz")
+    file, workdir = photographs / "drawn.npz", photographs / "run"
+    np.savez(file, **state)
+    training = dataclasses.replace(
+        recipes.load("ssd").training,
+        steps=2,
+        batch_size=4,
+        learning_rate=1e-9,
+        warmup_steps=0,
+        pictures=0,
+        frozen=("backbone/.*",),  # less is compiled
+    )
+    train.command("ssd")(
+        source=DataOption((str(photographs / "all.json"),)),
+        validation=dataclasses.replace(train.VALIDATION, validation_share=0.0),
+        training=training,
+        weights=str(file),
+        workdir=workdir,
+    )
+    started = load_run(workdir).weights
+    of_classes = {
+        f"params/classes{level}/{part}"
+        for level in range(3, 9)
+        for part in ("kernel", "bias")
+    }
+    assert set(started.new) == of_classes and started.class_names == ("Cat",)
+    before = flatten_dict(torchvision.load(state), sep="/")
+    after = flatten_dict(load_detector(workdir).variables, sep="/")
+    for path in after.keys() - of_classes:
+        np.testing.assert_allclose(after[path], before[path], atol=1e-6)
+    # Of each of four boxes; torchvision's 17 is a cat, and 0 the background, our last.
+    bias = after["params/classes3/bias"].reshape(4, 3)
+    theirs = state["head.classification_head.module_list.0.bias"].reshape(4, 91)
+    np.testing.assert_allclose(bias[:, 1:], theirs[:, [17, 0]], atol=1e-6)
+    image = np.asarray(Image.open(photographs / "0.png"))
+    names = jaxdet.load(workdir)(image).names
+    assert names and set(names) <= {"widget", "Cat"}
