@@ -10,6 +10,7 @@ from jaxdet.data.formats import Format, LoadOptions, coco
 
 _PREFIX = "instances_"
 _EXPORT = "_annotations.coco.json"  # Roboflow's name, in the folder of each split
+_IMAGES = ("images", "data", "img", "JPEGImages")  # as tools call their folder
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
 
 
@@ -75,16 +76,8 @@ def _image_folders(file: pathlib.Path, split: str) -> list[pathlib.Path]:
     parents = [file.parent]
     if file.parent.name.lower() == "annotations":
         parents.append(file.parent.parent)
-    return [
-        folder
-        for parent in parents
-        for folder in (
-            parent,
-            parent / split,
-            parent / "images" / split,
-            parent / "images",
-        )
-    ]
+    inner = ("", split, f"images/{split}", *_IMAGES)
+    return [parent / folder for parent in parents for folder in inner]
 
 
 def _folder_format(

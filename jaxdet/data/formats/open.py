@@ -212,8 +212,8 @@ def recognize(source: Source) -> Format:
             f"data set {source}: can be read as {names}; allowed: one of them; name "
             "the file instead of the folder, or move the other away"
         )
-    allowed = "; ".join(one.description for one in FORMATS)
-    raise DataError(f"data set {source}: {_content(path)}; allowed: {allowed}")
+    allowed = "".join(f"\n  {one.description}" for one in FORMATS)
+    raise DataError(f"data set {source}: {_content(path)}; allowed:{allowed}")
 
 
 def _with_split(parts: Sequence[_Part], split: str) -> list[_Part]:

@@ -24,13 +24,21 @@ def test_a_small_folder(tmp_path, write):
         layouts.assert_same(data_set, expected)
 
 
+def test_one_split_of_another_name(tmp_path):
+    layouts.coco_folder_of_cvat(tmp_path, {"default": layouts.example(20)})
+    training, validation = open_for_training(tmp_path)
+    assert len(training) + len(validation) == 20 and 1 <= len(validation) <= 5
+
+
 def test_one_json_and_its_images(tmp_path):
     data_set = layouts.example()
     layouts.images_and_json(tmp_path, {"photos": data_set})
     folder = tmp_path / "photos"
     layouts.assert_same(open_dataset(folder), data_set)
     layouts.assert_same(open_dataset(folder / "result.json"), data_set)
-    for image in (folder / "images").iterdir():
+    (folder / "images").rename(folder / "data")
+    layouts.assert_same(open_dataset(folder), data_set)
+    for image in (folder / "data").iterdir():
         shutil.move(image, folder)
     layouts.assert_same(open_dataset(folder), data_set)
     (folder / "detections.json").write_text("[]")  # is none
