@@ -1,10 +1,11 @@
 """Runs into which a fault is injected: what is lost, what is said, how they go on."""
 
+import collections
+import contextlib
 import dataclasses
 import itertools
 import os
 import pathlib
-import random
 import re
 import resource
 import shutil
@@ -23,7 +24,7 @@ from jaxdet.training.checkpoint import CheckpointError, Checkpoints, load_variab
 from jaxdet.training.metrics import NonFiniteLossError
 from jaxdet.training.step import create_state
 from jaxdet.training.train import train
-from tests.training import toy
+from tests.training import soak, toy
 from tests.training.test_checkpoint import cut_short, flip_a_bit
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -178,60 +179,32 @@ def test_before_a_loss_that_is_not_finite_the_last_good_state_stays(unbroken, tm
     )
 
 
-SOAK = "from tests.training import test_survival as t; import sys; t.soak(sys.argv[1])"
-
-
-def soak(workdir):
-    """Two thousand steps with a checkpoint every few of them, and threads that read."""
-    inputs = dataclasses.replace(CONFIG.input, workers=2)
-    config = toy.config(steps=2000, log_every=10, checkpoint_every=7, input=inputs)
-    train(toy.toy(), toy.data_set(), config, workdir=workdir)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_run_killed_twenty_times_ends_as_the_unbroken_one(tmp_path):
+def test_a_run_killed_at_twenty_moments_ends_as_the_unbroken_one(tmp_path):
     cache = {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": re.sub(r"count=\d+", "count=1", os.environ["XLA_FLAGS"]),
     }
-
-    def run(workdir):
-        return subprocess.Popen(
-            [sys.executable, "-c", SOAK, workdir],
-            cwd=ROOT,
-            env={**os.environ, **cache},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    rng = random.Random(0)
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
-    for step in sorted(rng.sample(range(10, 2000), 20)):
-        process = run(broken)
-        reached = 0
-        for line in process.stdout:
-            if found := re.match(r"step (\d+)/2000 ", line):
-                reached = int(found[1])
-            if reached >= step - 10:
-                break
-        assert reached, "it ended by itself"
-        time.sleep(rng.uniform(0, 0.1))
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    for workdir in (broken, whole):
-        output, _ = run(workdir).communicate()
-        assert "step 2000/2000" in output, output
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.training.soak", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, **cache},
+        capture_output=True,
+        text=True,
+    )
+    assert not answer.returncode, answer.stdout + answer.stderr
+    kills = collections.Counter((tmp_path / "broken/kills.txt").read_text().split())
+    assert kills == dict.fromkeys(soak.SECONDS, 4)
     batch = toy.batch_of(np.random.default_rng(0), 4)
     template = jax.eval_shape(lambda: create_state(toy.toy(), CONFIG, batch))
-    states = []
-    for workdir in (broken, whole):
-        checkpoints = Checkpoints(workdir, keep=3)
-        states.append(checkpoints.restore(template))
-        checkpoints.close()
-    assert states[0].step == 2000
+    states, evaluations = [], []
+    for name in ("broken", "whole"):
+        with contextlib.closing(Checkpoints(tmp_path / name, keep=3)) as checkpoints:
+            states.append(checkpoints.restore(template))
+        log = (tmp_path / name / "log.txt").read_text()
+        evaluations.append(set(re.findall(r"evaluation at step .*", log)))
+    assert states[0].step == soak.STEPS
     chex.assert_trees_all_equal(*states)
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 15
