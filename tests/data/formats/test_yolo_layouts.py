@@ -32,7 +32,7 @@ def images_of(root, split, text):
 
 def test_folders_lists_and_text_files(touch):
     root = touch("images/train/b.jpg", "images/train/deep/a.PNG", "more/c.jpeg")
-    touch("images/train/notes.txt", "images/train/._b.jpg", "__MACOSX/images/d.jpg")
+    touch("images/train/notes.txt", "images/train/._b.jpg")
     train = ["images/train/b.jpg", "images/train/deep/a.PNG"]
     assert images_of(root, "train", "train: images/train\n") == train
     lists = "train: [images/train/, more]\nval: more\ntest:  # none\n"
