@@ -25,6 +25,11 @@ from jaxdet.data.dataset import DataError, DataSet, Proposals
 from jaxdet.data.files import cache_folder, write_json
 from jaxdet.data.proposal_files import proposals_of, read_arrays, split, write_arrays
 
+WIDTH = 500  # pixels; a wider image is shrunk to it (R-CNN), none is enlarged
+MIN_SIDE = (
+    0.04  # of a proposal, as a part of the image's width (R-CNN: 20 of 500 pixels)
+)
+
 _SHARD = 100  # images a file of the cache: what an interruption costs at most
 _VERSION = 1  # to be raised with every change of what selective search returns
 
@@ -35,8 +40,6 @@ def selective_search(
     image: np.ndarray,
     *,
     mode: Literal["fast", "quality"] = "fast",
-    width: int = 500,
-    min_side: float = 0.04,
     max_proposals: int = 2000,
 ) -> Proposals:
     """Proposes the boxes of all regions that segmentation and merging went through.
@@ -51,9 +54,6 @@ def selective_search(
       image: `[H, W, 3]` uint8 RGB.
       mode: "fast" segments in two color spaces at two scales, "quality" in five at
         four, with more ways to merge: more boxes, and more time.
-      width: pixels; a wider image is shrunk to it (R-CNN: 500), none is enlarged.
-      min_side: of a proposal, as a part of the image's width (R-CNN: 20 of 500
-        pixels); smaller ones are left out.
       max_proposals: at most so many.
 
     Returns:
@@ -62,15 +62,15 @@ def selective_search(
     Raises:
       ValueError: the image is not `[H, W, 3]` uint8, or an option is out of its range.
     """
-    _check_options(mode, width, min_side, max_proposals)
+    _check_options(mode, max_proposals)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
             f"image is {image.shape} {image.dtype}; it must be [H, W, 3] uint8"
         )
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     height, old_width = image.shape[:2]
-    if old_width > width:
-        size = (width, max(1, round(height * width / old_width)))
+    if old_width > WIDTH:
+        size = (WIDTH, max(1, round(height * WIDTH / old_width)))
         bgr = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(bgr)
@@ -84,7 +84,7 @@ def selective_search(
     limits = np.array([old_width, height] * 2)
     boxes = corners * (limits / np.tile(bgr.shape[1::-1], 2))
     sides = boxes[:, 2:] - boxes[:, :2]
-    boxes = boxes[sides.min(axis=1) >= min_side * old_width]
+    boxes = boxes[sides.min(axis=1) >= MIN_SIDE * old_width]
     return _rank_by_novelty(boxes.clip(0, limits).astype(np.float32), max_proposals)
 
 
@@ -92,8 +92,6 @@ def with_selective_search(
     data_set: DataSet,
     *,
     mode: Literal["fast", "quality"] = "fast",
-    width: int = 500,
-    min_side: float = 0.04,
     max_proposals: int = 2000,
     cache_dir: str | os.PathLike | None = None,
     workers: int = os.cpu_count() or 1,
@@ -109,8 +107,6 @@ def with_selective_search(
     Args:
       data_set: whose own proposals, if any, are replaced.
       mode: see `selective_search`.
-      width: see `selective_search`.
-      min_side: see `selective_search`.
       max_proposals: of an image, at most.
       cache_dir: the folder of this data set's proposals. If not given, one named after
         data set and options, in the folder `proposals` of `$JAXDET_CACHE`, else of
@@ -126,17 +122,12 @@ def with_selective_search(
         sizes or of other options, or a broken file.
       ValueError: an option is out of its range.
     """
-    _check_options(mode, width, min_side, max_proposals)
+    _check_options(mode, max_proposals)
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
-    options = {
-        "mode": mode,
-        "width": width,
-        "min_side": min_side,
-        "max_proposals": max_proposals,
-    }
+    options = {"mode": mode, "max_proposals": max_proposals}
     search = functools.partial(selective_search, **options)
-    identity = _identity(data_set, options)
+    identity = _identity(data_set, **options)
     folder = _open_cache(cache_dir, data_set.name, identity)
     shards = [
         (folder / f"{first:07d}.npz", range(len(data_set))[first : first + _SHARD])
@@ -199,15 +190,11 @@ def recall(
     return {**recalls, "proposals": float(np.mean(counts))}
 
 
-def _check_options(mode: str, width: int, min_side: float, max_proposals: int) -> None:
-    for name, value, good, allowed in (
-        ("mode", mode, mode in ("fast", "quality"), '"fast", "quality"'),
-        ("width", width, width >= 1, "1 or more"),
-        ("min_side", min_side, 0 <= min_side <= 1, "0 to 1"),
-        ("max_proposals", max_proposals, max_proposals >= 1, "1 or more"),
-    ):
-        if not good:
-            raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+def _check_options(mode: str, max_proposals: int) -> None:
+    if mode not in ("fast", "quality"):
+        raise ValueError(f'mode is {mode!r}; allowed: "fast", "quality"')
+    if max_proposals < 1:
+        raise ValueError(f"max_proposals is {max_proposals}; allowed: 1 or more")
 
 
 def _rank_by_novelty(boxes: np.ndarray, count: int) -> Proposals:
@@ -237,7 +224,7 @@ def _rank_by_novelty(boxes: np.ndarray, count: int) -> Proposals:
     return Proposals(boxes[chosen], scores)
 
 
-def _identity(data_set: DataSet, options: dict) -> dict:
+def _identity(data_set: DataSet, mode: str, max_proposals: int) -> dict:
     """Describes what proposals depend on for json; long things as digests."""
 
     def digest(content: bytes) -> str:
@@ -253,7 +240,10 @@ def _identity(data_set: DataSet, options: dict) -> dict:
         "objects": digest(
             b"".join(one.boxes.astype("<f4").tobytes() for one in data_set.objects)
         ),
-        **options,
+        "mode": mode,
+        "width": WIDTH,
+        "min_side": MIN_SIDE,
+        "max_proposals": max_proposals,
         "version": _VERSION,
     }
 

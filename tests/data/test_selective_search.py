@@ -84,17 +84,19 @@ class TestSelectiveSearch:
         np.testing.assert_allclose(scores, [1, 1, 0.84, 0.1], rtol=1e-6)
 
     @pytest.mark.parametrize(("min_side", "is_found"), [(0.04, True), (0.2, False)])
-    def test_small_ones_are_left_out(self, min_side, is_found):
+    def test_small_ones_are_left_out(self, monkeypatch, min_side, is_found):
+        monkeypatch.setattr(module, "MIN_SIDE", min_side)
         image = np.full((100, 100, 3), 128, np.uint8)
         image[40:55, 20:36] = (250, 20, 20)
-        boxes, _ = selective_search(image, min_side=min_side)
+        boxes, _ = selective_search(image)
         assert (boxes[:, 2:] - boxes[:, :2]).min() >= min_side * 100
         assert (best_iou([20, 40, 36, 55], boxes) > 0.7) == is_found
 
-    def test_wide_images_are_shrunk_and_boxes_in_their_own_pixels(self):
+    def test_wide_images_are_shrunk_and_boxes_in_their_own_pixels(self, monkeypatch):
+        monkeypatch.setattr(module, "WIDTH", 64)
         image, boxes = scene(6)
         large = cv2.resize(image, (320, 250), interpolation=cv2.INTER_NEAREST)
-        found, _ = selective_search(large, width=64)
+        found, _ = selective_search(large)
         assert (found >= 0).all() and (found <= [320, 250, 320, 250]).all()
         np.testing.assert_array_equal(found[0], [0, 0, 320, 250])
         factors = np.array([5, 250 / 48, 5, 250 / 48])
@@ -110,8 +112,6 @@ class TestSelectiveSearch:
         ("options", "message"),
         [
             ({"mode": "slow"}, 'mode is \'slow\'; allowed: "fast", "quality"'),
-            ({"width": 0}, "width is 0; allowed: 1 or more"),
-            ({"min_side": -0.1}, "min_side is -0.1; allowed: 0 to 1"),
             ({"max_proposals": 0}, "max_proposals is 0; allowed: 1 or more"),
             (
                 {"image": np.zeros((4, 5), np.uint8)},
