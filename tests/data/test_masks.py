@@ -79,17 +79,14 @@ class TestCrop:
         np.testing.assert_array_equal(parts, [SQUARE])
 
     def test_many_parts_are_joined_in_linear_time(self):
-        x, y = np.meshgrid(np.arange(200), np.arange(100))
-        corners = np.stack([x, y, x + 1, y, x + 1, y + 1, x, y + 1], -1).reshape(-1, 8)
-        parts = masks.parse_segmentation(corners.tolist(), (2000, 3000))
-        start = time.perf_counter()
+        x, y = 10 * np.mgrid[:200, :100]  # squares of 5 x 5 pixels, apart
+        corners = np.stack([x, y, x + 5, y, x + 5, y + 5, x, y + 5], -1)
+        parts = corners.reshape(-1, 8).tolist()
+        parts = masks.parse_segmentation(parts, (2000, 3000), np.float64)
+        start = time.process_time()
         runs = masks.to_run_lengths(parts, (2000, 3000))
-        grid = masks.rasterize(parts, np.array([0, 0, 400, 100]), 28)
-        assert time.perf_counter() - start < 10  # a minute, one after the other
-        assert pycocotools.mask.area(runs) == 20_000
-        np.testing.assert_array_equal(
-            grid, np.repeat([[1, 0]], 14, axis=1).repeat(28, 0)
-        )
+        assert time.process_time() - start < 5  # 12, joined one after the other
+        assert pycocotools.mask.area(runs) == 20_000 * 25
 
     def test_a_polygon_far_beyond_its_box_costs_no_more(self):
         far = [-9e5, -9e5, 9e5, -9e5, 9e5, 9e5, -9e5, 9e5]
