@@ -45,15 +45,12 @@ SMALL = {
     },
     "quickstart": {"STEPS": 2, "SCENES": SCENES, "RUN": "{}/run"},
     "train_on_your_data": {
-        "ANNOTATIONS": "{}/train.json",
-        "VALIDATION_ANNOTATIONS": "{}/test.json",
-        "IMAGES": "{}/images",
+        "DATA": "{}/photos",
         "CANVASES": ((64, 64),),
         "STEPS": 2,
-        "RECIPE": "retinanet_small",  # EfficientNet takes minutes to compile
+        "RECIPE": "retinanet_small",  # the SSD's weights are not everywhere
         "SCENES": SCENES,
         "RUN": "{}/run",
-        "FOUND": "{}/found",
     },
 }
 # 64 regions of 227x227 pixels an image would take minutes of AlexNet.
