@@ -307,6 +307,9 @@ def _load_all(
     }
     if class_names is None:
         class_names = listed[0] if listed else pairs[0][0].order_classes(found)
+    if not class_names:
+        names = " and ".join(one.name for _, one in pairs)
+        raise DataError(f"{names}: there are no objects, which name the classes")
     joined = []
     for parts in loaded:
         own = [

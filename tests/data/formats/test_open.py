@@ -94,6 +94,12 @@ def test_classes_of_formats_that_do_not_list_them(tmp_path):
     assert validation.class_names == ("snail", "ant")  # the json's own
 
 
+def test_no_objects_and_no_classes(tmp_path):
+    layouts.voc_of_labelimg(tmp_path, {"photos": layouts.example(1)})
+    with pytest.raises(DataError, match="photos: there are no objects"):
+        open_dataset(tmp_path / "photos")
+
+
 def test_what_is_recognized_is_said(tmp_path, caplog):
     splits = {"train": layouts.example(5), "test": layouts.example(2, first=5)}
     layouts.coco_folder(tmp_path, splits)
