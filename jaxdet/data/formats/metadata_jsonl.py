@@ -54,10 +54,12 @@ def recognize(path: str | os.PathLike) -> bool:
     """Tells whether a path is a `.jsonl`, or a folder with one that has objects."""
     if str(path).endswith(".jsonl"):
         return True
-    for file in _find_files(path)[1]:
-        with open_regular(file) as stream:
+    files = _find_files(path)[1]
+    try:
+        with open_regular(files[0]) as stream:
             return b'"objects"' in stream.read(_BEGINNING)
-    return False
+    except (IndexError, OSError):
+        return bool(files)  # `load` says what is wrong with it.
 
 
 def splits(path: str | os.PathLike) -> tuple[str, ...]:

@@ -118,7 +118,8 @@ def _order_names(names: Set[str]) -> tuple[str, ...]:
 def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:
     file = folder / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
+        with open_regular(file) as stream:
+            lines = stream.read().decode("utf-8-sig").splitlines()
     except OSError as error:
         splits = sorted(path.stem for path in file.parent.glob("*.txt"))
         # The others, such as cat_trainval, list the images of one class.

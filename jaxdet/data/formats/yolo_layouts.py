@@ -249,7 +249,8 @@ def _read_list(file: str, roots: Sequence[str]) -> list[str]:
 
 def _read_lines(file: str) -> list[str]:
     try:
-        text = pathlib.Path(file).read_text("utf-8-sig")
+        with open_regular(file) as stream:
+            text = stream.read().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -119,6 +119,13 @@ def test_bad_boxes_are_named_or_dropped(folder, caplog, box):
     assert "dropped 1 objects with bad boxes" in caplog.text
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "metadata.jsonl").symlink_to(tmp_path / "lost")
+    assert metadata_jsonl.recognize(tmp_path)
+    with pytest.raises(DataError, match=r"metadata\.jsonl: cannot be read"):
+        metadata_jsonl.load(tmp_path)
+
+
 def test_captions_are_no_objects(folder):
     assert not metadata_jsonl.recognize(folder([{"file_name": "a.jpg", "text": "a"}]))
     assert not metadata_jsonl.recognize(folder([], [], "other.json") / "lost")
