@@ -1,5 +1,11 @@
+import functools
+import hashlib
+import http.server
 import os
 import pathlib
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -72,3 +78,53 @@ def test_splits_are_folders():
     assert files.splits_of("here", ["a.jpg"]) == files.splits_of("here", []) == ()
     with pytest.raises(DataError, match=r"here: a\.jpg is in no folder of a split"):
         files.splits_of("here", ["a.jpg", *paths])
+
+
+FILLING = """
+import pathlib, sys, time
+from jaxdet.data import dataset, selective_search
+from jaxdet.data.formats import digits
+from jaxdet.weights import download
+
+own, other = map(pathlib.Path, sys.argv[1:3])
+own.touch()
+while not other.exists():
+    time.sleep(0.001)
+data = digits.load("train", train_images=60, validation_images=5)
+data = selective_search.with_selective_search(data, max_proposals=5, progress=False)
+file = download.weights_file(sys.argv[3])
+print(dataset.digests(data), file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fill_the_caches_at_once(tmp_path, monkeypatch):
+    content = bytes(10**7)
+    name = f"weights-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / name).write_bytes(content)
+    handler = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=tmp_path / "server"
+    )
+    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("JAXDET_WEIGHTS_URL", url)
+        ready = [str(tmp_path / "first"), str(tmp_path / "second")]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", FILLING, *order, name],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for order in (ready, ready[::-1])
+        ]
+        first, second = (process.communicate()[0].splitlines() for process in processes)
+        server.shutdown()
+    assert [process.returncode for process in processes] == [0, 0]
+    assert first[-1] == second[-1] and "proposals" in first[-1]
+    left = {path.name for path in (tmp_path / "cache").rglob("*")}
+    assert not [one for one in left if "unfinished" in one or "incomplete" in one]
+    assert (tmp_path / "cache" / "pretrained" / name).read_bytes() == content
