@@ -20,6 +20,7 @@ from jaxdet.data.transforms import (
 MEAN_COLOR = (123, 117, 104)
 """Of ImageNet's images: what surrounds an expanded one."""
 
+_LARGEST_EXPANSION, _SMALLEST_CROP = 4.0, 0.5
 # A patch overlaps some object at least so much (2.2); None: it need not at all.
 _LEAST_IOU = (0.1, 0.3, 0.5, 0.7, 0.9, None)
 _LEAST_VISIBLE = 0.25  # share of a box that a random crop must leave
@@ -95,23 +96,14 @@ def distort_colors(rng: np.random.Generator, example: Example) -> Example:
     return example._replace(image=np.clip(np.rint(image), 0, 255).astype(np.uint8))
 
 
-def expand(
-    rng: np.random.Generator, example: Example, *, largest: float = 4.0
-) -> Example:
+def expand(rng: np.random.Generator, example: Example) -> Example:
     """Puts the image on a larger one of the mean color, for small objects (3.6).
 
-    Sides grow by the same factor, uniform in [1, `largest`].
-
-    Args:
-      rng: draws the factor, and where on the larger image the old one lies.
-      example: not modified.
-      largest: upper limit of the factor, at least 1.
-
-    Returns:
-      The example in pixels of the larger image; no object is lost.
+    Sides grow by the same factor, uniform in [1, 4]; the old image lies anywhere on the
+    larger one, and no object is lost.
     """
     height, width = example.image.shape[:2]
-    factor = rng.uniform(1, largest)
+    factor = rng.uniform(1, _LARGEST_EXPANSION)
     new_height, new_width = round(height * factor), round(width * factor)
     top = rng.integers(new_height - height, endpoint=True)
     left = rng.integers(new_width - width, endpoint=True)
@@ -140,22 +132,15 @@ def iou_crop(rng: np.random.Generator, example: Example) -> Example:
     return cut_out(example, patch, _centers_inside(example.boxes, patch))
 
 
-def random_crop(
-    rng: np.random.Generator, example: Example, *, smallest: float = 0.5
-) -> Example:
-    """Returns a patch of any shape whose sides are `smallest` to 1 of the image's.
+def random_crop(rng: np.random.Generator, example: Example) -> Example:
+    """Returns a patch anywhere whose sides are each 0.5 to 1 of the image's.
 
     An object stays if a quarter of its area lies in the patch, and at least one pixel
     each way (of a thinner one, all of it); its box is then clipped to the patch. Crowds
     stay with any pixel, since complete objects may lie in it.
-
-    Args:
-      rng: draws the sides, each by itself, and where the patch lies.
-      example: not modified.
-      smallest: least part of each side, in (0, 1].
     """
     height, width = example.image.shape[:2]
-    sides = np.rint(rng.uniform(smallest, 1, 2) * (width, height)).astype(int)
+    sides = np.rint(rng.uniform(_SMALLEST_CROP, 1, 2) * (width, height)).astype(int)
     return _visible_in(example, _random_patch(rng, example, np.maximum(sides, 1)))
 
 

@@ -153,22 +153,12 @@ def with_selective_search(
     return with_proposals
 
 
-def recall(
-    data_set: DataSet,
-    *,
-    thresholds: Sequence[float] = (0.5, 0.7),
-    max_per_image: int | None = None,
-) -> dict[str, float]:
+def recall(data_set: DataSet) -> dict[str, float]:
     """Measures the share of objects, crowds aside, that some proposal overlaps.
 
-    Args:
-      data_set: with proposals.
-      thresholds: least intersection over union of a find.
-      max_per_image: only the first so many; all if None.
-
     Returns:
-      `{"recall@0.5": .., "recall@0.7": .., "proposals": mean number an image}`; the
-      recall of no objects is NaN.
+      `{"recall@0.5": .., "recall@0.7": .., "proposals": mean number an image}`, by the
+      least intersection over union that counts; the recall of no objects is NaN.
 
     Raises:
       DataError: the data set has no proposals.
@@ -176,16 +166,15 @@ def recall(
     best, counts = [], []
     pairs = zip(data_set.objects, proposals_of(data_set), strict=True)
     for objects, proposals in pairs:
-        boxes = proposals.boxes[:max_per_image]
-        overlaps = pairwise_iou(objects.boxes[~objects.crowd], boxes)
+        overlaps = pairwise_iou(objects.boxes[~objects.crowd], proposals.boxes)
         best.append(overlaps.max(axis=1, initial=0))
-        counts.append(len(boxes))
+        counts.append(len(proposals.boxes))
     best = np.concatenate([*best, np.zeros(0)])
     recalls = {
-        f"recall@{threshold:g}": float((best >= threshold).mean())
+        f"recall@{threshold}": float((best >= threshold).mean())
         if len(best)
         else float("nan")
-        for threshold in thresholds
+        for threshold in (0.5, 0.7)
     }
     return {**recalls, "proposals": float(np.mean(counts))}
 
