@@ -6,12 +6,17 @@ import os
 import pathlib
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdet.data import image_files
-from jaxdet.data.annotations import OVERHANG, clip_to_image, warn_of_dropped
+from jaxdet.data.annotations import (
+    OVERHANG,
+    BadBoxCounter,
+    clip_to_image,
+    warn_of_dropped,
+)
 from jaxdet.data.dataset import DataError, DataSet, Objects
 from jaxdet.data.formats import BadBoxPolicy
 from jaxdet.data.formats.coco_json import (
@@ -59,23 +64,17 @@ def load(
     """Reads a json in COCO's format; checks all of it, and that every image is there.
 
     Category ids, in ascending order, become labels 0..K-1. Boxes are clipped to their
-    images; objects without area are dropped, and their number logged. Images without
-    objects stay. The json is read again whenever `ground_truth()` is called, so that
-    polygons do not stay in memory.
+    images; objects without area are dropped, and their number logged. `ground_truth()`
+    reads the json again, so that polygons do not stay in memory.
 
     Args:
       annotations: path of the json.
       images: the folder in which its `file_name`s, which may hold subfolders, lie; of
         several folders the first one that holds all of them.
-      bad_boxes: what happens to a box that is not four finite numbers, or reaches more
-        than `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
-        from `ground_truth()` too, and logged. With `masks`, the same for a bad
-        segmentation.
-      masks: whether to keep the segmentations, for `read_masks`. They are drawn when
-        they are asked for; the outlines stay in memory, as float32 and run lengths
-        (COCO's train2017: a few hundred megabytes).
-      keep_empty_classes: whether to keep a category of no object that is another's
-        supercategory, as Roboflow writes one. If not, it is left out, and logged.
+      bad_boxes: see `LoadOptions`.
+      masks: whether to keep the segmentations in memory, as float32 and run lengths
+        (COCO's train2017: a few hundred megabytes), for `read_masks` to draw.
+      keep_empty_classes: see `LoadOptions`.
 
     Returns:
       A data set whose `ground_truth()` holds the annotations of the objects as they are
@@ -87,52 +86,63 @@ def load(
       DataError: the json or an image is not as it should be. `read_image` raises it
         where an image is broken, or its size on disk is not the json's.
     """
-    if bad_boxes not in ("error", "skip"):
-        raise ValueError(f'bad_boxes is {bad_boxes!r}; allowed: "error", "skip"')
     file = pathlib.Path(annotations)
     folders = [images] if isinstance(images, str | os.PathLike) else images
     content = read_coco(file)
     roots = [] if keep_empty_classes else find_root_categories(content)
-    _leave_out(content, roots)
+    _leave_out(roots, content)
     try:
-        labels, class_names = read_categories(content["categories"])
-        image_ids = read_image_ids(content["images"])
-        paths = find_images(content["images"], folders)
-        sizes = read_sizes(content["images"], paths)
-        ids = unique_ids(content["annotations"], "annotations", (int, str))
-        rows, outlines, good = _read_annotations(
-            content["annotations"], image_ids, sizes, labels, bad_boxes, masks
-        )
+        read = _read_entries(content, folders, bad_boxes, masks)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
-    objects, kept = _clip_and_group(rows, sizes)
-    dropped = frozenset(ids) - {good[row] for own in kept for row in own}
-    for root in roots:
-        logger.info(
-            "%s: left out the category %r, which has no objects and holds others "
-            "together (keep_empty_classes keeps it)",
-            *(file, root["name"]),
-        )
-    bad = len(ids) - len(rows)
-    warn_of_dropped(str(file), bad, len(dropped) - bad, masks)
-    if masks:
-        _warn_of_strays(file, content["annotations"], dropped)
+    paths, sizes = read.paths, read.sizes
+    objects, kept = _clip_and_group(read.rows, sizes)
+    dropped = frozenset(one["id"] for one in content["annotations"])
+    dropped -= {read.ids[row] for own in kept for row in own}
+    _log_left_out(file, roots, content["annotations"], dropped, len(read.rows), masks)
     return DataSet(
         name=file.stem,
-        class_names=class_names,
-        category_ids=tuple(labels),
-        image_ids=image_ids,
+        class_names=read.class_names,
+        category_ids=tuple(read.labels),
+        image_ids=read.image_ids,
         sizes=sizes,
         objects=objects,
         read_image=lambda i: image_files.read_sized(paths[i], sizes[i], file),
         ground_truth=functools.partial(_ground_truth, file, roots, dropped),
-        read_masks=_mask_reader(objects, kept, outlines) if masks else None,
+        read_masks=_mask_reader(objects, kept, read.outlines) if masks else None,
         read_encoded=lambda i: image_files.read_encoded(paths[i]),
         file_names=[one["file_name"].replace("\\", "/") for one in content["images"]],
     )
 
 
-def _leave_out(content: dict, categories: list[dict]) -> None:
+class _Entries(NamedTuple):
+    """What stands in a json, checked."""
+
+    labels: dict[int, int]  # by category id
+    class_names: tuple[str, ...]
+    image_ids: tuple[int | str, ...]
+    paths: Sequence[str]  # of the images
+    sizes: np.ndarray  # [number of images, 2] (height, width)
+    # of good annotations: position of the image, label, crowd, x, y, width, height
+    rows: np.ndarray  # [M, 7]
+    outlines: list  # M segmentations, None without masks
+    ids: list  # M
+
+
+def _read_entries(
+    content: dict, folders: Sequence[str | os.PathLike], bad_boxes: str, masks: bool
+) -> _Entries:
+    labels, class_names = read_categories(content["categories"])
+    image_ids = read_image_ids(content["images"])
+    paths = find_images(content["images"], folders)
+    sizes = read_sizes(content["images"], paths)
+    annotations = content["annotations"]
+    unique_ids(annotations, "annotations", (int, str))
+    read = _read_annotations(annotations, image_ids, sizes, labels, bad_boxes, masks)
+    return _Entries(labels, class_names, image_ids, paths, sizes, *read)
+
+
+def _leave_out(categories: list[dict], content: dict) -> None:
     content["categories"] = [
         one for one in content["categories"] if one not in categories
     ]
@@ -154,6 +164,7 @@ def _read_annotations(
     """
     positions = {image_id: position for position, image_id in enumerate(image_ids)}
     sizes_as_tuples = list(map(tuple, sizes.tolist()))  # NumPy is slow one by one
+    bad = BadBoxCounter(bad_boxes)
     rows, outlines, good = [], [], []
     for annotation in annotations:
         position = _look_up(annotation, "image_id", positions)
@@ -167,11 +178,8 @@ def _read_annotations(
             rows.append((position, label, crowd, *annotation["bbox"]))
             outlines.append(outline)
             good.append(annotation["id"])
-        elif bad_boxes == "error":
-            raise DataError(
-                f"annotation {annotation['id']!r} has {problem} "
-                '(bad_boxes="skip" drops it)'
-            )
+        else:
+            bad.add(f"annotation {annotation['id']!r} has {problem}")
     return np.array(rows).reshape(-1, 7), outlines, good
 
 
@@ -247,11 +255,26 @@ def _clip_and_group(
     return tuple(map(Objects, *groups)), np.split(order, ends)
 
 
-def _warn_of_strays(
-    file: pathlib.Path, annotations: list[dict], dropped: frozenset
+def _log_left_out(
+    file: pathlib.Path,
+    roots: list[dict],
+    annotations: list[dict],
+    dropped: frozenset,
+    good: int,
+    masks: bool,
 ) -> None:
-    """Counts the parts of polygons that `parse_segmentation` leaves out."""
-    outlines = [one["segmentation"] for one in annotations if one["id"] not in dropped]
+    """Logs which categories, how many objects and how many parts are left out."""
+    for root in roots:
+        logger.info(
+            "%s: left out the category %r, which has no objects and holds others "
+            "together (keep_empty_classes keeps it)",
+            *(file, root["name"]),
+        )
+    bad = len(annotations) - good
+    warn_of_dropped(str(file), bad, len(dropped) - bad, masks)
+    outlines = [
+        one["segmentation"] for one in annotations if masks and one["id"] not in dropped
+    ]
     polygons = [parts for parts in outlines if isinstance(parts, list)]
     strays = sum(len(part) < 6 for parts in polygons for part in parts)
     if strays:
@@ -269,7 +292,7 @@ def _mask_reader(
 
 def _ground_truth(file: pathlib.Path, roots: list[dict], dropped: frozenset) -> dict:
     content = read_coco(file)
-    _leave_out(content, roots)
+    _leave_out(roots, content)
     content.setdefault("info", {})  # COCO.loadRes copies it
     kept = [entry for entry in content["annotations"] if entry["id"] not in dropped]
     for annotation in kept:
