@@ -3,7 +3,8 @@ r"""Trains a recipe: python -m experiments.train RECIPE --data SOURCE
     python -m experiments.train faster_rcnn_digits
     python -m experiments.train retinanet_small --data train.json --images photos \
         --validation-data test.json
-    python -m experiments.train retinanet_coco --data coco --weights resnet50.pth
+    python -m experiments.train faster_rcnn --data photos
+    python -m experiments.train retinanet_coco --data coco --weights resnet50
 
 `--help` lists the recipes; `RECIPE --help` explains every number, each of which is an
 option. The classes come from the data. Ctrl-C, a kill or a power cut costs the steps

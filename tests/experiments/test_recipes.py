@@ -9,6 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from experiments import evaluate, pretrained, train
 from experiments import recipe as recipes
@@ -22,6 +23,7 @@ from jaxdet.inference.load import load_detector
 from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import optimizer
+from jaxdet.training.run_folder import load_run
 from jaxdet.training.step import create_state
 from jaxdet.weights import backbones, published, torchvision, transfer
 from jaxdet.weights.transfer import Weights
@@ -143,6 +145,7 @@ def test_recipes_fit_their_data(name, asked):
         ("faster_rcnn_c4_voc", "resnet50", {"backbone", "box_head"}, 2),
         ("ssd300_voc", "vgg16", {"backbone"}, 0),
         ("retinanet_coco", "resnet50", {"backbone"}, 2),
+        ("ssd_mobilenet_v2", "mobilenet_v2", {"backbone"}, 2),
         ("mask_rcnn_coco", "resnet50", {"backbone"}, 2),
     ],
 )
@@ -164,7 +167,7 @@ def test_torchvisions_weights_fit(
         trace(detector, data_set, training)
     started = transfer.compare(options["weights"], before, data_set.class_names)
     new = {path.split("/")[1] for path in started.new}
-    # SSD's VGG-16 goes on with layers of its own.
+    # SSD's backbones go on with layers of their own.
     assert before["params"].keys() - new == replaced - ({"backbone"} & new)
     assert len(training.frozen) == frozen
 
@@ -214,18 +217,26 @@ def no_efficientnet(monkeypatch, tmp_path):
     monkeypatch.setattr(published, "efficientnet_lite0", lambda: zeros)
 
 
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [
+        ("retinanet_efficientnet", "backbone"),
+        ("ssd_efficientnet", "backbone/backbone"),
+    ],
+)
 def test_fine_tuning_replaces_the_backbone_and_freezes_its_first_stages(
-    no_efficientnet, asked
+    name, backbone, no_efficientnet, asked
 ):
-    detector, data_set, training, options = asked("retinanet_efficientnet")
+    detector, data_set, training, options = asked(name)
     fresh = shapes(detector, data_set, training)[1].variables
     started = transfer.compare(options["weights"], fresh, data_set.class_names)
-    assert {path.split("/")[1] for path in started.new} == (
-        fresh["params"].keys() - {"backbone"}
-    )
+    published = re.compile(rf"(params/|constants/)?{backbone}/(stem|stage)")
+    assert not any(map(published.match, started.new))
+    paths = {f"params/{path}" for path in flatten_dict(fresh["params"], sep="/")}
+    assert all(map(published.match, paths - set(started.new)))
     trainable, frozen = optimizer.partition(fresh["params"], training.frozen)
-    assert all(re.match("backbone/(stem|stage[12])_", path) for path in frozen)
-    assert not any(re.match("backbone/(stem|stage[12])_", path) for path in trainable)
+    first = re.compile(rf"{backbone}/(stem|stage[12])_")
+    assert all(map(first.match, frozen)) and not any(map(first.match, trainable))
 
 
 @pytest.mark.parametrize(
@@ -332,3 +343,5 @@ def test_sppnet_takes_the_convolutions_of_a_fast_rcnn(trained):
         variables = load_detector(f"runs/{name}", step="latest").variables
         parts.append(variables["params"]["backbone"])
     jax.tree.map(np.testing.assert_array_equal, *parts)
+    run = load_run("runs/sppnet_digits")
+    assert run.weights.class_names == run.class_names
