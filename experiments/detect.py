@@ -126,7 +126,7 @@ def _detect_all(
                 progress.write(f"left out: {file}: {error}")
                 continue
             progress.write(f"{file}: {_summarize(detections)}")
-            _draw(image, detections, loaded.class_names).save(target)
+            draw_detections(image, detections, loaded.class_names).save(target)
             _add(results, file, image.shape[:2], detections)
     finally:  # an interruption keeps what has been detected
         json_file.write_text(json.dumps(results))
@@ -247,7 +247,16 @@ def _add(
         annotations.append(annotation)
 
 
-def _draw(image: np.ndarray, detections: ImageDetections, class_names) -> Image.Image:
+def draw_detections(
+    image: np.ndarray, detections: ImageDetections, class_names: Sequence[str]
+) -> Image.Image:
+    """Returns a copy of an image, enlarged if it is small, with its detections drawn.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      detections: of the image.
+      class_names: of their labels.
+    """
     picture, factor = enlarge(image)
     drawn = draw(
         picture,

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import command_line
+from experiments.detect import draw_detections
 from experiments.lecture import anatomy_figures as figures
 from jaxdet.data import image_files
 from jaxdet.data.dataset import DataError, Objects
@@ -71,6 +72,7 @@ IDEAS = {
 }
 WITHOUT_NETWORK = InputConfig(canvases=((512, 512),))
 SCENE = 2  # of the digits' validation images
+LONGER_SIDE = 800  # at most, of the picture with detections; pixels
 MAX_PROPOSALS = 60  # before non-maximum suppression
 
 _NETWORKS = {
@@ -137,7 +139,9 @@ def main(
         config = trained.input
         detections = load.make_detect(trained, min_score=min_score)(image)
         names = label_names(trained.detector, trained.class_names)
-        drawn["detections"] = figures.detections(image, detections, names)
+        picture = draw_detections(image, detections, names)
+        picture.thumbnail((LONGER_SIDE, LONGER_SIDE))
+        drawn["detections"] = np.array(picture)
         truth = truth or detections
     scene = scene_of(image, config, truth)
     if scene.labels is None:

@@ -13,19 +13,15 @@ import optax
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from jaxdet.detectors.roi_heads import RoIPoolerConfig
-from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.ops import box_coding, losses, receptive_field, roi_align, roi_pool
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.matching import Matches
 from jaxdet.ops.receptive_field import Field
-from jaxdet.visualize import draw, enlarge, enlarge_masks
 
 BINS, SAMPLES = 2, 2  # along each side of a region that is pooled, and of a bin
 POINT_STRIDE = 8  # pixels between points whose centerness is drawn
-LONGER_SIDE = 800  # at most, of a picture with detections; pixels
 MOST = 40  # boxes of a kind that are drawn
 EASY = 0.1  # a negative with a lower score is easy
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)  # Lin et al. 2017, Figure 1
@@ -405,34 +401,6 @@ def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
     for axes in rows[:, 0]:
         axes.set_ylabel("y, canvas pixels")
     return figure
-
-
-def detections(
-    image: np.ndarray, detections: ImageDetections, class_names: Sequence[str]
-) -> np.ndarray:
-    """Draws detections into an image.
-
-    Args:
-      image: `[H, W, 3]` uint8.
-      detections: of the image.
-      class_names: of their labels.
-
-    Returns:
-      `[H', W', 3]` uint8, at most `LONGER_SIDE`.
-    """
-    picture, factor = enlarge(image)
-    masks = detections.masks
-    drawn = draw(
-        picture,
-        detections.boxes * factor,
-        detections.labels,
-        detections.scores,
-        class_names=class_names,
-        masks=None if masks is None else enlarge_masks(masks, factor),
-    )
-    smaller = Image.fromarray(drawn)
-    smaller.thumbnail((LONGER_SIDE, LONGER_SIDE))
-    return np.array(smaller)
 
 
 def _cells_around(
