@@ -205,6 +205,14 @@ def test_ssd_keeps_a_part_of_the_fully_connected_layers(monkeypatch):
     np.testing.assert_array_equal(after["unit4_3"]["scale"], [20, 20])
 
 
+@pytest.mark.parametrize(("option", "name"), [("by-name", "cat"), ("fresh", None)])
+def test_what_weights_know_of_classes_may_be_left_out(option, name, asked, monkeypatch):
+    weights = Weights({}, "a.npz", "0" * 64, ("cat",))
+    monkeypatch.setattr(pretrained, "load", lambda recipe, source: weights)
+    options = asked("retinanet_small", weights="a.npz", weights_classes=option)[-1]
+    assert options["weights"].class_names == (name,)
+
+
 @pytest.fixture
 def no_efficientnet(monkeypatch, tmp_path):
     """EfficientNet-Lite0's published weights are zeros."""
