@@ -33,6 +33,7 @@ RECIPE = Recipe(
         clip_norm=1.0,
         schedule="cosine",
         warmup_steps=20,
+        checkpoint_every=100,
         evaluate_every=0,
         input=InputConfig(canvases=((300, 300),), keep_aspect=False),
     ),
