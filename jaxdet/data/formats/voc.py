@@ -6,8 +6,7 @@ import os
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -24,22 +23,15 @@ from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import list_files, open_regular
 from jaxdet.data.formats import BadBoxPolicy, Format, LoadOptions
 
-_NAMES = """
-aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
-person pottedplant sheep sofa train tvmonitor
-"""
-CLASS_NAMES = tuple(_NAMES.split())
-"""The twenty of VOC 2007 to 2012."""
-
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {"": False, "0": False, "false": False, "unspecified": False}
 _FLAGS |= {"1": True, "true": True}
 
 
 def load(
-    *folders: str | os.PathLike,
+    folder: str | os.PathLike,
     split: str = "trainval",
-    class_names: Sequence[str] | None = CLASS_NAMES,
+    *,
     bad_boxes: BadBoxPolicy = "error",
 ) -> DataSet:
     """Returns one split of `Annotations/*.xml`, checked; its images must exist.
@@ -51,71 +43,36 @@ def load(
     and their number logged.
 
     Args:
-      *folders: such as `VOCdevkit/VOC2007`, with `Annotations/`, `JPEGImages/` and
-        `ImageSets/Main/`. Several, such as 2007 and 2012, become one data set; its
-        image ids then begin with the name of the folder, `VOC2007/000005`.
+      folder: such as `VOCdevkit/VOC2007`, with `Annotations/`, `JPEGImages/` and
+        `ImageSets/Main/`.
       split: lists the images, `ImageSets/Main/<split>.txt`.
-      class_names: label k is `class_names[k]`; None: the twenty of VOC if no other name
-        is found, else all names found, in alphabetical order.
       bad_boxes: what happens to a box that is not four finite numbers, or reaches more
         than `annotations.OVERHANG` pixels out of its image: an error, or it is dropped,
         and logged.
 
+    Returns:
+      The data set, with all names found for classes, in alphabetical order, which is
+      that of VOC's twenty.
+
     Raises:
-      ValueError: no folder is given, or `bad_boxes` is none of the two.
+      ValueError: `bad_boxes` is none of the two.
       DataError: a file is missing or not as it should be. `read_image` raises it where
         an image is broken, or its size on disk is not the annotation's.
     """
-    if not folders:
-        raise ValueError(
-            "no folders; at least one is needed, such as VOCdevkit/VOC2007"
-        )
-    paths = [pathlib.Path(folder) for folder in folders]
-    if len({path.name for path in paths}) < len(paths):
-        raise DataError(
-            f"{', '.join(map(str, paths))}: image ids begin with the names of the "
-            "folders; allowed: folders of different names"
-        )
-    name = f"{'+'.join(path.name for path in paths)} {split}"
-    bad = BadBoxCounter(bad_boxes)
-    images = _read_split(paths, split, name, bad)
-    if class_names is None:
-        found = {name for image in images for name in image.categories}
-        class_names = _order_names(found)
+    folder, bad = pathlib.Path(folder), BadBoxCounter(bad_boxes)
+    name = f"{folder.name} {split}"
+    entries, images = _list_images(folder, split), []
+    for stem, paths in tqdm(entries, name, unit="image", delay=2, leave=False):
+        file = str(folder / "Annotations" / f"{stem}.xml")
+        root = read_xml(file)
+        path = choose_image(paths, root, file)
+        images.append(read_annotation(root, file, path, stem, bad))
+    class_names = sorted({name for image in images for name in image.categories})
     return make_data_set(name, images, class_names, bad_boxes=bad.count)
 
 
-class _Entry(NamedTuple):
-    """One image of a split."""
-
-    folder: pathlib.Path
-    stem: str
-    images: Sequence[str]  # paths of those with this name, whatever their suffix
-
-    @property
-    def annotation(self) -> str:
-        return str(self.folder / "Annotations" / f"{self.stem}.xml")
-
-
-def _read_split(
-    folders: Sequence[pathlib.Path], split: str, name: str, bad: BadBoxCounter
-) -> list[AnnotatedImage]:
-    entries = [entry for folder in folders for entry in _list_images(folder, split)]
-    images = []
-    for entry in tqdm(entries, name, unit="image", delay=2, leave=False):
-        file, stem = entry.annotation, entry.stem
-        root = read_xml(file)
-        image_id = f"{entry.folder.name}/{stem}" if len(folders) > 1 else stem
-        path = choose_image(entry.images, root, file)
-        images.append(read_annotation(root, file, path, image_id, bad))
-    return images
-
-
-def _order_names(names: Set[str]) -> tuple[str, ...]:
-    return CLASS_NAMES if names <= set(CLASS_NAMES) else tuple(sorted(names))
-
-
-def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:
+def _list_images(folder: pathlib.Path, split: str) -> list[tuple[str, list[str]]]:
+    """Lists the images of a split: their names without suffix, and their paths."""
     file = folder / "ImageSets" / "Main" / f"{split}.txt"
     try:
         with open_regular(file) as stream:
@@ -142,7 +99,7 @@ def _list_images(folder: pathlib.Path, split: str) -> list[_Entry]:
             f"{file}: {len(missing)} of {len(stems)} images do not exist, the first is "
             f"{folder / 'JPEGImages' / missing[0]}.jpg"
         )
-    return [_Entry(folder, stem, images[stem]) for stem in stems]
+    return [(stem, images[stem]) for stem in stems]
 
 
 def images_by_stem(folder: pathlib.Path) -> dict[str, list[str]]:
@@ -323,12 +280,8 @@ def _splits(source: str) -> tuple[str, ...]:
 
 
 def _load(source: str, split: str | None, options: LoadOptions) -> DataSet:
-    return load(
-        _year(source),
-        split=split or "trainval",  # without any list, the error names that
-        class_names=None,
-        bad_boxes=options.bad_boxes,
-    )
+    # Without any list, the error names that of trainval.
+    return load(_year(source), split or "trainval", bad_boxes=options.bad_boxes)
 
 
 DEVKIT = Format(
@@ -337,5 +290,5 @@ DEVKIT = Format(
     recognize=lambda source: (_year(source) / "ImageSets").is_dir(),
     splits=_splits,
     load=_load,
-    order_classes=_order_names,
+    order_classes=sorted,
 )

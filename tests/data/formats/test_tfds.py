@@ -13,7 +13,7 @@ import tensorflow_datasets
 import tensorflow_datasets.object_detection.coco
 
 from jaxdet.data.dataset import DataError
-from jaxdet.data.formats import tfds, voc
+from jaxdet.data.formats import tfds
 
 FEATURES = tensorflow_datasets.features
 COCO = {
@@ -169,7 +169,8 @@ def test_sets_of_tfds(tmp_path, monkeypatch, name):
     np.testing.assert_array_equal(objects.crowd, np.array(crowd, bool))
     assert len(data.class_names) == num_classes
     if name.startswith("voc"):
-        assert data.class_names == voc.CLASS_NAMES and data.image_ids == (0,)
+        assert data.class_names[::19] == ("aeroplane", "tvmonitor")
+        assert data.image_ids == (0,)
     if name.startswith("coco"):
         assert data.image_ids == (42,)
         assert data.ground_truth()["annotations"][0]["area"] == 7
