@@ -188,12 +188,15 @@ def open_for_training(
         )
     elif validation_split is not None:
         held = _with_split(parts, validation_split)
+    first: DataSet
+    second: DataSet | None
     if held:
-        data_sets = _load_all([(training, options), (held, own_options)])
+        first, second = _load_all([(training, options), (held, own_options)])
     else:
-        data_sets = hold_out(*_load_all([(training, options)]), validation_share)
-    _log(*data_sets)
-    return tuple(data_sets)
+        (whole,) = _load_all([(training, options)])
+        first, second = hold_out(whole, validation_share)
+    _log(first, second)
+    return first, second
 
 
 def recognize(source: Source) -> Format:
