@@ -20,7 +20,12 @@ from PIL import Image
 
 from experiments import command_line, detect, evaluate, export, proposals, train
 from experiments import recipe as recipes
-from experiments.data_option import DataOption, search_proposals
+from experiments.data_option import (
+    VALIDATION,
+    DataOption,
+    ValidationOption,
+    search_proposals,
+)
 from experiments.lecture import anatomy
 from jaxdet import parallel
 from jaxdet.config import Anchors, ConfigError
@@ -34,6 +39,7 @@ from jaxdet.training import optimizer
 from jaxdet.training.metrics import NonFiniteLossError
 from jaxdet.weights import published, state_dict
 from jaxdet.weights.published import TrainedDetector
+from tests.data.formats import layouts
 from tests.experiments.test_recipes import SHORT
 from tests.golden import replay
 
@@ -424,6 +430,21 @@ def test_proposals_of_voc_folders_are_trained_on(
         command(source=source, proposal_files=files[:1])
     with pytest.raises(DataError, match="takes 2, one a data set"):
         command(source=source, proposal_files=(*files, *files))
+
+
+def test_training_finds_the_proposals_of_both_parts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAXDET_CACHE", str(tmp_path / "cache"))
+    layouts.voc_of_labelimg(tmp_path, {"photos": layouts.example(9)})
+    source = DataOption((str(tmp_path / "photos"),))
+    proposals.main(source, max_proposals=3)
+    assert "photos, validation part\n" in capsys.readouterr().out
+    monkeypatch.setattr(selective_search, "selective_search", lambda *_, **__: 1 / 0)
+    for part in VALIDATION.load(source):
+        found = search_proposals(part, InputConfig(max_regions=3))
+        assert len(found.proposals) == len(part) > 0
+    with pytest.raises(DataError, match="is for one data set"):
+        part = ValidationOption(validation_share=0.5)
+        proposals.main(source, part, output=tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("given", [{}, {"weights": pathlib.Path("some.pth")}])
