@@ -90,11 +90,13 @@ class FileListings:
 
 
 def split_of(path: str) -> str | None:
-    """Returns the first folder in a path that has the name of a split, if any.
+    """Returns the name of a split that the first folder so called in a path has.
 
-    "images/train/a.jpg" -> "train".
+    "images/train/a.jpg" and CVAT's "obj_train_data/a.jpg" -> "train"; "a.jpg" -> None.
     """
-    return next((one for one in path.split("/")[:-1] if one.lower() in SPLITS), None)
+    folders = path.split("/")[:-1]
+    names = (one.removeprefix("obj_").removesuffix("_data") for one in folders)
+    return next((name for name in names if name.lower() in SPLITS), None)
 
 
 def splits_of(folder: str | os.PathLike, paths: Iterable[str]) -> tuple[str, ...]:

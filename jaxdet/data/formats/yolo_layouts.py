@@ -15,6 +15,7 @@ import yaml
 from jaxdet.data import image_files
 from jaxdet.data.dataset import DataError
 from jaxdet.data.files import (
+    SPLITS,
     FileListings,
     list_files,
     open_regular,
@@ -22,8 +23,8 @@ from jaxdet.data.files import (
     splits_of,
 )
 
-_SPLITS = ("train", "val", "test")  # keys of the yaml
-_NAME_FILES = ("classes.txt", "obj.names")  # of labelImg and CVAT, and of Darknet
+# Of labelImg and Label Studio, of Darknet and CVAT, and of Roboflow.
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _NOTHING = ("", "null", "~")
 
 
@@ -72,7 +73,7 @@ def describe(path: str | os.PathLike) -> Description:
 
 def _describe_yaml(file: pathlib.Path) -> Description:
     content, folder = _read_yaml(file), os.path.abspath(file.parent)
-    entries = {key: content[key] for key in _SPLITS if _is_given(content, key)}
+    entries = {key: content[key] for key in _split_keys(content)}
     for key, value in entries.items():
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(one, str) for one in values):
@@ -132,7 +133,7 @@ def _names_images(file: pathlib.Path) -> bool:
         content = _read_yaml(file)
     except DataError:
         return file.name == "data.yaml"  # `load` says what is wrong with it.
-    return "names" in content and any(_is_given(content, key) for key in _SPLITS)
+    return "names" in content and bool(_split_keys(content))
 
 
 def _find_names(path: str | os.PathLike) -> list[str]:
@@ -147,6 +148,12 @@ def _find_names(path: str | os.PathLike) -> list[str]:
         os.path.basename(file)[:-4] in stems for file in files if file.endswith(".txt")
     )
     return names if names and any(labels) else []
+
+
+def _split_keys(content: Mapping[str, Any]) -> list[str]:
+    """Lists the keys of a yaml that are splits; CVAT's begin with a capital letter."""
+    keys = [key for key in content if key.lower() in SPLITS and _is_given(content, key)]
+    return sorted(keys, key=lambda key: SPLITS.index(key.lower()))
 
 
 def _is_given(content: Mapping[str, Any], key: str) -> bool:

@@ -39,6 +39,9 @@ def test_folders_lists_and_text_files(touch):
     assert images_of(root, "train", lists) == [*train, "more/c.jpeg"]
     assert images_of(root, "val", lists) == ["more/c.jpeg"]
     assert describe(root / "data.yaml").splits == ("train", "val")
+    lists = "Validation: more\nTrain: images/train\n"  # as CVAT has them
+    assert images_of(root, "Validation", lists) == ["more/c.jpeg"]
+    assert describe(root).splits == ("Train", "Validation")
     (root / "lists").mkdir()
     listed = "\ufeff./images/train/b.jpg\r\n\r\n../more/c.jpeg\ndata/more/c.jpeg\n"
     (root / "lists" / "train.txt").write_text(listed)
@@ -171,7 +174,7 @@ def test_folders_without_yaml(touch):
 
 def test_folders_of_splits_without_yaml(touch):
     root = touch("images/train/a.jpg", "labels/train/a.txt", "images/valid/b.jpg")
-    (root / "obj.names").write_text("cat")
+    (root / "_darknet.labels").write_text("cat")
     assert describe(root).splits == ("train", "valid")
     assert describe(root).find_images("valid") == [str(root / "images/valid/b.jpg")]
     touch("c.jpg")
