@@ -221,7 +221,8 @@ def _read_objects(objects: Any, where: str) -> tuple[list[str], list]:
         return [], []
     if not isinstance(objects, dict):
         raise DataError(
-            f"{where}: objects is {reprlib.repr(objects)}; allowed: lists by name"
+            f"{where}: objects is {reprlib.repr(objects)}; allowed: "
+            '{"bbox": [..], "categories": [..]}'
         )
     key = "category" if "category" in objects else "categories"
     boxes, categories = objects.get("bbox"), objects.get(key)

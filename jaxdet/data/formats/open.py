@@ -206,7 +206,7 @@ def recognize(source: Source) -> Format:
       DataError: it has none of them, or several.
     """
     path = os.path.expanduser(source)
-    fitting = [one for one in FORMATS if one.recognize(path)]
+    fitting = _fitting(path)
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -215,8 +215,19 @@ def recognize(source: Source) -> Format:
             f"data set {source}: can be read as {names}; allowed: one of them; name "
             "the file instead of the folder, or move the other away"
         )
+    inner = [one.path for one in _list_folder(path) if one.is_dir()]
+    for folder in inner if len(inner) == 1 else ():  # as unpacking leaves it
+        if fitting := _fitting(folder):
+            raise DataError(
+                f"data set {source}: no known layout, but the folder in it has one, "
+                f"{fitting[0].name}; allowed: {folder}"
+            )
     allowed = "".join(f"\n  {one.description}" for one in FORMATS)
     raise DataError(f"data set {source}: {_content(path)}; allowed:{allowed}")
+
+
+def _fitting(path: str) -> list[Format]:
+    return [one for one in FORMATS if one.recognize(path)]
 
 
 def _with_split(parts: Sequence[_Part], split: str) -> list[_Part]:
@@ -339,7 +350,15 @@ def _content(path: str) -> str:
     """Says what is in a folder of no known format."""
     if not os.path.isdir(path):
         return "a file of no known format" if os.path.exists(path) else "not there"
-    names = [one.name + "/" * one.is_dir() for one in os.scandir(path)]
-    shown = ", ".join(sorted(names)[:_SHOWN]) or "nothing"
+    names = [one.name + "/" * one.is_dir() for one in _list_folder(path)]
+    shown = ", ".join(names[:_SHOWN]) or "nothing"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"none of the known layouts, but {shown}{more}"
+    return f"no known layout; it holds {shown}{more}"
+
+
+def _list_folder(path: str) -> list[os.DirEntry]:
+    """Lists what is in a folder, but for what macOS leaves in zip files."""
+    if not os.path.isdir(path):
+        return []
+    entries = [one for one in os.scandir(path) if one.name != "__MACOSX"]
+    return sorted(entries, key=lambda one: one.name)

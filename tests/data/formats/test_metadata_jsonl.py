@@ -84,7 +84,7 @@ def test_categories_that_are_numbers(folder):
         ("{", "not json"),
         ("[1]", "file_name is None; allowed: an image's path"),
         ({"file_name": 3}, "file_name is 3"),
-        (line(objects=[]), r"objects is \[\]; allowed: lists by name"),
+        (line(objects=[]), r"objects is \[\]; allowed: \{.bbox"),
         (line(objects={"bbox": []}), "objects: categories is None; allowed: a list"),
         (line(boxes=None), "objects: bbox is None"),
         (line(boxes=[]), "bbox has 0 boxes, categories 1; allowed: one for each"),

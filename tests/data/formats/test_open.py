@@ -118,9 +118,12 @@ def test_where_nothing_or_too_much_fits(tmp_path):
     (tmp_path / "labels").mkdir()
     for i in range(20):
         (tmp_path / f"{i:02}.jpg").touch()
-    found = r"known layouts, but 00.jpg, .*09.jpg and 11 more; allowed:\n.*\n.*\n.*COCO"
+    found = r"layout; it holds 00.jpg, .*09.jpg and 11 more; allowed:\n.*\n.*\n.*COCO"
     with pytest.raises(DataError, match=found):
         recognize(str(tmp_path))
+    layouts.roboflow_coco(tmp_path / "outer" / "b", {"train": layouts.example()})
+    with pytest.raises(DataError, match=r"has one, Roboflow.*; allowed: .*outer/b$"):
+        recognize(tmp_path / "outer")
     write_json(tmp_path / "a.json", tmp_path)
     layouts.roboflow_coco(tmp_path, {"train": layouts.example()})
     with pytest.raises(DataError, match=r"can be read as Roboflow.* and as COCO json"):
