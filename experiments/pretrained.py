@@ -1,6 +1,7 @@
 """Loads what training starts from: a file, a run folder or a published name."""
 
 import hashlib
+import logging
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,9 +10,13 @@ import numpy as np
 
 from experiments import recipe as recipes
 from experiments.recipe import Recipe
+from jaxdet.config import Preprocessing
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
+from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.serialization import deserialize, serialize
 from jaxdet.detectors.sppnet import SPPNetConfig
 from jaxdet.inference.load import load_detector
+from jaxdet.nn.backbones import efficientnet
 from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
@@ -54,17 +59,39 @@ def load(recipe: Recipe, source: str) -> Weights:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if source == "ssd_mobilenet_v2":
         trained = published.ssd_mobilenet_v2()
-        names, hint = trained.class_names, _hint(source)
-        return Weights(trained.variables, source, sha256, names, hint=hint)
+        return Weights(
+            trained.variables,
+            source,
+            sha256,
+            trained.class_names,
+            preprocessing=_preprocessing(trained.detector),
+            hint=_hint(source),
+        )
     if source == "efficientnet_lite0":
         variables = _below("backbone", published.efficientnet_lite0())
         if isinstance(recipe.backbone, ExtraStages):
             variables = _below("backbone", variables)
-        return Weights(variables, source, sha256, hint=_hint(source))
+        pixels = Preprocessing(efficientnet.MEAN, efficientnet.STD)
+        hint = _hint(source)
+        return Weights(variables, source, sha256, preprocessing=pixels, hint=hint)
     state = read_state_dict(file)
     if any(name.startswith("backbone.") for name in state):
         return _of_torchvision_detector(state, source, sha256)
-    return _of_classifier(recipe, state, Weights({}, source, sha256))
+    weights = Weights({}, source, sha256, preprocessing=Preprocessing())
+    return _of_classifier(recipe, state, weights)
+
+
+def warn_of_other_pixels(recipe: Recipe, weights: Weights) -> None:
+    """Warns where a recipe normalizes pixels otherwise than its weights need it."""
+    ours = _preprocessing(recipes.build(recipe))
+    if weights.preprocessing not in (None, ours):
+        logging.getLogger(__name__).warning(
+            "%s takes pixels of %s, the recipe makes %s; set `preprocessing` in "
+            "--detector",
+            weights.source,
+            weights.preprocessing,
+            ours,
+        )
 
 
 def _of_run(folder: str) -> Weights:
@@ -75,19 +102,33 @@ def _of_run(folder: str) -> Weights:
         folder,
         transfer.hash_variables(trained.variables),
         trained.class_names if classifies else (),
-        next(_options(trained.detector.recipe), {}),
+        _options(trained.detector),
+        _preprocessing(trained.detector),
     )
 
 
-def _options(recipe: Any) -> Iterator[dict[str, Any]]:
-    """Yields those of `OPTIONS` that the modules of a serialized detector have."""
-    if isinstance(recipe, dict):
-        known = {name: recipe[name] for name in OPTIONS if name in recipe}
-        if known:
-            yield known
-        recipe = list(recipe.values())
-    for part in recipe if isinstance(recipe, list) else ():
-        yield from _options(part)
+def _options(detector: Detector) -> dict[str, Any]:
+    """Returns those of `OPTIONS` that a module of a detector has."""
+    calls = ({name: x[name] for name in OPTIONS if name in x} for x in _parts(detector))
+    return next(filter(None, calls), {})
+
+
+def _preprocessing(detector: Detector) -> Preprocessing | None:
+    """Returns how a detector normalizes pixels; None: its recipe does not tell."""
+    call = serialize(Preprocessing())["call"]
+    found = (deserialize(part) for part in _parts(detector) if part.get("call") == call)
+    return next(found, None)
+
+
+def _parts(detector: Detector) -> Iterator[dict[str, Any]]:
+    """Yields all objects in the recipe of a detector, outer ones first."""
+    rest = [detector.recipe]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, dict):
+            yield part
+            part = list(part.values())
+        rest += part if isinstance(part, list) else ()
 
 
 def _of_torchvision_detector(
@@ -103,6 +144,7 @@ def _of_torchvision_detector(
         sha256,
         tuple(names.get(number) for number in range(model.first_id, OUTPUTS)),
         {option: fields[option] for option in OPTIONS if option in fields},
+        _preprocessing(torchvision.build(name)),
         _hint(name),
     )
 

@@ -200,6 +200,7 @@ def _first_weights(
     if before and before.source == recipe.weights:
         return recipes.with_options(recipe, **before.options), None
     weights = pretrained.load(recipe, recipe.weights)
+    pretrained.warn_of_other_pixels(recipe, weights)
     return recipes.with_options(recipe, **weights.options), weights
 
 

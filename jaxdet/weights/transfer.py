@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxdet.config import Size, checked_dataclass
+from jaxdet.config import Preprocessing, Size, checked_dataclass
 from jaxdet.weights.state_dict import WeightsError
 
 
@@ -31,6 +31,7 @@ class Weights(NamedTuple):
     sha256: str  # of the file, or of the variables of a run
     class_names: tuple[str | None, ...] = ()  # of the outputs; None: never used
     options: Mapping[str, Any] = MappingProxyType({})  # fields of modules they need
+    preprocessing: Preprocessing | None = None  # of their pixels; None: not known
     hint: str = ""  # ends the error of a network that they do not fit
 
 

@@ -69,7 +69,26 @@ def test_what_a_name_may_be_is_listed(tmp_path):
 
 def test_what_a_backbone_of_a_run_needs_is_known():
     recipe = recipes.with_options(recipes.load("faster_rcnn"), epsilon=0.5)
-    assert next(pretrained._options(recipes.build(recipe).recipe)) == {"epsilon": 0.5}
+    assert pretrained._options(recipes.build(recipe)) == {"epsilon": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [("ssd", "ssd300_vgg16"), ("retinanet", "retinanet_resnet50_fpn")],
+)
+def test_other_pixels_than_the_weights_take_are_warned_of(
+    recipe, name, checkpoint, caplog
+):
+    recipe = recipes.load(recipe)
+    weights = pretrained.load(recipe, checkpoint(name))
+    pretrained.warn_of_other_pixels(recipe, weights)
+    assert not caplog.records
+    std = (0.125, 0.25, 0.5)
+    other = dataclasses.replace(recipe.detector.preprocessing, std=std)
+    detector = dataclasses.replace(recipe.detector, preprocessing=other)
+    other = dataclasses.replace(recipe, detector=detector)
+    pretrained.warn_of_other_pixels(other, weights)
+    assert "the recipe makes" in caplog.text and str(std) in caplog.text
 
 
 def test_a_run_that_goes_on_reads_no_weights(tmp_path, monkeypatch):
