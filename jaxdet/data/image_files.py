@@ -11,15 +11,11 @@ from typing import Annotated, Literal
 import cv2
 import numpy as np
 import PIL.Image
+import simplejpeg
 
 from jaxdet.config import InRange, checked_dataclass
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.files import open_regular
-
-try:
-    import simplejpeg
-except ImportError:  # Pillow decodes too, but does not tell what libjpeg warns of.
-    simplejpeg = None
 
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
@@ -235,7 +231,7 @@ def _orientation(image: PIL.Image.Image) -> int:
 def _to_rgb(
     image: PIL.Image.Image, encoded: bytes, name: str, options: DecodeOptions
 ) -> np.ndarray:
-    if image.format in ("JPEG", "MPO") and simplejpeg is not None:
+    if image.format in ("JPEG", "MPO"):
         pixels = _decode_jpeg(encoded, image.mode, options)
         if pixels is not None and pixels.shape[1::-1] == image.size:
             return pixels

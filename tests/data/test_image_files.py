@@ -183,7 +183,6 @@ def noise(rng):
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_jpegs_cut_short_are_errors_even_if_they_end_like_others(noise, mode, options):
-    pytest.importorskip("simplejpeg")
     encoded = encode(noise.convert(mode), "JPEG", **options)
     whole = image_files.decode(encoded, "whole.jpg")
     cut = encoded[: len(encoded) * 3 // 4] + b"\xff\xd9"
