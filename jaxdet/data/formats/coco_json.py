@@ -149,7 +149,10 @@ def find_images(
     names = [image["file_name"] for image in images]
     listed = functools.cache(_list_folder)  # asking file by file is slow on disks afar
     missing = {}
-    for folder in folders:
+    # Those without the first image last, as looking for all takes long.
+    for folder in sorted(
+        folders, key=lambda one: _find_image(one, names[0], listed) is None
+    ):
         paths = [_find_image(folder, name, listed) for name in names]
         missing[folder] = [
             name for name, path in zip(names, paths, strict=True) if path is None

@@ -312,15 +312,9 @@ def _load_all(
         for parts, options in data_sets
     ]
     pairs = [pair for parts in loaded for pair in parts]
-    listed = [one.class_names for own, one in pairs if own.order_classes is None]
-    found = {
-        one.class_names[label]
-        for _, one in pairs
-        for objects in one.objects
-        for label in objects.labels.tolist()
-    }
     if class_names is None:
-        class_names = listed[0] if listed else pairs[0][0].order_classes(found)
+        listed = (one.class_names for own, one in pairs if own.order_classes is None)
+        class_names = next(listed, None) or _order_found(pairs)
     if not class_names:
         names = " and ".join(one.name for _, one in pairs)
         raise DataError(f"{names}: there are no objects, which name the classes")
@@ -334,6 +328,17 @@ def _load_all(
         ]
         joined.append(own[0] if len(own) == 1 else concatenate(*own))
     return joined
+
+
+def _order_found(pairs: Sequence[tuple[Format, DataSet]]) -> Sequence[str]:
+    """Orders the classes of all objects as the first format does."""
+    found = {
+        one.class_names[label]
+        for _, one in pairs
+        for objects in one.objects
+        for label in objects.labels.tolist()
+    }
+    return pairs[0][0].order_classes(found)
 
 
 def _load(part: _Part, options: LoadOptions) -> DataSet:
