@@ -1,6 +1,6 @@
 """Fast R-CNN with VGG-16 on Pascal VOC 2007.
 
-    python -m experiments.train fast_rcnn_voc --data VOCdevkit --weights vgg16.pth
+    python -m experiments.train fast_rcnn_voc --data VOCdevkit --weights vgg16
 
 The recipe of the paper (Girshick 2015, 2.3 and 4.1): 64 regions of each of two images a
 step, learning rate 0.001 divided by ten at 30k of 40k steps, images of 600 by at most

@@ -1,6 +1,6 @@
 r"""Faster R-CNN with ResNet-50-C4 on Pascal VOC 2007 and 2012.
 
-    python -m experiments.train faster_rcnn_c4_voc --weights resnet50.pth \
+    python -m experiments.train faster_rcnn_c4_voc --weights resnet50 \
         --data VOCdevkit/VOC2007 VOCdevkit/VOC2012
 
 The recipe of detectron2: 16 images a step, learning rate 0.02 divided by ten at 12k and

@@ -1,6 +1,6 @@
 """Faster R-CNN with ResNet-50-FPN on COCO, the 1x schedule.
 
-    python -m experiments.train faster_rcnn_coco --data coco --weights resnet50.pth
+    python -m experiments.train faster_rcnn_coco --data coco --weights resnet50
 
 The recipe of detectron2, after Lin et al. (2016): 16 images a step, learning rate 0.02
 divided by ten at 60k and 80k of 90k steps, weights decayed by 0.0001, images of 800 by

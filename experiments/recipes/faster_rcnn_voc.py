@@ -1,6 +1,6 @@
 """Faster R-CNN with VGG-16 on Pascal VOC 2007.
 
-    python -m experiments.train faster_rcnn_voc --data VOCdevkit --weights vgg16.pth
+    python -m experiments.train faster_rcnn_voc --data VOCdevkit --weights vgg16
 
 The recipe of the authors' joint training (Ren et al. 2015): two images a step, learning
 rate 0.001 divided by ten at 50k of 70k steps, images of 600 by at most 1000 pixels,

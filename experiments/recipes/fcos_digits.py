@@ -2,8 +2,7 @@
 
     python -m experiments.train fcos_digits
 
-Target: AP50 90. Measured: AP 75.8, AP50 94.5, in ten minutes on two CPU cores that up
-to five jobs shared.
+Target: AP50 90. Measured: AP 76.7, AP50 95.1, in five minutes on two CPU cores.
 """
 
 from experiments.recipe import Recipe

@@ -1,6 +1,6 @@
 """Mask R-CNN with ResNet-50-FPN on COCO, the 1x schedule.
 
-    python -m experiments.train mask_rcnn_coco --data coco --weights resnet50.pth
+    python -m experiments.train mask_rcnn_coco --data coco --weights resnet50
 
 The recipe of detectron2, after He et al. (2017): 16 images a step, learning rate 0.02
 divided by ten at 60k and 80k of 90k steps, weights decayed by 0.0001, images of 800 by

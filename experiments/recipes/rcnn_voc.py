@@ -1,6 +1,6 @@
 """R-CNN with AlexNet on Pascal VOC 2007.
 
-    python -m experiments.train rcnn_voc --data VOCdevkit --weights alexnet.pth
+    python -m experiments.train rcnn_voc --data VOCdevkit --weights alexnet
 
 The recipe of the paper (Girshick et al. 2014, 2.3) and its code: 128 regions a step,
 learning rate 0.001 divided by ten every 20k of 70k steps, AlexNet pretrained on

@@ -1,6 +1,6 @@
 """RetinaNet with ResNet-50-FPN on COCO, the 1x schedule.
 
-    python -m experiments.train retinanet_coco --data coco --weights resnet50.pth
+    python -m experiments.train retinanet_coco --data coco --weights resnet50
 
 The recipe of the paper's table 2 (Lin et al. 2017): 16 images a step, learning rate
 0.01 divided by ten at 60k and 80k of 90k steps, weights decayed by 0.0001, images of

@@ -4,8 +4,8 @@
     python -m experiments.train sppnet_digits
 
 The convolutions come from the run folder of the first command; another can be given as
-`--weights`. Target: 0.9 of the recall of the regions, AP50 87. Measured: AP 60.1, AP50
-92.2, in eight minutes on two CPU cores.
+`--weights`. Target: 0.9 of the recall of the regions, AP50 87. Measured: AP 59.6, AP50
+92.1, in eight minutes on two CPU cores.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """SPP-net with VGG-16 on Pascal VOC 2007.
 
-    python -m experiments.train sppnet_voc --data VOCdevkit --weights vgg16.pth
+    python -m experiments.train sppnet_voc --data VOCdevkit --weights vgg16
 
 The five scales and the pyramid of 6x6, 3x3, 2x2 and 1x1 cells of the paper (He et al.
 2014, 4.1), on VGG-16 as Girshick (2015) compares it: convolutions from ImageNet that

@@ -1,6 +1,6 @@
 r"""SSD300 with VGG-16 on Pascal VOC 2007 and 2012.
 
-    python -m experiments.train ssd300_voc --weights vgg16.pth \
+    python -m experiments.train ssd300_voc --weights vgg16 \
         --data VOCdevkit/VOC2007 VOCdevkit/VOC2012
 
 The recipe of the paper's section 3.6 (Liu et al. 2016): 32 images a step, learning rate

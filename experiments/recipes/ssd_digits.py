@@ -2,8 +2,7 @@
 
     python -m experiments.train ssd_digits
 
-Target: AP50 90. Measured: AP 75.1, AP50 97.1, in 11 minutes on two CPU cores that up to
-five jobs shared.
+Target: AP50 90. Measured: AP 75.1, AP50 96.9, in nine minutes on two CPU cores.
 """
 
 import dataclasses
