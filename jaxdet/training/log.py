@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from jaxdet.evaluation.report import format_metrics
 from jaxdet.training.config import TrainingConfig
 
+SECONDS_BETWEEN_FLUSHES = 30  # of TensorBoard's files
 STEPS_BEFORE_PROFILE = 10  # to compile, and to fill the queues
 
 
@@ -51,7 +54,10 @@ class Log:
         )
         if self._active:
             self._file = (self.workdir / "log.txt").open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self.workdir), purge_step=start + 1)
+            self._board = EventsWriter(str(self.workdir / "events"))
+            self._flushed = time.monotonic()
+            log = SessionLog(status=SessionLog.START)  # hides the steps from here on
+            self._add_event(start + 1, session_log=log)
 
     @property
     def in_terminal(self) -> bool:
@@ -81,7 +87,6 @@ class Log:
         shown = {"loss": values["loss"], "images/s": values["images_per_second"]}
         with self._terminal():
             self._bar.set_postfix(shown)
-        # After the line, which notices a full disk; TensorBoard only fills its queue.
         self._scalars(step, "training/", values)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -113,14 +118,16 @@ class Log:
             folder = self.workdir / "pictures"
             folder.mkdir(exist_ok=True)
             Image.fromarray(image).save(folder / f"{step:07d}_{name}.png")
-            self._board.add_image(f"pictures/{name}", image, step, dataformats="HWC")
+            picture = summary.image(f"pictures/{name}", image, dataformats="HWC")
+            self._add_event(step, summary=picture)
 
     def close(self) -> None:
         """Writes what is left."""
         with self._terminal():
             self._bar.close()
         if self._active:
-            with contextlib.suppress(OSError):  # a full disk; log.txt says the same
+            # Of a full disk, which log.txt says too, or of a log that is closed.
+            with contextlib.suppress(OSError, ValueError):
                 self._board.close()
             self._file.close()
 
@@ -139,7 +146,14 @@ class Log:
     def _scalars(self, step: int, prefix: str, values: dict[str, float]) -> None:
         for name, value in values.items():
             if not np.isnan(value):  # AP where there are no such objects
-                self._board.add_scalar(f"{prefix}{name}", value, step)
+                self._add_event(step, summary=summary.scalar(f"{prefix}{name}", value))
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        # Not by a `SummaryWriter`: once its thread cannot write, it waits forever.
+        self._board.write_event(Event(wall_time=time.time(), step=step, **content))
+        if time.monotonic() > self._flushed + SECONDS_BETWEEN_FLUSHES:
+            self._board.flush()
+            self._flushed = time.monotonic()
 
 
 class Profiler:

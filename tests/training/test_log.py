@@ -1,5 +1,6 @@
 import errno
 import io
+import resource
 import struct
 import sys
 
@@ -59,6 +60,17 @@ def test_a_run_goes_on_when_its_terminal_is_closed(log, monkeypatch, tmp_path):
     opened.close()
     written = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split("  ", 1)[1] for line in written] == ["before", LINE]
+
+
+def test_a_full_disk_ends_the_log_rather_than_to_hang(log):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            for _ in range(2000):
+                log._scalars(4, "training/", VALUES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("in_terminal", [False, True])
