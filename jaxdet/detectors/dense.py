@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdet.config import Anchors, Postprocessing
 from jaxdet.ops import anchors, matching, nms
 from jaxdet.ops import boxes as box_ops
+from jaxdet.ops.lookup import lookup
 from jaxdet.structs import Detections, GroundTruth
 
 
@@ -95,7 +96,7 @@ def ignore_outside(matches: matching.Matches, inside: jax.Array) -> matching.Mat
 def matched_targets(
     truth: GroundTruth, index: jax.Array, positive: jax.Array, *, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Gathers the label and the box of every anchor's object.
+    """Looks up the label and the box of every anchor's object.
 
     Args:
       truth: the objects, `N` slots an image.
@@ -106,8 +107,8 @@ def matched_targets(
     Returns:
       Labels `[B, A]`, from 0 to K; boxes `[B, A, 4]`, meaningless unless positive.
     """
-    labels = jnp.where(positive, gather(truth.labels, index), num_classes)
-    return labels, gather(truth.boxes, index)
+    labels = jnp.where(positive, jax.vmap(lookup)(truth.labels, index), num_classes)
+    return labels, jax.vmap(lookup)(truth.boxes, index)
 
 
 def gather(values: jax.Array, index: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxdet.nn.heads import MaskHead
 from jaxdet.nn.layers import NormType
 from jaxdet.ops import losses as loss_ops
 from jaxdet.ops import masks, sampling
+from jaxdet.ops.lookup import lookup_channel
 from jaxdet.structs import Batch, Detections, GroundTruth
 
 
@@ -161,8 +162,7 @@ def mask_head(network, crops: jax.Array, labels: jax.Array) -> jax.Array:
     """
     logits = network.mask_head(crops.reshape(-1, *crops.shape[2:]))  # [B * R, M, M, K]
     own = jnp.minimum(labels.reshape(-1), logits.shape[-1] - 1)
-    logits = jnp.take_along_axis(logits, own[:, None, None, None], axis=-1)[..., 0]
-    return roi_heads.unflatten(logits, labels.shape)
+    return roi_heads.unflatten(lookup_channel(logits, own), labels.shape)
 
 
 def mask_loss(

@@ -33,6 +33,7 @@ from jaxdet.nn.layers import NormType
 from jaxdet.ops import anchors, box_coding, nms, sampling
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import losses as loss_ops
+from jaxdet.ops.lookup import lookup
 from jaxdet.structs import Batch, Detections, Regions
 
 
@@ -262,7 +263,7 @@ def losses(
     logits = _objectness_logits(dense.gather(objectness, chosen.indices))
     objectness_loss = optax.losses.sigmoid_binary_cross_entropy(logits, chosen.positive)
     gt_index = dense.gather(matches.gt_index, chosen.indices)
-    gt_boxes = dense.gather(batch.truth.boxes, gt_index)
+    gt_boxes = jax.vmap(lookup)(batch.truth.boxes, gt_index)
     targets = box_coding.encode(gt_boxes, boxes[chosen.indices])
     deltas = dense.gather(deltas, chosen.indices)
     box_loss = loss_ops.smooth_l1_loss(deltas, targets, beta=config.box_beta)
