@@ -45,7 +45,7 @@ def hold_out(data_set: DataSet, share: float = SHARE) -> tuple[DataSet, DataSet 
     chosen = hashes <= np.clip(share, distinct[0], distinct[-2])
     logger.info(
         "%s: %d of %d images, chosen by their names, are set aside to validate on "
-        "(validation share %g)",
+        "(validation_share %g; 0: none)",
         *(data_set.name, chosen.sum(), len(chosen), share),
     )
     return (

@@ -47,10 +47,11 @@ class DecodeOptions:
     """How image files are decoded where more than one way is right."""
 
     bit_depth: Annotated[int, InRange(9, 16)] = 16
-    """Bits that 16-bit images use: of 12, 4095 is white."""
+    """Bits that 16-bit images use: with 12, 4095 is white. A run does not keep it: what
+    it was trained with is needed to detect and to evaluate, too."""
     damaged_jpeg: Literal["error", "accept"] = "error"
-    """What becomes of a JPEG that libjpeg warns of, such as one that is cut short: it
-    is as broken as others, or what is missing is filled up."""
+    """What becomes of a JPEG that libjpeg warns of, such as one that is cut short: an
+    error, or what is missing is filled up."""
 
 
 DEFAULTS = DecodeOptions()

@@ -22,7 +22,7 @@ WITHOUT_SPLITS = {
     layouts.voc_of_labelimg: FLAT,
     layouts.voc_of_kaggle: FLAT,
 }
-NAMES = "ant", "my gnu"  # none of VOC's
+NAMES = "ant", "my gnu"
 ROUNDING = 2e-3  # pixels: six digits of a fraction, and what VOC's corners add
 
 
