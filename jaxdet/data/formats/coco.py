@@ -48,6 +48,7 @@ scissors, teddy bear, hair drier, toothbrush
 CLASS_NAMES = tuple(_NAMES.strip().replace("\n", " ").split(", "))
 """Of the same."""
 
+_ROUNDING = 0.1  # pixels; boxes that reach out less stay in the truth as they are
 _LISTED = 10  # of the allowed values, in an error message
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ def load(
 
     Returns:
       A data set whose `ground_truth()` holds the annotations of the objects as they are
-      in the json; only an absent `area` or `iscrowd` is filled in, as width x height
-      and 0.
+      in the json, but for boxes that reach out of their images, which are clipped, and
+      an absent `area` or `iscrowd`, which is filled in as width x height and 0.
 
     Raises:
       ValueError: `bad_boxes` is none of the two.
@@ -108,7 +109,9 @@ def load(
         sizes=sizes,
         objects=objects,
         read_image=lambda i: image_files.read_sized(paths[i], sizes[i], file),
-        ground_truth=functools.partial(_ground_truth, file, roots, dropped),
+        ground_truth=functools.partial(
+            _ground_truth, file, roots, dropped, _clip_overhanging(read)
+        ),
         read_masks=_mask_reader(objects, kept, read.outlines) if masks else None,
         read_encoded=lambda i: image_files.read_encoded(paths[i]),
         file_names=[one["file_name"].replace("\\", "/") for one in content["images"]],
@@ -255,6 +258,16 @@ def _clip_and_group(
     return tuple(map(Objects, *groups)), np.split(order, ends)
 
 
+def _clip_overhanging(read: _Entries) -> dict[int | str, list[float]]:
+    """Returns the clipped boxes, by annotation id, of those that reach out."""
+    starts, sides = read.rows[:, 3:5], read.rows[:, 5:]
+    limits = read.sizes[read.rows[:, 0].astype(np.int32), ::-1]
+    outside = np.maximum(-starts, starts + sides - limits).max(axis=-1) > _ROUNDING
+    first = starts.clip(0)
+    boxes = np.concatenate([first, np.minimum(starts + sides, limits) - first], axis=-1)
+    return {read.ids[row]: boxes[row].tolist() for row in np.flatnonzero(outside)}
+
+
 def _log_left_out(
     file: pathlib.Path,
     roots: list[dict],
@@ -290,12 +303,15 @@ def _mask_reader(
     )
 
 
-def _ground_truth(file: pathlib.Path, roots: list[dict], dropped: frozenset) -> dict:
+def _ground_truth(
+    file: pathlib.Path, roots: list[dict], dropped: frozenset, clipped: dict
+) -> dict:
     content = read_coco(file)
     _leave_out(roots, content)
     content.setdefault("info", {})  # COCO.loadRes copies it
     kept = [entry for entry in content["annotations"] if entry["id"] not in dropped]
     for annotation in kept:
+        annotation["bbox"] = list(clipped.get(annotation["id"], annotation["bbox"]))
         if annotation.get("area") is None:
             _, _, width, height = annotation["bbox"]
             annotation["area"] = width * height

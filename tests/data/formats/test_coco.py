@@ -169,15 +169,20 @@ def test_slight_overhang_is_clipped_and_no_area_dropped(load, content, caplog):
     ]
     content["annotations"] = [
         {"id": i, "image_id": 7, "category_id": 2, "bbox": box}
-        for i, box in enumerate(boxes)
+        for i, box in enumerate(boxes, 1)
     ]
     with caplog.at_level(logging.WARNING):
         data = load(content)
     expected = [[0, 0, 8.5, 8], [50, 30, 60, 40]]
     np.testing.assert_array_equal(data.objects[0].boxes, expected)
     assert "boxes.json: dropped 4 objects without area" in caplog.text
-    truth = data.ground_truth()  # has the same objects, as they are in the json
-    assert [one["bbox"] for one in truth["annotations"]] == boxes[:2]
+    truth = data.ground_truth()
+    first, second = truth["annotations"]
+    assert (first["bbox"], first["area"]) == ([0, 0, 8.5, 8], 68)
+    assert (second["bbox"], second["area"]) == ([50, 30, 10, 10], 100)
+    assert average_precision(truth, data) == pytest.approx(1)
+    content["annotations"][0]["bbox"] = rounded = [-0.01, 0, 10, 10]
+    assert load(content).ground_truth()["annotations"][0]["bbox"] == rounded
 
 
 BAD_BOXES = [
@@ -211,9 +216,10 @@ def test_ground_truth_is_the_json_itself(load, content):
         assert truth["categories"] == content["categories"]
         first, second = truth["annotations"]
         assert first == content["annotations"][0]
-        assert second == content["annotations"][1] | {"area": 95.0, "iscrowd": 0}
+        filled = {"bbox": [0, 0, 8.5, 10], "area": 85, "iscrowd": 0}
+        assert second == content["annotations"][1] | filled
         truth["annotations"].clear()
-        first["bbox"].clear()
+        first["bbox"].clear(), second["bbox"].clear()
 
 
 @pytest.mark.parametrize(
