@@ -94,7 +94,7 @@ def _find_labels(images: Sequence[str]) -> list[str | None]:
     """Finds the label file of each image; None where there is none.
 
     Raises:
-      DataError: none has one.
+      DataError: none has one, or two images have the same.
     """
     present = FileListings()
     beside = [os.path.splitext(image)[0] + ".txt" for image in images]
@@ -105,11 +105,22 @@ def _find_labels(images: Sequence[str]) -> list[str | None]:
     for files in (swapped, beside):
         found = [file if file in present else None for file in files]
         if any(found):
+            _check_unshared(images, found)
             return found
     raise DataError(
         f"none of {len(images)} images has a label file; that of {images[0]} should be "
         f"{swapped[0]}"
     )
+
+
+def _check_unshared(images: Sequence[str], files: Sequence[str | None]) -> None:
+    image_of: dict[str, str] = {}
+    for image, file in zip(images, files, strict=True):
+        if file is not None and image_of.setdefault(file, image) != image:
+            raise DataError(
+                f"{file}: its image is {image_of[file]} or {image}; allowed: one of "
+                "them"
+            )
 
 
 def _read_image(

@@ -137,6 +137,13 @@ def test_no_label_file_at_all_is_an_error(folder):
         yolo.load(root)
 
 
+def test_of_two_images_with_one_label_file_none_is_chosen(folder):
+    root = folder({"a": "", "b": None})
+    (root / "images" / "b.jpg").rename(root / "images" / "a.png")
+    with pytest.raises(DataError, match=r"a\.txt: its image is .*a\.jpg or .*a\.png"):
+        yolo.load(root)
+
+
 def test_label_files_beside_the_images(folder):
     root = folder({"a": None})
     (root / "images" / "a.txt").write_text("0 0.5 0.5 0.5 0.2")
