@@ -55,14 +55,14 @@ def load(path: str | os.PathLike, *data_sets: DataSet) -> list[DataSet]:
 
     Args:
       path: of the file.
-      *data_sets: whose images it has, and no others; such as both parts of one that was
-        divided.
+      *data_sets: whose images it has; those of others are left out. Such as both parts
+        of one that was divided, or one of them.
 
     Returns:
       The data sets with proposals.
 
     Raises:
-      DataError: the file is broken; it is of other images, or misses some; a box is not
+      DataError: the file is broken; it misses some images; a box is not
         four finite numbers, or reaches more than `annotations.OVERHANG` pixels out of
         its image.
     """
@@ -84,7 +84,7 @@ def load(path: str | os.PathLike, *data_sets: DataSet) -> list[DataSet]:
     for entry in entries:
         image_id, where = str(entry["image_id"]), f"{file}: image {entry['image_id']!r}"
         if image_id not in sizes:
-            raise DataError(f"{where} is not in the data set {names}")
+            continue
         if image_id in proposals:
             raise DataError(f"{where} stands there twice; allowed: once")
         proposals[image_id], without_area = _checked(entry, sizes[image_id], where)

@@ -50,6 +50,8 @@ def test_both_parts_of_a_data_set(tmp_path, data_set):
         parts, proposal_files.load(tmp_path / "p.npz", *bare), strict=True
     ):
         assert_same(loaded.proposals, part.proposals)
+    (alone,) = proposal_files.load(tmp_path / "p.npz", bare[1])  # as to evaluate on it
+    assert_same(alone.proposals, parts[1].proposals)
     with pytest.raises(DataError, match="'one' and 'in memory' share image ids"):
         proposal_files.load(tmp_path / "p.npz", parts[0], data_set)
 
@@ -85,7 +87,7 @@ def of_7(*boxes, **others):
         ([{"image_id": 7}], "a list of objects with image_id and boxes"),
         ([], r"no proposals of 2 of 2 images of 'in memory', the first is 'a'"),
         ([{"image_id": "a", "boxes": []}], r"1 of 2 images .*, the first is '7'"),
-        ([{"image_id": "b", "boxes": []}], r"image 'b' is not in the data set"),
+        ([{"image_id": "b", "boxes": []}], r"2 of 2 images .*, the first is 'a'"),
         (of_7() * 2, "image 7 stands there twice"),
         (of_7([1, 2, 3]), r"shape \(1, 3\), scores \(1,\)"),
         (of_7(1, 2, 3, 4), r"shape \(4,\)"),

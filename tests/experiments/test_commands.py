@@ -424,7 +424,7 @@ def test_proposals_of_voc_folders_are_trained_on(
     command(source=source, proposal_files=files)
     for part in data_sets:
         assert len(part) == 1 and 1 <= len(part.proposals[0].scores) <= 3
-    with pytest.raises(DataError, match=r"test\.json: image 'test' is not in"):
+    with pytest.raises(DataError, match=r"test\.json: .* 1 of 1 images"):
         command(source=source, proposal_files=files[::-1])
     with pytest.raises(DataError, match=r"of 1 of 2 images of .*2007 trainval' and "):
         command(source=source, proposal_files=files[:1])
