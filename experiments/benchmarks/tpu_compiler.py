@@ -1,0 +1,268 @@
+"""Compiles for a TPU without a TPU: python -m experiments.benchmarks.tpu_compiler
+
+The TPU's own compiler runs on any machine (pip install "jax[tpu]"). For each detector,
+`predict` and a training step, at 800x1344 (SSD 300x300) and in bfloat16: how long they
+compile, the memory they take of one TPU v5e's 16 GiB, and what they would cost there.
+
+    # Functions alone: five minutes of one core.
+    python -m experiments.benchmarks.tpu_compiler --small --output small
+    # 3 to 13 minutes of two cores each:
+    python -m experiments.benchmarks.tpu_compiler --detectors retinanet \
+        --tasks train --batches 2
+
+Rows that the json file has are not compiled again. Nothing is executed, so nothing is
+measured: times are FLOPs at 197 TFLOP/s, bytes at 819 GB/s, and the compiler's estimate
+of all operations, see `hlo_costs.py`. Ratios are worth more than milliseconds.
+"""
+
+import importlib.metadata
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments import command_line
+from experiments.benchmarks import hlo_costs, models, report
+from experiments.benchmarks.models import MODELS
+from experiments.benchmarks.speed_report import Case
+from experiments.benchmarks.timing import with_gradient
+from jaxdet.config import ConfigError
+from jaxdet.data import files
+from jaxdet.detectors import dense, mask_rcnn
+from jaxdet.detectors.detector import Detector
+from jaxdet.ops import lookup, nms, roi_align
+from jaxdet.structs import Batch, GroundTruth
+from jaxdet.training.step import create_state, train_step
+
+Name = Literal["retinanet", "fcos", "faster_rcnn", "faster_rcnn_c4", "mask_rcnn", "ssd"]
+Task = Literal["predict", "train"]
+FLOPS = 197e12  # bfloat16, a second of one TPU v5e
+OBJECTS = 20  # in every image
+HEADS = ("program", "compiled in, s", "peak, GiB", "temporaries, GiB", "TFLOP", "GB")
+HEADS += ("arithmetic / memory, ms", "operations + rows, ms", "not priced")
+# Without these the compiler asks a cloud's server which TPU it has.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+class Program(NamedTuple):
+    """What is compiled."""
+
+    function: Callable
+    arguments: tuple  # shapes
+    donated: tuple[int, ...] = ()
+
+
+def main(
+    *,
+    detectors: tuple[Name, ...] = get_args(Name),
+    tasks: tuple[Task, ...] = get_args(Task),
+    batches: tuple[int, ...] = (8,),
+    canvas: tuple[int, int] = (800, 1344),
+    small: bool = False,
+    output: pathlib.Path = pathlib.Path("runs/tpu"),
+):
+    """Compiles, and writes a json file and a table after each row.
+
+    Args:
+      detectors: those with ResNet-50, and SSD.
+      tasks: what of them.
+      batches: images.
+      canvas: (height, width) in pixels; SSD has its own.
+      small: functions between a detector's layers instead, one by one.
+      output: the two files, without their endings.
+
+    Raises:
+      ConfigError: if the TPU's compiler is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError('the TPU\'s compiler is needed: pip install "jax[tpu]"')
+    cases = small_functions() if small else _cases(detectors, tasks, batches, canvas)
+    path = output.with_suffix(".json")
+    rows = files.read_json(path)["rows"] if path.exists() else {}
+    versions = {x: importlib.metadata.version(x) for x in ("jax", "libtpu")}
+    planned = {str(case): {} for case in cases}
+    for case in cases:
+        if str(case) not in rows:
+            rows[str(case)] = row = in_a_process(compile_row, case)
+            report.write_text(output.with_suffix(".md"), markdown(planned | rows))
+            files.write_json(path, {"versions": versions, "rows": rows}, indent=1)
+            print(markdown({str(case): row}), flush=True)
+
+
+def in_a_process(function: Callable, *arguments) -> dict[str, Any]:
+    """Calls a function in a process of its own; how it fails becomes an `error`."""
+    os.environ.update(_ENVIRONMENT)  # before JAX is imported there
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except (RuntimeError, ValueError) as error:  # often out of memory
+            return {"error": str(error).partition("\n")[0] or type(error).__name__}
+
+
+def compile_row(case: Case | str) -> dict[str, Any]:
+    """Returns what the compiler tells of a detector, or of a small function."""
+    jax.config.update("jax_traceback_in_locations_limit", -1)  # of places in our code
+    jax.config.update("jax_enable_compilation_cache", False)
+    if isinstance(case, str):
+        program = small_functions()[case]
+    else:
+        model = MODELS[case.detector]
+        detector = model.detector(case.precision)
+        masks = isinstance(model.config, mask_rcnn.MaskRCNNConfig)
+        size = (case.batch, case.canvas, OBJECTS, detector.num_classes)
+        batch = jax.eval_shape(partial(models.random_batch, *size, masks=masks))
+        program = of_detector(detector, batch, case.task)
+    start = time.perf_counter()
+    compiled = compile_for_tpu(program)
+    seconds = time.perf_counter() - start
+    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    operations = hlo_costs.operations(compiled.as_text())
+    groups = {name: [0, 0.0, 0.0] for name in hlo_costs.GROUPS}
+    for one in operations:
+        group = groups[one.group]
+        groups[one.group] = np.add(group, [1, one.seconds, one.row_seconds]).tolist()
+    heaviest = sorted(operations, key=lambda x: -x.seconds - x.row_seconds)[:10]
+    return {
+        "compile_seconds": seconds,
+        "peak": memory.peak_memory_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "flops": costs.get("flops", 0.0),
+        "bytes": costs.get("bytes accessed", 0.0),
+        "groups": groups,  # operations, seconds, seconds of rows
+        "heaviest": [{**x._asdict(), "kinds": sorted(x.kinds)} for x in heaviest],
+    }
+
+
+def compile_for_tpu(program: Program) -> Any:
+    """Compiles for one TPU v5e; see `in_a_process`."""
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    mesh = Mesh(np.array(topology.devices[:1]), ("device",))
+    jitted = jax.jit(
+        program.function,
+        in_shardings=NamedSharding(mesh, PartitionSpec()),
+        donate_argnums=program.donated,
+    )
+    return jitted.lower(*program.arguments).compile()
+
+
+def of_detector(detector: Detector, batch: Batch, task: Task) -> Program:
+    """Returns a detector's `predict` or training step.
+
+    Args:
+      detector: what is compiled.
+      batch: any, or its shapes.
+      task: which of the two.
+    """
+    if task == "predict":
+        variables = jax.eval_shape(detector.init, jax.random.key(0), batch)
+        return Program(detector.predict, (variables, batch))
+    state = jax.eval_shape(partial(create_state, detector, models.TRAINING), batch)
+    step = partial(train_step, detector=detector, config=models.TRAINING)
+    key = jax.eval_shape(jax.random.key, 0)
+    return Program(step, (state, batch, key), donated=(0,))
+
+
+def small_functions() -> dict[str, Program]:
+    """Returns functions of detectors at 800x1344 by name (RoIs: two images)."""
+    shape = jax.ShapeDtypeStruct
+    images, anchors, rois, classes = 8, 201_600, 1024, 91
+
+    def floats(*dims, dtype=jnp.float32):
+        return shape(dims, dtype)
+
+    boxes = floats(images, OBJECTS, 4)
+    objects = shape((images, OBJECTS), jnp.bool_)
+    labels = shape((images, OBJECTS), jnp.int32)
+    truth = GroundTruth(boxes, labels, objects, objects)
+    each = shape((images, anchors), jnp.int32), shape((images, anchors), jnp.bool_)
+    pyramid = {
+        x: floats(2, -(-800 // 2**x), 1344 // 2**x, 256, dtype=jnp.bfloat16)
+        for x in range(2, 6)
+    }
+    align = jax.vmap(roi_align.pyramid_roi_align)
+    match = partial(dense.match_anchors, negative_iou=0.4, positive_iou=0.5)
+    suppress = partial(nms.nms, iou_threshold=0.7, max_output_size=1000)
+    targets = partial(dense.matched_targets, num_classes=classes)
+    masks = (floats(rois, 28, 28, classes), shape((rois,), jnp.int32))
+    aligned = (pyramid, floats(2, 512, 4))
+    return {
+        "targets of matched anchors": Program(targets, (truth, *each)),
+        "matching": Program(match, (floats(anchors, 4), each[1], truth)),
+        "masks of own classes": Program(lookup.lookup_channel, masks),
+        "masks of own classes, with gradient": Program(
+            partial(with_gradient, lookup.lookup_channel), masks
+        ),
+        "RoI Align, 2 x 512 boxes": Program(align, aligned),
+        "RoI Align, with gradient": Program(partial(with_gradient, align), aligned),
+        "NMS, 2 x 4,000 boxes": Program(
+            jax.vmap(suppress), (floats(2, 4000, 4), floats(2, 4000))
+        ),
+    }
+
+
+def markdown(rows: dict[str, dict]) -> str:
+    """Returns the table, and for each row its groups and its heaviest operations."""
+    text = report.table(HEADS, itertools.starmap(_cells, rows.items()))
+    for name, row in rows.items():
+        if "groups" not in row:
+            continue
+        shares = ", ".join(
+            f"{group} {1e3 * seconds:.3g} + {1e3 * row_seconds:.3g}"
+            for group, (count, seconds, row_seconds) in row["groups"].items()
+            if count
+        )
+        text += f"\n{name}: operations + rows, ms: {shares}.\n\n"
+        text += report.table(("ms", "times", "heaviest", "at"), _heaviest(row))
+    return text
+
+
+def _heaviest(row: dict) -> Iterator[tuple[str, ...]]:
+    for x in row["heaviest"]:
+        milliseconds = 1e3 * (x["seconds"] + x["row_seconds"])
+        yield f"{milliseconds:.3g}", str(x["trips"]), x["name"], x["place"]
+
+
+def _cells(name: str, row: dict) -> list[str]:
+    if "groups" not in row:
+        return [name, row.get("error", "not yet run"), *7 * [""]]
+    sums = np.sum([*row["groups"].values()], axis=0)
+    return [
+        name,
+        f"{row['compile_seconds']:.0f}",
+        *(f"{row[key] / 2**30:.2f}" for key in ("peak", "temporaries")),
+        f"{row['flops'] / 1e12:.3g}",
+        f"{row['bytes'] / 1e9:.3g}",
+        f"{1e3 * row['flops'] / FLOPS:.3g} / "
+        f"{1e3 * row['bytes'] / hlo_costs.BANDWIDTH:.3g}",
+        f"{1e3 * sums[1]:.3g} + {1e3 * sums[2]:.3g}",
+        f"{row['groups']['sorts and top-k'][0]:.0f}",
+    ]
+
+
+def _cases(detectors, tasks, batches, canvas) -> list[Case]:
+    return [
+        Case(name, "bfloat16", MODELS[name].canvas or canvas, task, batch)
+        for name, task, batch in itertools.product(detectors, tasks, batches)
+    ]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,72 @@
+"""The benchmark that compiles for a TPU without one."""
+
+import json
+import re
+from functools import partial
+
+import jax
+import pytest
+
+from experiments.benchmarks import hlo_costs, models, scaling, tpu_compiler
+from jaxdet.config import ConfigError
+from tests.optional import need
+
+ROW = {
+    "compile_seconds": 3.2,
+    "peak": 2**31,
+    "temporaries": 2**30,
+    "flops": 197e9,
+    "bytes": 8.19e9,
+    "groups": {name: [2, 0.004, 0.001] for name in hlo_costs.GROUPS},
+    "heaviest": [
+        dict(
+            name="fusion", seconds=0.002, row_seconds=0.001, trips=16, place="a.py:1 f"
+        )
+    ],
+}
+
+
+def test_rows_are_compiled_once(monkeypatch, tmp_path):
+    compiled = []
+
+    def compile_row(function, case):
+        compiled.append(str(case))
+        return ROW if len(compiled) == 1 else {"error": "out of memory"}
+
+    monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(tpu_compiler.importlib.metadata, "version", lambda name: "1")
+    monkeypatch.setattr(tpu_compiler, "in_a_process", compile_row)
+    call = partial(tpu_compiler.main, detectors=("ssd",), output=tmp_path / "tpu")
+    call(tasks=("train",))
+    lines = (tmp_path / "tpu.md").read_text().splitlines()
+    times = "3 | 2.00 | 1.00 | 0.197 | 8.19 | 1 / 10 | 32 + 8 | 2"
+    assert lines[2] == f"| SSD, train, bfloat16, 300x300, batch 8 | {times} |"
+    assert lines[-1] == "| 3 | 16 | fusion | a.py:1 f |"
+    call()
+    assert [x.split(", ")[1] for x in compiled] == ["train", "predict"]
+    assert "out of memory" in (tmp_path / "tpu.md").read_text()
+    assert len(json.loads((tmp_path / "tpu.json").read_text())["rows"]) == 2
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'pip install "jax\[tpu\]"'):
+        tpu_compiler.main()
+
+
+def _step_for_tpu(name: str) -> dict:
+    detector = scaling.make(scaling.Setting(name, proposals=20, classes=5, width=4))
+    batch = jax.eval_shape(partial(models.random_batch, 1, (64, 64), 5, 5))
+    program = tpu_compiler.of_detector(detector, batch, "train")
+    return {"text": tpu_compiler.compile_for_tpu(program).as_text()}
+
+
+@pytest.mark.slow
+@pytest.mark.optional
+def test_a_step_stays_on_a_tpu():
+    need("libtpu", '"jax[tpu]"')
+    text = tpu_compiler.in_a_process(_step_for_tpu, "faster_rcnn")["text"]
+    assert " convolution(" in text and " while(" in text
+    forbidden = "infeed|outfeed|send|recv|conditional"
+    assert not re.findall(rf" (?:{forbidden})\(.*", text)
+    assert "Host" not in text and "f64[" not in text
