@@ -33,10 +33,16 @@ logger = logging.getLogger(__name__)
 def splits(path: str | os.PathLike) -> tuple[str, ...]:
     """Lists the splits, those to train on first; () if there is one without a name.
 
+    Those that the yaml names but are nowhere are left out, and logged.
+
     Raises:
       DataError: the yaml is not as it should be.
     """
-    return tuple(describe(path).splits)
+    source = describe(path)
+    if source.lost:
+        names = ", ".join(source.lost)
+        logger.warning("%s: left out %s, which is nowhere", source.file, names)
+    return tuple(source.splits)
 
 
 def load(

@@ -36,6 +36,7 @@ class Description(NamedTuple):
     class_names: Sequence[str]
     splits: Sequence[str]
     find_images: Callable[[str | None], list[str]]  # split -> paths of its images
+    lost: Sequence[str] = ()  # splits that are nowhere, but for the first
     has_keypoints: bool = False  # behind the boxes
 
 
@@ -86,11 +87,18 @@ def _describe_yaml(file: pathlib.Path) -> Description:
     if not isinstance(root, str):
         raise DataError(f"{file}: path is {reprlib.repr(root)}; allowed: a folder")
     roots = [os.path.join(folder, os.path.expanduser(root)), folder]
+    # Roboflow names splits without images, too. The first is needed, and an error.
+    lost = [
+        key
+        for key in list(entries)[1:]
+        if not any(_find_place(entry, roots) for entry in entries[key])
+    ]
     return Description(
         file=str(file),
         folder=folder,
         class_names=_read_class_names(content, file),
-        splits=tuple(entries),
+        splits=tuple(key for key in entries if key not in lost),
+        lost=lost,
         find_images=lambda split: _list_images(file, split, entries[split], roots),
         has_keypoints="kpt_shape" in content,
     )
@@ -209,12 +217,11 @@ def _list_images(
     """Lists the images in folders, and those that text files name."""
     paths = []
     for entry in entries:
-        tried = list(_places(entry, roots))
-        place = next(filter(os.path.exists, tried), None)
+        place = _find_place(entry, roots)
         if place is None:
             raise DataError(
                 f"{file}: {split} is {entry!r}, which does not exist; looked for "
-                f"{', '.join(tried)}"
+                f"{', '.join(_places(entry, roots))}"
             )
         if os.path.isdir(place):
             inside = filter(image_files.has_image_suffix, list_files(place))
@@ -231,13 +238,22 @@ def _list_images(
     return paths
 
 
+def _find_place(entry: str, roots: Iterable[str]) -> str | None:
+    return next(filter(os.path.exists, _places(entry, roots)), None)
+
+
 def _places(entry: str, roots: Iterable[str]) -> Iterable[str]:
-    """Lists where a path may lead: Roboflow's and CVAT's are wrong by one level."""
+    """Lists where a path may lead.
+
+    Roboflow's and CVAT's are wrong by one level; others are of another computer, such
+    as /content/cells/train/images of Colab, and "train/images" is all that is left.
+    """
     entry = entry.replace("\\", "/") if os.sep == "/" else entry
     shorter = entry.removeprefix("./").removeprefix("../").removeprefix("data/")
+    last = "/".join(entry.split("/")[-2:])
     places = [
         os.path.normpath(os.path.join(root, path))
-        for path in (entry, shorter)
+        for path in (entry, shorter, last)
         for root in roots
     ]
     return dict.fromkeys(places)

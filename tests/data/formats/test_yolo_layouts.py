@@ -4,6 +4,7 @@ import PIL.Image
 import pytest
 
 from jaxdet.data.dataset import DataError
+from jaxdet.data.formats import yolo
 from jaxdet.data.formats.yolo_layouts import describe, is_described
 
 DATA = "names: [cat, dog]\n"
@@ -60,11 +61,23 @@ def test_folders_lists_and_text_files(touch):
         "path: ../datasets/cells  # not there\ntrain: train/images\n",
         "path: inner/..\ntrain: ./train/images\n",
         "path: /content/cells\ntrain: train/images\nval: null\n",
+        "train: /content/cells/train/images\n",  # of another computer
+        "train: 'C:\\cells\\train\\images'\n",
     ],
 )
 def test_paths_as_tools_write_them(touch, text):
     root = touch("train/images/a.jpg", "inner/b.jpg")
     assert images_of(root, "train", text) == ["train/images/a.jpg"]
+
+
+def test_splits_that_are_nowhere_are_left_out(touch, caplog):
+    root = touch("train/images/a.jpg")
+    text = "train: ../train/images\nval: ../valid/images\n"  # Roboflow's, without val
+    assert images_of(root, "train", text)
+    assert yolo.splits(root) == ("train",)
+    assert "data.yaml: left out val, which is nowhere" in caplog.text
+    (root / "train").rename(root / "lost")
+    assert yolo.splits(root) == ("train",)  # whose images are an error
 
 
 def test_a_path_that_is_right_as_written_comes_first(touch):
