@@ -22,10 +22,8 @@ from jaxdet.nn.backbones.mobilenet import MobileNetV2
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.weights import backbones, published, torchvision, transfer
-from jaxdet.weights.mapping import select_submodules
+from jaxdet.weights import backbones, mapping, published, torchvision, transfer
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
-from jaxdet.weights.torchvision_maps import OUTPUTS
 from jaxdet.weights.transfer import Weights
 
 OPTIONS = ("epsilon", "padding")
@@ -38,8 +36,9 @@ def load(recipe: Recipe, source: str) -> Weights:
     Args:
       recipe: which backbone and heads a file for ImageNet is for.
       source: a name of `published.FILES` or `PACKAGES`; a run folder, whose best
-        checkpoint is taken; or a file of one of torchvision's detectors, or of its
-        AlexNet, VGG-16, ResNets or MobileNetV2 for ImageNet (.pth, .safetensors, .npz).
+        checkpoint is taken; or a file of one of torchvision's detectors, of any number
+        of classes, or of its AlexNet, VGG-16, ResNets or MobileNetV2 for ImageNet
+        (.pth, .safetensors, .npz).
 
     Raises:
       WeightsError: if they cannot be read, or are of no known network.
@@ -137,12 +136,18 @@ def _of_torchvision_detector(
     name = torchvision.recognize(state)
     model = torchvision.MODELS[name]
     names = dict(zip(CATEGORY_IDS, CLASS_NAMES, strict=True))
+    numbers = range(model.first_id, torchvision.OUTPUTS)
+    class_names = tuple(map(names.get, numbers))
+    try:
+        variables = torchvision.load(state, name)
+    except WeightsError:  # fine-tuned on other classes, whose names no file tells
+        variables, class_names = mapping.to_variables(state, model.network), ()
     fields = vars(model.backbone)
     return Weights(
-        torchvision.load(state, name),
+        variables,
         source,
         sha256,
-        tuple(names.get(number) for number in range(model.first_id, OUTPUTS)),
+        class_names,
         {option: fields[option] for option in OPTIONS if option in fields},
         _preprocessing(torchvision.build(name)),
         _hint(name),
@@ -173,8 +178,8 @@ def _of_classifier(
     elif isinstance(backbone, ResNet):
         layers = backbones.load(state, f"resnet{backbone.depth}")
         if any(isinstance(part, ResNetHead) for part in recipe.heads):
-            head = select_submodules(layers, r"stage5_.*")
-            layers = select_submodules(layers, r"stem_.*|stage[2-4]_.*")
+            head = mapping.select_submodules(layers, r"stage5_.*")
+            layers = mapping.select_submodules(layers, r"stem_.*|stage[2-4]_.*")
     elif isinstance(backbone, MobileNetV2):
         wide = "_wide" if backbone.wide else ""
         layers = backbones.load(state, f"mobilenet_v2{wide}")

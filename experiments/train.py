@@ -53,11 +53,13 @@ Args:
   validation: the images to evaluate on.
   weights: what the network starts from: a published name, of one of torchvision's
     detectors for COCO (fasterrcnn_resnet50_fpn) or networks for ImageNet (resnet50),
-    ssd_mobilenet_v2 or efficientnet_lite0; such a file (.pth, .safetensors, .npz); a
-    run folder; or scratch: random numbers, with group norm and nothing frozen. What
-    does not fit, such as layers for other classes, is drawn at random.
+    ssd_mobilenet_v2 or efficientnet_lite0; such a file (.pth, .safetensors, .npz), also
+    one that torchvision has fine-tuned; a run folder; or scratch: random numbers, with
+    group norm and nothing frozen. What does not fit, such as layers for other classes,
+    is drawn at random.
   weights_classes: by-name keeps what the weights know of classes that have the same
-    name in the data; fresh draws all layers for classes at random.
+    name in the data, or, where a file does not tell its names, of as many classes as
+    the data has; fresh draws all layers for classes at random.
   proposal_files: region proposals (.npz or .json) for the images to train on, then for
     those to evaluate on; selective search makes and keeps some if not given.
   metrics: what is measured; if not given, recall for a detector that tells no classes
@@ -169,7 +171,8 @@ def train_recipe(
     recipe = dataclasses.replace(recipe, detector=detector)
     recipe, weights = _first_weights(recipe, workdir)
     if weights and weights_classes == "fresh":
-        weights = weights._replace(class_names=(None,) * len(weights.class_names))
+        count = len(weights.class_names or data_set.class_names)  # if they do not tell
+        weights = weights._replace(class_names=(None,) * count)
     data_set = search_proposals(data_set, recipe.training.input)
     if validation is not None:
         validation = search_proposals(validation, recipe.training.input)

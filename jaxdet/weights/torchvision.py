@@ -31,8 +31,9 @@ from jaxdet.structs import Batch, Detections
 from jaxdet.weights import mapping, torchvision_maps
 from jaxdet.weights.mapping import NetworkMap
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
-from jaxdet.weights.torchvision_maps import OUTPUTS
 
+OUTPUTS = 91
+"""Background, or nothing at all, and the category ids 1 to 90."""
 MIN_MAX_SIZE = (800, 1333)
 """Shorter side of the images, and the most of the longer one."""
 

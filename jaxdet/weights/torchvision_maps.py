@@ -1,6 +1,9 @@
 """Lists the tensors of torchvision's detectors, by its names and by ours."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
 
 from jaxdet.weights import backbones
 from jaxdet.weights.mapping import (
@@ -10,23 +13,32 @@ from jaxdet.weights.mapping import (
     Layout,
     TensorMap,
     flattened_inputs,
-    select_outputs,
     torch_batch_norm,
     torch_layer,
 )
 
-OUTPUTS = 91  # Background, or nothing at all, and the category ids 1 to 90.
-
-# Theirs has the background first, ours last.
-_CLASSES = select_outputs((*range(1, OUTPUTS), 0), group=OUTPUTS)
-_BACKGROUND_LAST = TORCH_KERNEL.then(_CLASSES), _CLASSES
 _FLATTENED = TORCH_KERNEL.then(flattened_inputs(channels=256, size=7))
+
+
+def _background_last(boxes: int = 1) -> tuple[Layout, Layout]:
+    """Moves the background behind the classes of each box, in kernel and bias."""
+
+    def roll(tensor, shift):
+        by_box = tensor.reshape(*tensor.shape[:-1], boxes, -1)
+        return np.roll(by_box, shift, axis=-1).reshape(tensor.shape)
+
+    classes = Layout(partial(roll, shift=-1), partial(roll, shift=1))
+    return TORCH_KERNEL.then(classes), classes
 
 
 def _without_background(count: int) -> tuple[Layout, Layout]:
     """Drops what is never used of `count` outputs a class, from kernel and bias."""
-    outputs = count * OUTPUTS
-    classes = select_outputs(range(count, outputs), group=outputs)
+    classes = Layout(
+        lambda tensor: tensor[..., count:],
+        lambda tensor: np.concatenate(
+            [np.zeros_like(tensor[..., :count]), tensor], axis=-1
+        ),
+    )
     return TORCH_KERNEL.then(classes), classes
 
 
@@ -120,9 +132,9 @@ def ssd() -> Iterator[TensorMap]:
         ours = f"backbone/level{i + 4}_conv"
         yield from torch_layer(f"backbone.extra.{i}.0", f"{ours}1")
         yield from torch_layer(f"backbone.extra.{i}.2", f"{ours}2")
-    for i in range(6):
+    for i, boxes in enumerate((4, 6, 6, 6, 4, 4)):  # of each cell
         classes = f"head.classification_head.module_list.{i}"
-        yield from torch_layer(classes, f"classes{i + 3}", *_BACKGROUND_LAST)
+        yield from torch_layer(classes, f"classes{i + 3}", *_background_last(boxes))
         deltas = f"head.regression_head.module_list.{i}"
         yield from torch_layer(deltas, f"deltas{i + 3}")
 
@@ -143,7 +155,7 @@ def faster_rcnn(*, v2: bool = False) -> Iterator[TensorMap]:
         yield from torch_layer(f"{head}.fc6", f"{ours}/fc0", _FLATTENED)
         yield from torch_layer(f"{head}.fc7", f"{ours}/fc1")
     head, ours = "roi_heads.box_predictor", "box_predictor"
-    yield from torch_layer(f"{head}.cls_score", f"{ours}/classes", *_BACKGROUND_LAST)
+    yield from torch_layer(f"{head}.cls_score", f"{ours}/classes", *_background_last())
     deltas = _without_background(4)
     yield from torch_layer(f"{head}.bbox_pred", f"{ours}/deltas", *deltas)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -13,8 +14,9 @@ from experiments import pretrained, train
 from experiments import recipe as recipes
 from experiments.data_option import DataOption
 from jaxdet.inference.load import load_detector
+from jaxdet.structs import Batch
 from jaxdet.training.run_folder import RunError, load_run, save_run
-from jaxdet.weights import torchvision
+from jaxdet.weights import torchvision, transfer
 from jaxdet.weights.state_dict import WeightsError
 from jaxdet.weights.transfer import Transfer
 from tests.conftest import GOLDEN
@@ -26,12 +28,12 @@ from tests.training import toy
 def checkpoint(tmp_path, monkeypatch):
     """Makes a file of one of torchvision's detectors, whose tensors are zeros."""
 
-    def make(name):
+    def make(name, changed=None):
         about = json.loads((GOLDEN / f"{name}_s0.json").read_text())
         state = {
             weight: np.broadcast_to(np.float32(0), values["shape"])
             for weight, values in about["weights"].items()
-        }
+        } | (changed or {})
         monkeypatch.setattr(pretrained, "read_state_dict", lambda file: state)
         file = tmp_path / f"{name}.pth"
         file.touch()
@@ -60,6 +62,37 @@ def test_torchvisions_detectors_are_recognized(
     assert weights.options == options and weights.hint.endswith(f"the recipe {recipe}")
     # SHA-256 of nothing, as of an empty file.
     assert weights.sha256.startswith("e3b0c44298fc1c14")
+
+
+def test_a_file_that_torchvision_has_fine_tuned(checkpoint):
+    """As in its tutorial: `FastRCNNPredictor(1024, 3)`, background first."""
+    changed = {
+        f"roi_heads.box_predictor.{layer}": values
+        for layer, values in {
+            "cls_score.weight": np.zeros((3, 1024)),
+            "cls_score.bias": np.arange(3),
+            "bbox_pred.weight": np.zeros((12, 1024)),
+            "bbox_pred.bias": np.arange(12),
+        }.items()
+    }
+    recipe = recipes.load("faster_rcnn")
+    file = checkpoint("fasterrcnn_resnet50_fpn", changed)
+    weights = pretrained.load(recipe, file)
+    assert weights.class_names == ()
+    predictor = weights.variables["params"]["box_predictor"]
+    np.testing.assert_array_equal(predictor["classes"]["bias"], [1, 2, 0])
+    np.testing.assert_array_equal(predictor["deltas"]["bias"], range(4, 12))
+    blank = Batch(np.zeros((1, 128, 128, 3), np.uint8), None, None, None)
+    for known, names, new in (
+        ((), "ab", 0),  # its own classes, it seems
+        ((None, None), "ab", 4),  # --weights-classes fresh
+        ((), "abc", 4),
+    ):
+        config = dataclasses.replace(recipe.detector, num_classes=len(names))
+        detector = recipes.build(dataclasses.replace(recipe, detector=config))
+        shapes = jax.eval_shape(detector.init, jax.random.key(0), blank)
+        started = transfer.compare(weights._replace(class_names=known), shapes, names)
+        assert len(started.new) == new and started.class_names == ()
 
 
 def test_what_a_name_may_be_is_listed(tmp_path):

@@ -205,12 +205,22 @@ def test_ssd_keeps_a_part_of_the_fully_connected_layers(monkeypatch):
     np.testing.assert_array_equal(after["unit4_3"]["scale"], [20, 20])
 
 
-@pytest.mark.parametrize(("option", "name"), [("by-name", "cat"), ("fresh", None)])
-def test_what_weights_know_of_classes_may_be_left_out(option, name, asked, monkeypatch):
-    weights = Weights({}, "a.npz", "0" * 64, ("cat",))
+@pytest.mark.parametrize(
+    ("names", "option", "expected"),
+    [
+        (("cat",), "by-name", ("cat",)),
+        (("cat",), "fresh", (None,)),
+        ((), "by-name", ()),
+        ((), "fresh", (None,) * 10),  # as many as the data has
+    ],
+)
+def test_what_weights_know_of_classes_may_be_left_out(
+    names, option, expected, asked, monkeypatch
+):
+    weights = Weights({}, "a.npz", "0" * 64, names)
     monkeypatch.setattr(pretrained, "load", lambda recipe, source: weights)
     options = asked("retinanet_small", weights="a.npz", weights_classes=option)[-1]
-    assert options["weights"].class_names == (name,)
+    assert options["weights"].class_names == expected
 
 
 @pytest.fixture

@@ -26,10 +26,9 @@ def test_layouts_by_hand(rng):
     np.testing.assert_array_equal(classes, [background_last, -background_last])
     deltas = ours(f"{head}.bbox_pred.bias", range(364))
     np.testing.assert_array_equal(deltas, range(4, 364))
-    # Classes of the first default box, then of the second.
-    classes = ours("head.classification_head.module_list.0.bias", range(182))
-    expected = [*background_last, *(91 + background_last)]
-    np.testing.assert_array_equal(classes, expected)
+    # Two classes, after the background, of each of four default boxes.
+    classes = ours("head.classification_head.module_list.0.bias", range(12))
+    np.testing.assert_array_equal(classes, [1, 2, 0, 4, 5, 3, 7, 8, 6, 10, 11, 9])
     fc6 = rng.random((2, 256, 7, 7))
     kernel = ours("roi_heads.box_head.fc6.weight", fc6.reshape(2, -1))
     expected = fc6.transpose(2, 3, 1, 0).reshape(-1, 2)
