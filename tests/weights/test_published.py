@@ -93,11 +93,11 @@ def test_torchvisions_detectors_are_loaded_by_name(tmp_path, monkeypatch):
     torch_files.write({"weight": np.ones(2)}, file)
     files = {"fcos_resnet50_fpn": file}
     monkeypatch.setattr(published, "weights_file", files.get)
-    monkeypatch.setattr(torchvision, "load", lambda state, name: (state, name))
+    monkeypatch.setattr(torchvision, "load", lambda state, name: {name: state})
     trained = load.load_detector("fcos_resnet50_fpn")
-    state, name = trained.variables
-    np.testing.assert_array_equal(state["weight"], [1, 1])
-    assert name == "fcos_resnet50_fpn" and len(trained.class_names) == 80
+    loaded = trained.variables["fcos_resnet50_fpn"]
+    np.testing.assert_array_equal(loaded["weight"], [1, 1])
+    assert len(trained.class_names) == 80
 
 
 @pytest.fixture(scope="module")
