@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments import evaluate, pretrained, train
 from experiments import recipe as recipes
@@ -255,6 +255,23 @@ def test_fine_tuning_replaces_the_backbone_and_freezes_its_first_stages(
     trainable, frozen = optimizer.partition(fresh["params"], training.frozen)
     first = re.compile(rf"{backbone}/(stem|stage[12])_")
     assert all(map(first.match, frozen)) and not any(map(first.match, trainable))
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_the_layers_that_torchvision_freezes_are_frozen(name):
+    """Those of its defaults; all batch norms are constants."""
+    recipe = recipes.load(name)
+    paths = {
+        tensor.ours.removeprefix("params/"): tensor.theirs
+        for tensor in torchvision.MODELS[recipe.weights].network.tensors
+        if tensor.ours.startswith("params/")
+    }
+    first = re.compile(r"backbone\.(body\.(conv1|layer1)|features\.[02])\.")
+    trainable, frozen = optimizer.partition(
+        unflatten_dict(paths, sep="/"), recipe.frozen
+    )
+    assert all(map(first.match, frozen.values()))
+    assert not any(map(first.match, trainable.values()))
 
 
 @pytest.mark.parametrize(
