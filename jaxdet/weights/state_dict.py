@@ -34,6 +34,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise WeightsError(
             f"{path}: reading it needs {error.name}: pip install {error.name}"
         ) from None
+    except zipfile.BadZipFile as error:
+        raise WeightsError(
+            f"{path}: cannot be read: it is no zip archive, or was cut short"
+        ) from error
     except Exception as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from error
 

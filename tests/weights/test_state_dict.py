@@ -54,7 +54,9 @@ def test_damaged_and_missing_files(tmp_path, suffix):
         read_state_dict(path)
     WRITERS[suffix]({"weight": np.arange(100, dtype=np.float32)}, path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(WeightsError, match=rf"some\{suffix}: cannot be read"):
+    zipped = suffix in (".npz", ".pth")
+    reason = "it is no zip archive, or was cut short$" if zipped else ""
+    with pytest.raises(WeightsError, match=rf"some\{suffix}: cannot be read: {reason}"):
         read_state_dict(path)
 
 
@@ -79,5 +81,5 @@ def test_npz_files_of_anything_but_arrays(tmp_path):
     with pytest.raises(WeightsError, match=r"archive/data\.pkl in it is no array$"):
         read_state_dict(path)
     path.write_bytes(pickle.dumps({}))
-    with pytest.raises(WeightsError, match=r"cannot be read: File is not a zip file$"):
+    with pytest.raises(WeightsError, match=r"no zip archive, or was cut short$"):
         read_state_dict(path)
