@@ -74,22 +74,24 @@ def load(recipe: Recipe, source: str) -> Weights:
         hint = _hint(source)
         return Weights(variables, source, sha256, preprocessing=pixels, hint=hint)
     state = read_state_dict(file)
-    if any(name.startswith("backbone.") for name in state):
-        return _of_torchvision_detector(state, source, sha256)
-    weights = Weights({}, source, sha256, preprocessing=Preprocessing())
-    return _of_classifier(recipe, state, weights)
+    try:
+        if any(name.startswith("backbone.") for name in state):
+            return _of_torchvision_detector(state, source, sha256)
+        weights = Weights({}, source, sha256, preprocessing=Preprocessing())
+        return _of_classifier(recipe, state, weights)
+    except WeightsError as error:  # which names no file
+        raise WeightsError(f"--weights {source}: {error}") from error
 
 
 def warn_of_other_pixels(recipe: Recipe, weights: Weights) -> None:
     """Warns where a recipe normalizes pixels otherwise than its weights need it."""
     ours = _preprocessing(recipes.build(recipe))
     if weights.preprocessing not in (None, ours):
-        logging.getLogger(__name__).warning(
-            "%s takes pixels of %s, the recipe makes %s; set `preprocessing` in "
-            "--detector",
-            weights.source,
-            weights.preprocessing,
-            ours,
+        needed = weights.preprocessing
+        logging.getLogger("jaxdet").warning(
+            "%s needs pixels normalized by mean %s and std %s, but the recipe has %s "
+            "and %s: set its options that end with preprocessing.mean and .std",
+            *(weights.source, needed.mean, needed.std, ours.mean, ours.std),
         )
 
 

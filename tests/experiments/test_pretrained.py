@@ -105,6 +105,15 @@ def test_what_a_backbone_of_a_run_needs_is_known():
     assert pretrained._options(recipes.build(recipe)) == {"epsilon": 0.5}
 
 
+@pytest.mark.parametrize("name", ["resnet18", "fcos_resnet50_fpn"])
+def test_files_of_other_networks_are_named(name, checkpoint):
+    file = checkpoint(name, {"head.weight": np.zeros(1)})
+    with pytest.raises(
+        WeightsError, match=rf"--weights .*/{name}\.pth: .*fpn|resnet50"
+    ):
+        pretrained.load(recipes.load("faster_rcnn"), file)
+
+
 @pytest.mark.parametrize(
     ("recipe", "name"),
     [("ssd", "ssd300_vgg16"), ("retinanet", "retinanet_resnet50_fpn")],
@@ -119,9 +128,10 @@ def test_other_pixels_than_the_weights_take_are_warned_of(
     std = (0.125, 0.25, 0.5)
     other = dataclasses.replace(recipe.detector.preprocessing, std=std)
     detector = dataclasses.replace(recipe.detector, preprocessing=other)
-    other = dataclasses.replace(recipe, detector=detector)
-    pretrained.warn_of_other_pixels(other, weights)
-    assert "the recipe makes" in caplog.text and str(std) in caplog.text
+    pretrained.warn_of_other_pixels(
+        dataclasses.replace(recipe, detector=detector), weights
+    )
+    assert f"the recipe has {other.mean} and {std}: set" in caplog.text
 
 
 def test_a_run_that_goes_on_reads_no_weights(tmp_path, monkeypatch):
