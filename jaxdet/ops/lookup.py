@@ -2,7 +2,7 @@
 
 TPUs gather row by row, and pad rows of four numbers to 128. Comparing each index with
 all slots and adding up is exact, since all other terms are zero, and by the estimate of
-the TPU's compiler takes an eighth of the time; on CPUs it takes ten times as long.
+the TPU's compiler takes an eighth of the time; CPUs take more than ten times as long.
 """
 
 import jax
