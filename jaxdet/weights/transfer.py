@@ -53,7 +53,7 @@ class Transfer:
     """Fields of the network's modules that the weights need, such as `epsilon`."""
 
     def __str__(self) -> str:
-        """Says it in one line."""
+        """Returns one line for the log."""
         paths = [path.split("/", 1)[1].rpartition("/")[0] for path in self.new]
         layers = list(dict.fromkeys(paths))
         listed = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
