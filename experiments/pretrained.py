@@ -22,6 +22,7 @@ from jaxdet.nn.backbones.mobilenet import MobileNetV2
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16
 from jaxdet.nn.extra_stages import ExtraStages
+from jaxdet.training.run_folder import load_run
 from jaxdet.weights import backbones, mapping, published, torchvision, transfer
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
 from jaxdet.weights.transfer import Weights
@@ -98,6 +99,8 @@ def warn_of_other_pixels(recipe: Recipe, weights: Weights) -> None:
 def _of_run(folder: str) -> Weights:
     trained = load_detector(folder)
     classifies = trained.detector.num_classes is not None
+    norms = "its norms are group norms, which a recipe with weights may not have"
+    from_scratch = load_run(folder).weights is None
     return Weights(
         trained.variables,
         folder,
@@ -105,6 +108,7 @@ def _of_run(folder: str) -> Weights:
         trained.class_names if classifies else (),
         _options(trained.detector),
         _preprocessing(trained.detector),
+        f"{folder} was trained from scratch: {norms}" if from_scratch else "",
     )
 
 

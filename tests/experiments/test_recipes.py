@@ -380,3 +380,8 @@ def test_sppnet_takes_the_convolutions_of_a_fast_rcnn(trained):
     jax.tree.map(np.testing.assert_array_equal, *parts)
     run = load_run("runs/sppnet_digits")
     assert run.weights.class_names == run.class_names
+    hints = [
+        pretrained.load(recipes.load("sppnet_digits"), f"runs/{name}").hint
+        for name in ("fast_rcnn_digits", "sppnet_digits")
+    ]
+    assert "fast_rcnn_digits was trained from scratch" in hints[0] and not hints[1]
