@@ -20,7 +20,7 @@ from jaxdet.nn.backbones import efficientnet
 from jaxdet.nn.backbones.alexnet import AlexNet
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
-from jaxdet.nn.backbones.vgg import VGG16
+from jaxdet.nn.backbones.vgg import VGG16, VGG16SSD
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.training.run_folder import load_run
 from jaxdet.weights import backbones, mapping, published, torchvision, transfer
@@ -171,7 +171,8 @@ def _of_classifier(
 ) -> Weights:
     """Takes a classification network's layers for the backbone and the box head."""
     backbone, head, options = recipe.backbone, None, {}
-    if isinstance(backbone, ExtraStages):
+    backbone = getattr(backbone, "backbone", backbone)  # that of `ExtraStages`
+    if isinstance(backbone, VGG16SSD):
         return weights._replace(variables=_below("backbone", _for_ssd(state)))
     if isinstance(backbone, AlexNet):
         layers = backbones.load(state, "alexnet")
@@ -195,6 +196,8 @@ def _of_classifier(
             f"no file is known with weights for a {type(backbone).__name__}; allowed: "
             "those for AlexNet, VGG16, ResNet, MobileNetV2"
         )
+    if isinstance(recipe.backbone, ExtraStages):
+        layers = _below("backbone", layers)
     variables = _below("backbone", layers)
     for collection, parameters in (head or {}).items():
         variables[collection]["box_head"] = parameters

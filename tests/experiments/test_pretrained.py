@@ -14,6 +14,8 @@ from experiments import pretrained, train
 from experiments import recipe as recipes
 from experiments.data_option import DataOption
 from jaxdet.inference.load import load_detector
+from jaxdet.nn.backbones.resnet import ResNet
+from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.structs import Batch
 from jaxdet.training.run_folder import RunError, load_run, save_run
 from jaxdet.weights import torchvision, transfer
@@ -105,13 +107,26 @@ def test_what_a_backbone_of_a_run_needs_is_known():
     assert pretrained._options(recipes.build(recipe)) == {"epsilon": 0.5}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "fcos_resnet50_fpn"])
-def test_files_of_other_networks_are_named(name, checkpoint):
+def test_a_classifier_lies_below_the_stages_that_a_recipe_adds(checkpoint):
+    backbone = ExtraStages(ResNet(18), channels=((8, 8),))
+    recipe = dataclasses.replace(recipes.load("ssd"), backbone=backbone)
+    weights = pretrained.load(recipe, checkpoint("resnet18"))
+    layers = weights.variables["params"]["backbone"]["backbone"]
+    assert layers["stem_conv"]["kernel"].shape == (7, 7, 3, 64)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "problem"),
+    [
+        ("faster_rcnn", "resnet18", "tensors do not fit resnet50"),
+        ("faster_rcnn", "fcos_resnet50_fpn", "the nearest is fcos_resnet50_fpn"),
+        ("ssd_efficientnet", "resnet18", "no file .* for a EfficientNetLite0"),
+    ],
+)
+def test_files_of_other_networks_are_named(recipe, name, problem, checkpoint):
     file = checkpoint(name, {"head.weight": np.zeros(1)})
-    with pytest.raises(
-        WeightsError, match=rf"--weights .*/{name}\.pth: .*fpn|resnet50"
-    ):
-        pretrained.load(recipes.load("faster_rcnn"), file)
+    with pytest.raises(WeightsError, match=rf"--weights .*/{name}\.pth: .*{problem}"):
+        pretrained.load(recipes.load(recipe), file)
 
 
 @pytest.mark.parametrize(
