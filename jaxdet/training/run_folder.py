@@ -51,7 +51,6 @@ def save_run(
     detector: Detector,
     data_set: DataSet,
     config: TrainingConfig,
-    *,
     weights: Transfer | None = None,
     accept_changed_data: bool = False,
 ) -> Transfer | None:

@@ -97,29 +97,19 @@ def train(
         lock = stack.enter_context(closing(RunLock(workdir)))
         if jax.process_index() == 0:
             kept = save_run(
-                workdir,
-                detector,
-                data_set,
-                config,
-                weights=kept,
-                accept_changed_data=accept_changed_data,
+                workdir, detector, data_set, config, kept, accept_changed_data
             )
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, lock)
         stack.callback(checkpoints.close)
         apply = weights and partial(transfer.apply, weights, class_names=names)
-        state = _restore_or_create(
-            checkpoints, template, detector, config, batch, apply
-        )
+        state = _first_state(checkpoints, template, detector, config, batch, apply)
         start = int(state.step)
         missing = _lacks_evaluation(checkpoints, validation, start, config)
         if start == config.steps and not missing:
-            if jax.process_index() == 0:
-                print(f"{workdir}: nothing left to do, all {start} steps are made")
+            _print_once(f"{workdir}: nothing left to do, all {start} steps are made")
             return state
         log = stack.enter_context(closing(Log(workdir, start=start, config=config)))
-        log.line(_summary(detector, template, data_set, config, batch, start))
-        if kept:
-            log.line(str(kept))
+        log.line(_summary(detector, template, data_set, config, batch, start, kept))
         profiler = Profiler(log, start=start, config=config)
         stack.callback(profiler.close)
         batches = _training_batches(
@@ -163,6 +153,12 @@ def train(
     return state
 
 
+def _print_once(text: str) -> None:
+    """Prints a line on the first host."""
+    if jax.process_index() == 0:
+        print(text)
+
+
 def _training_batches(data_set: DataSet, config: TrainingConfig, **steps) -> Iterator:
     return batching.training_batches(
         data_set,
@@ -175,7 +171,7 @@ def _training_batches(data_set: DataSet, config: TrainingConfig, **steps) -> Ite
     )
 
 
-def _restore_or_create(
+def _first_state(
     checkpoints: Checkpoints,
     template: TrainState,
     detector: Detector,
@@ -277,6 +273,7 @@ def _summary(
     config: TrainingConfig,
     batch: Batch,
     start: int,
+    kept: transfer.Transfer | None,
 ) -> str:
     parts = partition(template.variables["params"], config.frozen)
     trainable, frozen = (sum(x.size for x in part.values()) for part in parts)
@@ -294,6 +291,7 @@ def _summary(
         f"learning rate {rate:g} after {config.warmup_steps} steps of warm-up; "
         f"{trainable:,} trainable parameters, {frozen:,} frozen; "
         f"{flops / 1e9:.3g} GFLOPs per image for a training step"
+        + (f"\n{kept}" if kept else "")
     )
 
 
