@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -42,7 +42,6 @@ def run(main: Callable | dict[str, Callable]) -> None:
     cannot be parsed); Ctrl-C becomes exit code 130. Other errors keep their traceback.
     The third Ctrl-C ends the process even while it compiles.
     """
-    _prepare_for_interrupts()
     _set_hooks()
     logger = logging.getLogger("jaxdet")
     handler = logging.StreamHandler()
@@ -50,6 +49,11 @@ def run(main: Callable | dict[str, Callable]) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False  # libraries put handlers of their own on the root
+    with _third_interrupt_ends():
+        _run(main)
+
+
+def _run(main: Callable | dict[str, Callable]) -> None:
     try:
         arguments = _parse_shared_options(sys.argv[1:])
         if isinstance(main, dict):
@@ -71,19 +75,21 @@ def run(main: Callable | dict[str, Callable]) -> None:
         _exit(1, traceback.format_exc())
 
 
-def _prepare_for_interrupts() -> None:
+@contextlib.contextmanager
+def _third_interrupt_ends() -> Iterator[None]:
     """Makes Ctrl-C an exception, and the third one the end of the process.
 
     Python acts on signals between its own instructions, so not while compiled code
     runs; a compilation can take minutes.
     """
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     numbers, write = os.pipe()
     os.set_blocking(write, False)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def count() -> None:
         interrupts = 0
@@ -91,8 +97,14 @@ def _prepare_for_interrupts() -> None:
             interrupts += number[0] == signal.SIGINT
             if interrupts == 3:
                 os._exit(130)
+        os.close(numbers)
 
     threading.Thread(target=count, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(write)
 
 
 def _set_hooks() -> None:

@@ -69,6 +69,7 @@ def exits(monkeypatch, capsys):
     logger = logging.getLogger("jaxdet")
     for name, value in {"handlers": [], "level": 0, "propagate": True}.items():
         monkeypatch.setattr(logger, name, value)
+    handler = signal.getsignal(signal.SIGINT)
 
     def ask(function, *arguments):
         monkeypatch.setattr(sys, "argv", ["script", *arguments])
@@ -76,7 +77,8 @@ def exits(monkeypatch, capsys):
             function()
         return caught.value.code, capsys.readouterr().err
 
-    return ask
+    yield ask
+    signal.signal(signal.SIGINT, handler)  # an interrupted command has reset it
 
 
 def test_training_lists_its_recipes(capsys):
@@ -156,6 +158,14 @@ def test_ctrl_c_ends_quietly_even_in_a_callback_and_during_imports(tmp_path):
     for process in (importing, running):
         output, _ = process.communicate(timeout=60)
         assert (process.returncode, output) in ((130, b""), (-signal.SIGINT, b""))
+
+
+def test_a_command_that_is_over_counts_no_interrupts(exits):
+    exits(functools.partial(command_line.run, raising(ConfigError("refused"))))
+    for _ in range(4):  # the third would end this process
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.05)
 
 
 def test_faults_of_ours_keep_their_traceback(exits):
