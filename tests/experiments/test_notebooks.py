@@ -90,7 +90,7 @@ def test_notebooks_are_clean_define_nothing_and_open_in_colab(notebook):
 
 
 # Without outputs: it takes COCO, which is not downloaded.
-NOT_EXECUTED = {"coco_val2017", "train_on_your_data"}
+NOT_EXECUTED = {"coco_val2017"}
 
 
 def test_outputs_are_small_whole_and_of_no_one_machine(notebook):
