@@ -162,7 +162,7 @@ class Profiler:
     There are `config.profile_steps` of them, once the step is compiled; 0: none.
     """
 
-    def __init__(self, log: Log, *, start: int, config: TrainingConfig):
+    def __init__(self, log: Log, start: int, config: TrainingConfig):
         """Chooses the steps; nothing is traced before `begin`.
 
         Args:

@@ -89,7 +89,7 @@ def train(
       NonFiniteLossError: naming the loss terms, the step and the images of its batch.
     """
     check_run(detector, data_set, config, validation)
-    batch = next(_training_batches(data_set, config, start=0, stop=1))
+    batch = next(_batches(data_set, config, start=0, stop=1))
     template = trace_state(detector, config, batch)
     names = data_set.class_names
     kept = weights and transfer.compare(weights, template.variables, names)
@@ -110,11 +110,8 @@ def train(
             return state
         log = stack.enter_context(closing(Log(workdir, start=start, config=config)))
         log.line(_summary(detector, template, data_set, config, batch, start, kept))
-        profiler = Profiler(log, start=start, config=config)
-        stack.callback(profiler.close)
-        batches = _training_batches(
-            data_set, config, start=start, stop=config.steps, transfer=shard_to_devices
-        )
+        profiler = stack.enter_context(closing(Profiler(log, start, config)))
+        batches = _batches(data_set, config, start, config.steps, shard_to_devices)
         stack.callback(batches.close)
         signals = stack.enter_context(DeferredSignals())
         run_evaluation = partial(
@@ -159,7 +156,13 @@ def _print_once(text: str) -> None:
         print(text)
 
 
-def _training_batches(data_set: DataSet, config: TrainingConfig, **steps) -> Iterator:
+def _batches(
+    data_set: DataSet,
+    config: TrainingConfig,
+    start: int,
+    stop: int,
+    transfer: Callable | None = None,
+) -> Iterator:
     return batching.training_batches(
         data_set,
         config.input,
@@ -167,7 +170,9 @@ def _training_batches(data_set: DataSet, config: TrainingConfig, **steps) -> Ite
         seed=config.seed,
         process=jax.process_index(),
         processes=jax.process_count(),
-        **steps,
+        start=start,
+        stop=stop,
+        transfer=transfer,
     )
 
 
