@@ -2,7 +2,8 @@
 
 RetinaNet, FCOS, SSD and Faster R-CNN on the same backbones, each trained once on
 canvases of several sizes, then evaluated and timed on each of them: AP against
-milliseconds an image, as a figure and a table.
+milliseconds an image, as a figure and a table. The Pareto front joins the points
+that no other beats in both.
 
     python -m experiments.lecture.speed_accuracy  # digits, for two CPU cores
     python -m experiments.lecture.speed_accuracy \
@@ -68,8 +69,6 @@ RECIPES = {
 BASE = retinanet_digits.RECIPE.training
 TRAINING = dataclasses.replace(
     BASE,
-    steps=800,
-    checkpoint_every=200,
     input=dataclasses.replace(BASE.input, multi_scale=(0.75, 1.0, 1.25)),
 )
 
@@ -104,7 +103,7 @@ def main(
     validation_source: Flat[ValidationOption] = VALIDATION,
     *,
     names: tuple[Name, ...] = NAMES,
-    depths: tuple[int, ...] = (10,),
+    depths: tuple[int, ...] = (10, 18),
     timed: int = 50,
     precision: Precision = "float32",
     workdir: pathlib.Path = pathlib.Path("runs/speed_accuracy"),
@@ -247,6 +246,22 @@ def table(points: Sequence[Point]) -> str:
     )
 
 
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Returns the points that no other beats in speed and accuracy at once.
+
+    Args:
+      points: in any order.
+
+    Returns:
+      From the fastest to the most accurate.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda x: (x.milliseconds, -x.ap)):
+        if not front or point.ap > front[-1].ap:
+            front.append(point)
+    return front
+
+
 def figure(points: Sequence[Point]) -> Figure:
     """Draws a line through the sizes of each detector and backbone."""
     drawing = Figure(figsize=(8, 5), layout="constrained")
@@ -262,6 +277,8 @@ def figure(points: Sequence[Point]) -> Figure:
         panel.plot(*zip(*places, strict=True), **style, label=label)
         for point, place in zip(line, places, strict=True):
             panel.annotate(_size(point.canvas), place, color=color, **BESIDE)
+    front = [(point.milliseconds, 100 * point.ap) for point in pareto_front(points)]
+    panel.plot(*zip(*front, strict=True), "--", color="gray", label="Pareto front")
     panel.set(xlabel="ms an image (median, one at a time)", ylabel="AP, %")
     panel.set_title("Speed against accuracy, by pixels of the canvas")
     panel.grid(alpha=0.3)

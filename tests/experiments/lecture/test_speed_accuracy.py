@@ -12,8 +12,10 @@ from experiments.lecture import speed_accuracy
 from experiments.lecture.speed_accuracy import (
     TRAINING,
     Detectors,
+    Point,
     main,
     make,
+    pareto_front,
     sizes,
 )
 from jaxdet.config import ConfigError
@@ -82,6 +84,16 @@ def test_each_is_trained_once_and_evaluated_at_each_size(monkeypatch, tmp_path, 
     assert points[4]["depth"] == 18 and points[4]["canvas"] == [128, 128]
     assert points[4]["ap"] == 0.25 and points[4]["milliseconds"] >= 0
     assert (tmp_path / "speed_accuracy.png").stat().st_size > 10_000
+
+
+def test_the_pareto_front_holds_what_none_beats():
+    values = [(5, 0.4), (4, 0.3), (6, 0.4), (7, 0.35), (4, 0.2), (9, 0.5)]
+    points = [Point("ssd", 10, (96, 96), *value, ap50=1.0) for value in values]
+    assert [point[3:5] for point in pareto_front(points)] == [
+        (4, 0.3),
+        (5, 0.4),
+        (9, 0.5),
+    ]
 
 
 def test_refused():
