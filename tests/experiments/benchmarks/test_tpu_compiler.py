@@ -13,6 +13,8 @@ from tests.optional import need
 
 ROW = {
     "compile_seconds": 3.2,
+    "compile_cpu_seconds": 5.8,
+    "largest_batch": 12,
     "peak": 2**31,
     "temporaries": 2**30,
     "flops": 197e9,
@@ -39,7 +41,7 @@ def test_rows_are_compiled_once(monkeypatch, tmp_path):
     call = partial(tpu_compiler.main, detectors=("ssd",), output=tmp_path / "tpu")
     call(tasks=("train",))
     lines = (tmp_path / "tpu.md").read_text().splitlines()
-    times = "3 | 2.00 | 1.00 | 0.197 | 8.19 | 1 / 10 | 32 + 8 | 2"
+    times = "3 (6) | 2.00 | 1.00 | 12 | 0.197 | 8.19 | 1 / 10 | 32 + 8 | 2"
     assert lines[2] == f"| SSD, train, bfloat16, 300x300, batch 8 | {times} |"
     assert lines[-1] == "| 3 | 16 | fusion | a.py:1 f |"
     call()
