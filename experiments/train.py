@@ -37,6 +37,7 @@ from experiments.recipe import Recipe
 from jaxdet.config import ConfigError
 from jaxdet.data.dataset import DataSet
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.log import OnMetrics
 from jaxdet.training.run_folder import RunError, resumed_weights
 from jaxdet.training.step import TrainState
 from jaxdet.training.train import train
@@ -145,6 +146,7 @@ def train_recipe(
     *,
     workdir: pathlib.Path,
     weights_classes: WeightsClasses = "by-name",
+    on_metrics: OnMetrics | None = None,
     accept_changed_data: bool = False,
 ) -> TrainState:
     """Trains a recipe on a data set, or goes on where the run stopped.
@@ -157,6 +159,7 @@ def train_recipe(
       workdir: the run folder.
       weights_classes: whether layers for classes keep what the weights know of classes
         of the same name.
+      on_metrics: see `jaxdet.training.train.train`.
       accept_changed_data: see `jaxdet.training.train.train`.
 
     Returns:
@@ -184,6 +187,7 @@ def train_recipe(
         validation=validation,
         weights=weights,
         metrics=METRICS[recipe.metrics] if recipe.metrics else None,
+        on_metrics=on_metrics,
         accept_changed_data=accept_changed_data,
     )
 

@@ -56,6 +56,7 @@ class Checkpoints:
           keep: how many of the newest checkpoints stay.
           lock: of the run folder, to notice when it is gone; None: it stays.
         """
+        self.workdir = pathlib.Path(workdir)
         self._manager, self._keep, self._lock = None, keep, lock
         self._saved_elsewhere = False
         if jax.process_index() > 0:
@@ -108,6 +109,15 @@ class Checkpoints:
                 ),
                 metrics=_headline(metrics),
             )
+
+    @contextlib.contextmanager
+    def saving_on_error(self, step: int, state: TrainState) -> Iterator[None]:
+        """Saves the state, if it is not, before an exception leaves the block."""
+        try:
+            yield
+        except BaseException:
+            self.save(step, state)
+            raise
 
     def is_evaluated(self, step: int) -> bool:
         """Returns whether a step was saved with metrics, or got them later."""

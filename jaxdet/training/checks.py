@@ -36,7 +36,8 @@ def check_run(
     Raises:
       DataError: if data and config, or the classes, do not fit together.
       ConfigError: if the detector's anchors reach no object, if the devices' images
-        cannot be accumulated, or if hosts have different configs or data.
+        cannot be accumulated, if there is patience but nothing to evaluate, or if hosts
+        have different configs or data.
     """
     _check_classes(detector, data_set, validation)
     check = partial(
@@ -48,6 +49,10 @@ def check_run(
         check(validation, dataclasses.replace(config.input, too_many_objects="drop"))
         if detector.has_masks:
             load_ground_truth(detector, validation)  # broken masks are refused now
+    elif config.patience:
+        raise ConfigError(
+            f"patience is {config.patience}; it must be 0 without validation data"
+        )
     images = config.batch_size // jax.device_count()
     if images % config.accumulation_steps:
         raise ConfigError(

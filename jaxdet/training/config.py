@@ -65,6 +65,9 @@ class TrainingConfig:
     """Steps between checkpoints; there is one after each evaluation, too."""
     evaluate_every: Size = 10_000
     """Steps between evaluations of the validation set; 0: only at the end."""
+    patience: Size = 0
+    """Evaluations in a row without a better first number, such as AP, after which the
+    run ends early; 0: it never does."""
     keep_checkpoints: Count = 3
     """The newest ones that stay on disk, beside the best."""
     pictures: Size = 4
@@ -76,9 +79,12 @@ class TrainingConfig:
     """How images become batches."""
 
     def relations(self) -> Iterator[tuple[str, bool, str]]:
-        """Checks that the warm-up ends within the run."""
+        """Checks that warm-up ends, and that patience can, within the run."""
         at_most = f"at most steps ({self.steps})"
         yield "warmup_steps", self.warmup_steps <= self.steps, at_most
+        evaluates = 0 < self.evaluate_every < self.steps
+        between = f"0 with evaluate_every {self.evaluate_every} of {self.steps} steps"
+        yield "patience", evaluates or not self.patience, between
 
 
 CHANGEABLE_ON_RESUME = frozenset(
@@ -86,6 +92,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "log_every",
         "checkpoint_every",
         "evaluate_every",
+        "patience",
         "keep_checkpoints",
         "pictures",
         "profile_steps",

@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +24,9 @@ from jaxdet.training.config import TrainingConfig
 SECONDS_BETWEEN_FLUSHES = 30  # of TensorBoard's files
 STEPS_BEFORE_PROFILE = 10  # to compile, and to fill the queues
 
+OnMetrics = Callable[[int, dict[str, float]], object]
+"""What is called with a step and numbers by name, such as a tracking service's log."""
+
 
 class Log:
     """Writes the log of one run; of several hosts only the first does.
@@ -33,7 +36,12 @@ class Log:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, *, start: int, config: TrainingConfig
+        self,
+        workdir: str | os.PathLike,
+        *,
+        start: int,
+        config: TrainingConfig,
+        on_metrics: OnMetrics | None = None,
     ):
         """Opens the files.
 
@@ -41,9 +49,10 @@ class Log:
           workdir: the run folder, which exists.
           start: step at which the run starts or resumes; TensorBoard hides later ones.
           config: says how many steps there are, and images in each.
+          on_metrics: called with all scalars that TensorBoard gets, by the same names.
         """
         self.workdir = pathlib.Path(workdir)
-        self._config = config
+        self._config, self._on_metrics = config, on_metrics
         self._active = jax.process_index() == 0
         self._bar = tqdm(
             total=config.steps,
@@ -87,7 +96,7 @@ class Log:
         shown = {"loss": values["loss"], "images/s": values["images_per_second"]}
         with self._terminal():
             self._bar.set_postfix(shown)
-        self._scalars(step, "training/", values)
+        self._scalars(step, {f"training/{name}": x for name, x in values.items()})
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Logs the metrics of the validation set after a step.
@@ -102,8 +111,9 @@ class Log:
         self.line(f"evaluation at step {step}  {_numbers(rest)}")
         if classes:
             self._write(f"of each class, percent\n{format_metrics(classes)}")
-        self._scalars(step, "validation/", rest)
-        self._scalars(step, "classes/", classes)
+        scalars = {f"validation/{name}": value for name, value in rest.items()}
+        scalars |= {f"classes/{name}": value for name, value in classes.items()}
+        self._scalars(step, scalars)
 
     def pictures(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Adds images to TensorBoard, and writes `pictures/STEP_NAME.png`.
@@ -143,10 +153,13 @@ class Log:
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         self._file.flush()
 
-    def _scalars(self, step: int, prefix: str, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            if not np.isnan(value):  # AP where there are no such objects
-                self._add_event(step, summary=summary.scalar(f"{prefix}{name}", value))
+    def _scalars(self, step: int, values: dict[str, float]) -> None:
+        # NaN is AP where there are no such objects.
+        known = {name: float(x) for name, x in values.items() if not np.isnan(x)}
+        for name, value in known.items():
+            self._add_event(step, summary=summary.scalar(name, value))
+        if self._on_metrics is not None:
+            self._on_metrics(step, known)
 
     def _add_event(self, step: int, **content: Any) -> None:
         # Not by a `SummaryWriter`: once its thread cannot write, it waits forever.

@@ -17,18 +17,19 @@ from jaxdet.data.dataset import DataSet
 from jaxdet.data.epoch_plan import steps_per_epoch
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
-from jaxdet.evaluation.evaluate import Metrics, evaluate
+from jaxdet.evaluation.evaluate import Metrics
 from jaxdet.parallel import replicate, shard_to_devices
 from jaxdet.structs import Batch
 from jaxdet.training.checkpoint import Checkpoints
 from jaxdet.training.checks import check_run, trace_state
 from jaxdet.training.checksum import digest
 from jaxdet.training.config import TrainingConfig
+from jaxdet.training.evaluator import Evaluator, divides, evaluates_after, stopped
 from jaxdet.training.lock import RunLock
-from jaxdet.training.log import Log, Profiler
+from jaxdet.training.log import Log, OnMetrics, Profiler
 from jaxdet.training.metrics import RecentMetrics
 from jaxdet.training.optimizer import partition, scaled_learning_rate
-from jaxdet.training.pictures import draw_training_images, draw_validation_images
+from jaxdet.training.pictures import draw_training_images
 from jaxdet.training.run_folder import save_run
 from jaxdet.training.signals import DeferredSignals
 from jaxdet.training.step import (
@@ -50,6 +51,7 @@ def train(
     validation: DataSet | None = None,
     weights: Weights | None = None,
     metrics: Metrics | None = None,
+    on_metrics: OnMetrics | None = None,
     accept_changed_data: bool = False,
 ) -> TrainState:
     """Trains a detector, or resumes the run in `workdir` where it stopped.
@@ -60,23 +62,29 @@ def train(
     SIGTERM acts at once. Of several hosts all stop after the same step when one gets
     SIGTERM; there the others act at once. States are saved before they are evaluated,
     and an evaluation that was interrupted is made when the run is resumed, even if no
-    steps are left.
+    steps are left. With `config.patience` the run ends early once so many evaluations
+    have not been better than the best; a resumed run ends at the same step.
 
     Args:
       detector: what to train.
       data_set: its training images.
       config: everything else about the run.
-      workdir: the run folder: config.json, checkpoints/, log.txt, TensorBoard's event
-        files, pictures/ and profile/. Of several hosts only the first uses it.
+      workdir: the run folder: config.json, checkpoints/, log.txt, evaluations.jsonl,
+        TensorBoard's event files, pictures/ and profile/. Of several hosts only the
+        first uses it.
       validation: evaluated every `config.evaluate_every` steps and at the end; the
         checkpoint of the highest first number, such as AP, is kept.
       weights: what to start from; None: random numbers. `transfer.compare` tells what
         is kept of them. A run that is resumed needs none.
       metrics: what `evaluate` measures on the validation set; None: its default.
+      on_metrics: called on the first host at every log line and after every evaluation
+        with the step and numbers by name, such as "training/loss" and "validation/AP".
+        If it raises an exception, the state is saved and the run ends with it.
       accept_changed_data: whether a run may be resumed with other images or objects.
 
     Returns:
-      The state after the last step; `state.variables` is what `evaluate` wants.
+      The state after the last step, which need not be the best one;
+      `state.variables` is what `evaluate` wants.
 
     Raises:
       DataError: if data and config do not fit together, before anything is compiled.
@@ -104,27 +112,25 @@ def train(
         apply = weights and partial(transfer.apply, weights, class_names=names)
         state = _first_state(checkpoints, template, detector, config, batch, apply)
         start = int(state.step)
-        missing = _lacks_evaluation(checkpoints, validation, start, config)
-        if start == config.steps and not missing:
-            _print_once(f"{workdir}: nothing left to do, all {start} steps are made")
+        evaluator = Evaluator(detector, validation, config, metrics, checkpoints, start)
+        missing = evaluator.is_missing(start)
+        if not missing and (reason := evaluator.reason_to_stop(start)):
+            _print_once(f"{workdir}: nothing left to do, {reason}")
             return state
-        log = stack.enter_context(closing(Log(workdir, start=start, config=config)))
+        log = Log(workdir, start=start, config=config, on_metrics=on_metrics)
+        stack.callback(log.close)
         log.line(_summary(detector, template, data_set, config, batch, start, kept))
         profiler = stack.enter_context(closing(Profiler(log, start, config)))
         batches = _batches(data_set, config, start, config.steps, shard_to_devices)
         stack.callback(batches.close)
         signals = stack.enter_context(DeferredSignals())
-        run_evaluation = partial(
-            _run_evaluation, detector, validation, config, metrics, log, checkpoints
-        )
         if not start:
             log.pictures(0, draw_training_images(batch, data_set, config))
         if missing:
-            log.line(f"step {start} is saved, but not evaluated; that comes first")
-            run_evaluation(signals, state)
+            evaluator.run(state, log, signals)
         update = _make_update(detector, config, log)
         recent = RecentMetrics(data_set, config)
-        for step in range(start + 1, config.steps + 1):
+        for step in evaluator.steps_from(start):
             profiler.begin(step)
             batch, sharded_batch = recent.next_batch(batches)
             state, values = update(state, sharded_batch)
@@ -132,20 +138,22 @@ def train(
             profiler.end(step, values)
             log.advance()
             stop = signals.should_stop(step)
-            evaluates = _evaluates_after(step, config)
-            saves = stop or evaluates or _divides(config.checkpoint_every, step)
-            if not saves and not _divides(config.log_every, step):
+            evaluates = evaluates_after(step, config)
+            saves = stop or evaluates or divides(config.checkpoint_every, step)
+            if not saves and not divides(config.log_every, step):
                 continue
-            log.progress(step, recent.read())  # raises before anything bad is saved
+            means = recent.read()  # raises before anything bad is saved
+            with checkpoints.saving_on_error(step, state):
+                log.progress(step, means)
             checkpoints.check()
             if saves:
                 checkpoints.save(step, state)
             if stop:
-                log.line(_stopped(step))
+                log.line(stopped(step))
                 signals.act()
             if evaluates:
                 log.pictures(step, draw_training_images(batch, data_set, config))
-                run_evaluation(signals, state)
+                evaluator.run(state, log, signals)
             recent = RecentMetrics(data_set, config)
     return state
 
@@ -190,66 +198,6 @@ def _first_state(
     state = create_state(detector, config, batch, pretrained=pretrained)
     parallel.require_same(lambda: {"parameters": digest(state.variables)})
     return replicate(state)
-
-
-def _lacks_evaluation(
-    checkpoints: Checkpoints,
-    validation: DataSet | None,
-    step: int,
-    config: TrainingConfig,
-) -> bool:
-    due = validation is not None and _evaluates_after(step, config)
-    return due and not checkpoints.is_evaluated(step)
-
-
-def _evaluates_after(step: int, config: TrainingConfig) -> bool:
-    last = step == config.steps
-    return step > 0 and (last or _divides(config.evaluate_every, step))
-
-
-def _divides(interval: int, step: int) -> bool:
-    return interval > 0 and step % interval == 0
-
-
-def _stopped(step: int) -> str:
-    return f"stopped; the same command goes on after step {step}"
-
-
-def _run_evaluation(
-    detector: Detector,
-    validation: DataSet | None,
-    config: TrainingConfig,
-    metrics: Metrics | None,
-    log: Log,
-    checkpoints: Checkpoints,
-    signals: DeferredSignals,
-    state: TrainState,
-) -> None:
-    """Evaluates a saved state, and adds the numbers to its checkpoint."""
-    if validation is None:
-        return
-    step = int(state.step)
-    try:
-        with signals.immediate():
-            numbers = evaluate(
-                detector,
-                state.variables,
-                validation,
-                config.input,
-                batch_size=config.batch_size,
-                progress=log.in_terminal,
-                metrics=metrics,
-            )
-            log.evaluation(step, numbers)
-            if jax.process_index() == 0:
-                drawn = draw_validation_images(
-                    detector, state.variables, validation, config
-                )
-                log.pictures(step, drawn)
-    except (KeyboardInterrupt, SystemExit):
-        log.line(_stopped(step))
-        raise
-    checkpoints.save(step, state, numbers)
 
 
 def _make_update(detector: Detector, config: TrainingConfig, log: Log) -> Callable:

@@ -53,6 +53,13 @@ def test_anchors_without_an_object_are_refused():
         checks.check_run(detector, DATA, CONFIG, None)
 
 
+def test_patience_without_validation_data_is_refused():
+    config = dataclasses.replace(CONFIG, patience=3, evaluate_every=2)
+    with pytest.raises(ConfigError, match="patience is 3; it must be 0 without valid"):
+        checks.check_run(toy.toy(), DATA, config, None)
+    checks.check_run(toy.toy(), DATA, config, DATA)
+
+
 def test_broken_masks_to_validate_on_are_refused():
     truth = DATA.ground_truth()
     for annotation in truth["annotations"]:

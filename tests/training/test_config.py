@@ -18,3 +18,10 @@ def test_a_number_out_of_range_is_named(field, value, allowed):
         TrainingConfig(**{field: value})
     for words in (field, repr(value), allowed):
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("evaluate_every", [0, 90_000])
+def test_patience_needs_a_schedule(evaluate_every):
+    allowed = f"0 with evaluate_every {evaluate_every} of 90000 steps"
+    with pytest.raises(ValueError, match=f"patience is 2; it must be {allowed}"):
+        TrainingConfig(patience=2, evaluate_every=evaluate_every)

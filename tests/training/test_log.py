@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_log_rather_than_to_hang(log):
     try:
         with pytest.raises(OSError, match="File too large"):
             for _ in range(2000):
-                log._scalars(4, "training/", VALUES)
+                log._scalars(4, VALUES)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

@@ -20,6 +20,7 @@ from jaxdet.training.checkpoint import load_variables
 from jaxdet.training.train import train
 from jaxdet.weights.transfer import Weights
 from tests.training import toy
+from tests.training.test_log import events
 
 RNG = np.random.default_rng(0)
 CONFIG = toy.config(checkpoint_every=2, ema_decay=0.9, frozen=("stem/bias",))
@@ -194,6 +195,32 @@ def test_the_best_by_any_metrics_is_kept_though_it_is_evaluated_after_it_was_sav
     best = load_variables(tmp_path, state.variables)
     fourth = load_variables(tmp_path, state.variables, step=4)
     chex.assert_trees_all_equal(best, fourth)
+
+
+def test_numbers_are_handed_over_and_what_that_raises_loses_no_step(unbroken, tmp_path):
+    def on_metrics(step, numbers):
+        calls.append((step, set(numbers)))
+        if step == 4:
+            raise ZeroDivisionError("the tracker is gone")
+
+    calls = []
+    config = dataclasses.replace(CONFIG, checkpoint_every=100, evaluate_every=5)
+    options = {"config": config, "validation": toy.data_set(6, tall=2)}
+    with pytest.raises(ZeroDivisionError, match="the tracker is gone"):
+        run(tmp_path, on_metrics=on_metrics, **options)
+    state = run(tmp_path, on_metrics=on_metrics, **options)
+    chex.assert_trees_all_equal(state, unbroken[0])
+    assert starts(tmp_path) == [0, 4]
+    assert [step for step, _ in calls] == [2, 4, 5, 5, 6, 8, 8]
+    shown = {
+        (step, tag) for step, tag, number in events(tmp_path) if number is not None
+    }
+    assert shown == {(step, name) for step, names in calls for name in names}
+    assert {
+        (2, "training/loss"),
+        (5, "validation/AP"),
+        (8, "classes/AP/thing"),
+    } <= shown
 
 
 def test_hosts_must_begin_with_the_same_parameters(tmp_path, monkeypatch):
