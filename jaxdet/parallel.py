@@ -28,7 +28,7 @@ def pmap(
     in_axes: Sequence[int | None],
     out_axes: Any,
     donate_argnums: int | tuple[int, ...] = (),
-    local: bool = False,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Callable:
     """Returns a function mapped over devices; nothing else here calls `jax.pmap`.
 
@@ -42,10 +42,9 @@ def pmap(
         `replicate` copied.
       out_axes: for the results, 0 or None likewise.
       donate_argnums: arguments whose memory the results may take.
-      local: whether to use the devices of this host alone.
+      devices: those to use; all of all hosts by default.
     """
     options = {"in_axes": in_axes, "out_axes": out_axes}
-    devices = jax.local_devices() if local else None
     return jax.pmap(
         function, AXIS, devices=devices, donate_argnums=donate_argnums, **options
     )

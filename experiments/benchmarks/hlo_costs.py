@@ -7,6 +7,7 @@ touches, as in the compiler's count of bytes. Sorts and top-k carry none either,
 have no price; they are counted.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -65,6 +66,24 @@ def operations(text: str) -> list[Operation]:
     computations, entry = _computations(text)
     stacks = _stacks(text)
     return list(_walk(entry, 1, computations, stacks))
+
+
+def all_reduces(text: str) -> list[tuple[str, int]]:
+    """Returns type and bytes of each sum over devices, as `operations`, the most first.
+
+    Args:
+      text: as in `operations`.
+    """
+    computations, _ = _computations(text)
+    sums = []
+    for one in itertools.chain(*computations.values()):
+        if one.kind in ("all-reduce", "all-reduce-start"):
+            dtypes, dims = zip(
+                *re.findall(r"(\w+)\[([\d,]*)\]", one.shape), strict=True
+            )
+            values = sum(math.prod(_dims(x)) for x in dims)
+            sums.append((dtypes[0], values * _bytes(dtypes[0])))
+    return sorted(sums, key=lambda x: -x[1])
 
 
 def _walk(name: str, trips: int, computations: dict, stacks: dict) -> Iterator:
@@ -145,12 +164,16 @@ def _row_bytes(one: _Instruction) -> int:
         tiles = 2  # read and written
     else:
         return 0
-    size = max(int(re.sub(r"\D", "", dtype) or 8) // 8, 1)  # "pred" is a byte
+    size = _bytes(dtype)
     values = math.prod(window)
     rows = math.prod(moved) // max(values, 1)
     if values == 1:  # packed densely
         return rows * size * (1 + tiles)
     return rows * -(-values // _LANES) * _LANES * size * (tiles * _SUBLANES + 1)
+
+
+def _bytes(dtype: str) -> int:
+    return max(int(re.sub(r"\D", "", dtype) or 8) // 8, 1)  # "pred" is a byte
 
 
 def _shape(text: str) -> tuple[str, list[int]]:

@@ -9,6 +9,9 @@ compile, the memory they take of one TPU v5e's 16 GiB, and what they would cost 
     # 3 to 13 minutes of two cores each:
     python -m experiments.benchmarks.tpu_compiler --detectors retinanet \
         --tasks train --batches 2
+    # The same on each of four chips, and what they add up.
+    python -m experiments.benchmarks.tpu_compiler --detectors retinanet \
+        --tasks train --batches 2 --devices 4
 
 Rows that the json file has are not compiled again. Nothing is executed, so nothing is
 measured: times are FLOPs at 197 TFLOP/s, bytes at 819 GB/s, and the compiler's estimate
@@ -46,7 +49,7 @@ from jaxdet.detectors import dense, mask_rcnn
 from jaxdet.detectors.detector import Detector
 from jaxdet.ops import lookup, nms, roi_align
 from jaxdet.structs import Batch, GroundTruth
-from jaxdet.training.step import create_state, train_step
+from jaxdet.training.step import create_state, make_train_step, train_step
 
 Name = Literal["retinanet", "fcos", "faster_rcnn", "faster_rcnn_c4", "mask_rcnn", "ssd"]
 Task = Literal["predict", "train"]
@@ -71,6 +74,7 @@ class Program(NamedTuple):
     function: Callable
     arguments: tuple  # shapes
     donated: tuple[int, ...] = ()
+    mapped: bool = False  # over devices
 
 
 def main(
@@ -79,6 +83,7 @@ def main(
     tasks: tuple[Task, ...] = get_args(Task),
     batches: tuple[int, ...] = (8,),
     canvas: tuple[int, int] = (800, 1344),
+    devices: int = 1,
     small: bool = False,
     output: pathlib.Path = pathlib.Path("runs/tpu"),
 ):
@@ -87,8 +92,9 @@ def main(
     Args:
       detectors: those with ResNet-50, and SSD.
       tasks: what of them.
-      batches: images.
+      batches: images, on each device.
       canvas: (height, width) in pixels; SSD has its own.
+      devices: chips of a training step, at most 4.
       small: functions between a detector's layers instead, one by one.
       output: the two files, without their endings.
 
@@ -98,16 +104,17 @@ def main(
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError('the TPU\'s compiler is needed: pip install "jax[tpu]"')
     cases = small_functions() if small else _cases(detectors, tasks, batches, canvas)
+    cases = {_name(case, devices): case for case in cases}
     path = output.with_suffix(".json")
     rows = files.read_json(path)["rows"] if path.exists() else {}
     versions = {x: importlib.metadata.version(x) for x in ("jax", "libtpu")}
-    planned = {str(case): {} for case in cases}
-    for case in cases:
-        if str(case) not in rows:
-            rows[str(case)] = row = in_a_process(compile_row, case)
+    planned = {name: {} for name in cases}
+    for name, case in cases.items():
+        if name not in rows:
+            rows[name] = row = in_a_process(compile_row, case, devices)
             report.write_text(output.with_suffix(".md"), markdown(planned | rows))
             files.write_json(path, {"versions": versions, "rows": rows}, indent=1)
-            print(markdown({str(case): row}), flush=True)
+            print(markdown({name: row}), flush=True)
 
 
 def in_a_process(function: Callable, *arguments) -> dict[str, Any]:
@@ -121,7 +128,7 @@ def in_a_process(function: Callable, *arguments) -> dict[str, Any]:
             return {"error": str(error).partition("\n")[0] or type(error).__name__}
 
 
-def compile_row(case: Case | str) -> dict[str, Any]:
+def compile_row(case: Case | str, devices: int = 1) -> dict[str, Any]:
     """Returns what the compiler tells of a detector, or of a small function."""
     jax.config.update("jax_traceback_in_locations_limit", -1)  # of places in our code
     jax.config.update("jax_enable_compilation_cache", False)
@@ -133,7 +140,7 @@ def compile_row(case: Case | str) -> dict[str, Any]:
         masks = isinstance(model.config, mask_rcnn.MaskRCNNConfig)
         size = (case.batch, case.canvas, OBJECTS, detector.num_classes)
         batch = jax.eval_shape(partial(models.random_batch, *size, masks=masks))
-        program = of_detector(detector, batch, case.task)
+        program = of_detector(detector, batch, case.task, devices)
     start, cpu_start = time.perf_counter(), time.process_time()
     compiled = compile_for_tpu(program)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
@@ -141,7 +148,8 @@ def compile_row(case: Case | str) -> dict[str, Any]:
     fixed = memory.argument_size_in_bytes + memory.output_size_in_bytes
     fixed -= memory.alias_size_in_bytes  # the donated state
     free = (MEMORY - fixed) * getattr(case, "batch", 0)
-    operations = hlo_costs.operations(compiled.as_text())
+    text = compiled.as_text()
+    operations = hlo_costs.operations(text)
     groups = {name: [0, 0.0, 0.0] for name in hlo_costs.GROUPS}
     for one in operations:
         group = groups[one.group]
@@ -155,15 +163,17 @@ def compile_row(case: Case | str) -> dict[str, Any]:
         "largest_batch": int(free / max(memory.temp_size_in_bytes, 1)),
         "flops": costs.get("flops", 0.0),
         "bytes": costs.get("bytes accessed", 0.0),
+        "all_reduces": hlo_costs.all_reduces(text),  # types and bytes
         "groups": groups,  # operations, seconds, seconds of rows
         "heaviest": [{**x._asdict(), "kinds": sorted(x.kinds)} for x in heaviest],
     }
 
 
 def compile_for_tpu(program: Program) -> Any:
-    """Compiles for one TPU v5e; see `in_a_process`."""
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    mesh = Mesh(np.array(topology.devices[:1]), ("device",))
+    """Compiles for one TPU v5e, or for those it is mapped over; see `in_a_process`."""
+    if program.mapped:
+        return program.function.lower(*program.arguments).compile()
+    mesh = Mesh(np.array(_chips()[:1]), ("device",))
     jitted = jax.jit(
         program.function,
         in_shardings=NamedSharding(mesh, PartitionSpec()),
@@ -172,20 +182,34 @@ def compile_for_tpu(program: Program) -> Any:
     return jitted.lower(*program.arguments).compile()
 
 
-def of_detector(detector: Detector, batch: Batch, task: Task) -> Program:
-    """Returns a detector's `predict` or training step.
+def _chips() -> list:
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    return topology.devices
+
+
+def of_detector(
+    detector: Detector, batch: Batch, task: Task, devices: int = 1
+) -> Program:
+    """Returns a detector's `predict`, or its training step on some of four chips.
 
     Args:
       detector: what is compiled.
-      batch: any, or its shapes.
+      batch: of one device, or its shapes.
       task: which of the two.
+      devices: of the training step.
     """
     if task == "predict":
         variables = jax.eval_shape(detector.init, jax.random.key(0), batch)
         return Program(detector.predict, (variables, batch))
     state = jax.eval_shape(partial(create_state, detector, models.TRAINING), batch)
-    step = partial(train_step, detector=detector, config=models.TRAINING)
     key = jax.eval_shape(jax.random.key, 0)
+    if devices > 1:
+        step = make_train_step(detector, models.TRAINING, _chips()[:devices])
+        pieces = jax.eval_shape(
+            partial(jax.tree.map, lambda x: jnp.stack(devices * [x])), batch
+        )
+        return Program(step, (state, pieces, key), mapped=True)
+    step = partial(train_step, detector=detector, config=models.TRAINING)
     return Program(step, (state, batch, key), donated=(0,))
 
 
@@ -233,6 +257,9 @@ def markdown(rows: dict[str, dict]) -> str:
     for name, row in rows.items():
         if "groups" not in row:
             continue
+        if row["all_reduces"]:
+            sums = (f"{dtype} {n / 2**20:.3g} MiB" for dtype, n in row["all_reduces"])
+            text += f"\n{name}: sums over devices: {', '.join(sums)}.\n"
         shares = ", ".join(
             f"{group} {1e3 * seconds:.3g} + {1e3 * row_seconds:.3g}"
             for group, (count, seconds, row_seconds) in row["groups"].items()
@@ -272,6 +299,11 @@ def _cases(detectors, tasks, batches, canvas) -> list[Case]:
         Case(name, "bfloat16", MODELS[name].canvas or canvas, task, batch)
         for name, task, batch in itertools.product(detectors, tasks, batches)
     ]
+
+
+def _name(case: Case | str, devices: int) -> str:
+    many = devices > 1 and getattr(case, "task", "") == "train"
+    return f"{case} on each of {devices} chips" if many else str(case)
 
 
 if __name__ == "__main__":

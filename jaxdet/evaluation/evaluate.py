@@ -186,7 +186,9 @@ def predict_on_devices(
       A function from a batch, which the devices divide, to detections on the devices
       with arrays `[devices, B / devices, ...]`; `parallel.to_host` copies them.
     """
-    predict = parallel.pmap(detector.predict, in_axes=(None, 0), out_axes=0, local=True)
+    predict = parallel.pmap(
+        detector.predict, in_axes=(None, 0), out_axes=0, devices=jax.local_devices()
+    )
     variables = parallel.replicate(variables)
     return lambda batch: predict(variables, parallel.shard(batch))
 

@@ -1,7 +1,7 @@
 """Updates a detector once: on one device, or on all of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -175,15 +175,29 @@ def gradient_flops(
     return cost.get("flops", math.nan)
 
 
-def make_train_step(detector: Detector, config: TrainingConfig) -> Callable:
+def make_train_step(
+    detector: Detector,
+    config: TrainingConfig,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable:
     """Makes `train_step` for all devices: `(state, batch, key) -> (state, metrics)`.
 
     The state comes from `parallel.replicate`, the batch from `parallel.shard`. The
     given state is donated: its arrays are deleted, and the new one takes their memory.
+
+    Args:
+      detector: what is trained.
+      config: of the training.
+      devices: those to use, which may be of a topology that is only compiled for; all
+        of all hosts by default.
     """
     step = partial(
         train_step, detector=detector, config=config, axis_name=parallel.AXIS
     )
     return parallel.pmap(
-        step, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0
+        step,
+        in_axes=(None, 0, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+        devices=devices,
     )

@@ -77,6 +77,15 @@ def test_four_devices_make_the_update_of_one(detector, batches, changes, request
     chex.assert_trees_all_equal_shapes_and_dtypes(state, expected_state)
 
 
+def test_a_step_on_two_of_the_devices(detector, batches, alone):
+    state = create_state(detector, CONFIG, batches[0])
+    step = make_train_step(detector, CONFIG, jax.devices()[:2])
+    pieces = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), batches[0])
+    state, metrics = step(state, pieces, KEY)
+    assert metrics["loss"].devices() == set(jax.devices()[:2])
+    chex.assert_trees_all_close(state, alone[1][0], rtol=1e-5, atol=1e-7)
+
+
 def test_parts_of_like_images_make_the_update_of_the_whole(detector, batches):
     batch = batches[0]
     valid = np.ones_like(batch.truth.valid)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.benchmarks.hlo_costs import BANDWIDTH, CLOCK, operations
+from experiments.benchmarks.hlo_costs import BANDWIDTH, CLOCK, all_reduces, operations
 
 HLO = """HloModule jit_step, is_scheduled=true
 
@@ -42,6 +42,7 @@ StackFrames
 
 %body (state.1: (s32[], f32[4])) -> (s32[], f32[4]) {
   %state.1 = (s32[], f32[4]{0:T(128)}) parameter(0)
+  %sum = f32[5,2]{1,0} all-reduce(%state.1), to_apply=%add
   %product = f32[4]{0} convolution(%state.1), {"estimated_cycles":"1500"}
   %inner = (s32[], f32[4]{0:T(128)}) while(%product), condition=%test, \
 body=%inner_body, backend_config={"known_trip_count":{"n":"5"}}
@@ -65,6 +66,7 @@ backend_config={"window_config":{"estimated_cycles":"3000"}}
   %rows = f32[10,200]{1,0} fusion(%x.1, %index), kind=kCustom, calls=%fused_gather, \
 metadata={op_name="jit(step)/gather" stack_frame_id=1}
   %sums = bf16[50,100]{1,0} fusion(%x.1, %index), kind=kCustom, calls=%fused_scatter
+  %both = (bf16[50,100]{1,0:T(8,128)(2,1)}, bf16[3]{0}) all-reduce-start(%x.1)
   %copy-start = (f32[4]{0:T(128)}, u32[]{:S(2)}) copy-start(%x.1)
   %loop = (s32[], f32[4]{0:T(128)}) while(%rows), condition=%test, body=%body, \
 backend_config={"known_trip_count":{"n":"3"}}
@@ -84,6 +86,7 @@ def test_each_operation_with_its_repetitions():
         ("index", "matching", 1, pytest.approx(3000)),
         ("rows", "other", 1, 0),
         ("sums", "other", 1, 0),
+        ("sum", "other", 3, 0),
         ("product", "convolutions", 3, pytest.approx(3 * 1500)),
         ("copy.1", "copies and layouts", 15, pytest.approx(15 * 100)),
         ("copy.1", "copies and layouts", 1, pytest.approx(100)),
@@ -97,6 +100,10 @@ def test_rows_are_whole_tiles():
     assert moved["rows"] == pytest.approx(10 * 256 * 4 * 9)
     assert moved["sums"] == pytest.approx(10 * 128 * 2 * 17)
     assert moved["index"] == moved["product"] == 0
+
+
+def test_sums_over_devices():
+    assert all_reduces(HLO) == [("bf16", 2 * 5003), ("f32", 4 * 10)]
 
 
 def test_places_are_those_of_our_own_code():

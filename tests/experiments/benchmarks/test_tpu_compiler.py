@@ -19,6 +19,7 @@ ROW = {
     "temporaries": 2**30,
     "flops": 197e9,
     "bytes": 8.19e9,
+    "all_reduces": [("f32", 2**20)],
     "groups": {name: [2, 0.004, 0.001] for name in hlo_costs.GROUPS},
     "heaviest": [
         dict(
@@ -31,7 +32,7 @@ ROW = {
 def test_rows_are_compiled_once(monkeypatch, tmp_path):
     compiled = []
 
-    def compile_row(function, case):
+    def compile_row(function, case, devices):
         compiled.append(str(case))
         return ROW if len(compiled) == 1 else {"error": "out of memory"}
 
@@ -44,6 +45,7 @@ def test_rows_are_compiled_once(monkeypatch, tmp_path):
     times = "3 (6) | 2.00 | 1.00 | 12 | 0.197 | 8.19 | 1 / 10 | 32 + 8 | 2"
     assert lines[2] == f"| SSD, train, bfloat16, 300x300, batch 8 | {times} |"
     assert lines[-1] == "| 3 | 16 | fusion | a.py:1 f |"
+    assert any(line.endswith("sums over devices: f32 1 MiB.") for line in lines)
     call()
     assert [x.split(", ")[1] for x in compiled] == ["train", "predict"]
     assert "out of memory" in (tmp_path / "tpu.md").read_text()
