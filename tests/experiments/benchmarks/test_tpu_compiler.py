@@ -61,16 +61,17 @@ def test_without_the_compiler(monkeypatch):
 def _step_for_tpu(name: str) -> dict:
     detector = scaling.make(scaling.Setting(name, proposals=20, classes=5, width=4))
     batch = jax.eval_shape(partial(models.random_batch, 1, (64, 64), 5, 5))
-    program = tpu_compiler.of_detector(detector, batch, "train")
+    program = tpu_compiler.of_detector(detector, batch, "train", 4)
     return {"text": tpu_compiler.compile_for_tpu(program).as_text()}
 
 
 @pytest.mark.slow
 @pytest.mark.optional
-def test_a_step_stays_on_a_tpu():
+def test_a_step_stays_on_its_tpus():
     need("libtpu", '"jax[tpu]"')
     text = tpu_compiler.in_a_process(_step_for_tpu, "faster_rcnn")["text"]
     assert " convolution(" in text and " while(" in text
     forbidden = "infeed|outfeed|send|recv|conditional"
     assert not re.findall(rf" (?:{forbidden})\(.*", text)
     assert "Host" not in text and "f64[" not in text
+    assert {dtype for dtype, _ in hlo_costs.all_reduces(text)} == {"f32"}
