@@ -5,6 +5,7 @@ the predicted class is used. RoI Align keeps features in place, which masks need
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -18,10 +19,13 @@ from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.nn.heads import MaskHead
 from jaxdet.nn.layers import NormType
+from jaxdet.ops import chunks, masks, sampling
 from jaxdet.ops import losses as loss_ops
-from jaxdet.ops import masks, sampling
 from jaxdet.ops.lookup import lookup_channel
 from jaxdet.structs import Batch, Detections, GroundTruth
+
+# RoIs of each image whose masks are trained at once.
+_CHUNK_SIZE = 16
 
 
 @checked_dataclass
@@ -91,8 +95,9 @@ def loss(network, batch: Batch, key, *, config: MaskRCNNConfig, axis_name=None):
     crops = roi_heads.pool(
         features, rois.boxes, sizes, boxes.pooler, config.mask_pool_size
     )
-    mask_logits = mask_head(network, crops, rois.labels)
-    losses["mask_loss"] = mask_loss(mask_logits, rois, batch.truth, config, axis_name)
+    losses["mask_loss"] = mask_loss(
+        network.mask_head, crops, rois, batch.truth, config, axis_name
+    )
     return sum(losses.values()), losses
 
 
@@ -116,7 +121,9 @@ def predict(network, batch: Batch, *, config: MaskRCNNConfig) -> Detections:
     crops = roi_heads.pool(
         features, detections.boxes, sizes, boxes.pooler, config.mask_pool_size
     )
-    probabilities = jax.nn.sigmoid(mask_head(network, crops, detections.labels))
+    probabilities = jax.nn.sigmoid(
+        predict_masks(network.mask_head, crops, detections.labels)
+    )
     valid = detections.valid[..., None, None]
     return detections.replace(masks=jnp.where(valid, probabilities, 0.0))
 
@@ -149,24 +156,25 @@ def mask_rcnn(
     )
 
 
-def mask_head(network, crops: jax.Array, labels: jax.Array) -> jax.Array:
+def predict_masks(head: Callable, crops: jax.Array, labels: jax.Array) -> jax.Array:
     """Predicts a mask in the crop of every RoI, for the class of the RoI alone.
 
     Args:
-      network: with the module `mask_head`.
+      head: the mask head, from `[B * R, S, S, C]` to `[B * R, M, M, K]`.
       crops: `[B, R, S, S, C]`.
       labels: `[B, R]`; background has no mask, and gets that of any class.
 
     Returns:
       Mask logits `[B, R, M, M]`.
     """
-    logits = network.mask_head(crops.reshape(-1, *crops.shape[2:]))  # [B * R, M, M, K]
+    logits = head(crops.reshape(-1, *crops.shape[2:]))
     own = jnp.minimum(labels.reshape(-1), logits.shape[-1] - 1)
     return roi_heads.unflatten(lookup_channel(logits, own), labels.shape)
 
 
 def mask_loss(
-    mask_logits: jax.Array,
+    head: nn.Module,
+    crops: jax.Array,
     rois: roi_heads.SampledRoIs,
     truth: GroundTruth,
     config: MaskRCNNConfig,
@@ -174,8 +182,12 @@ def mask_loss(
 ) -> jax.Array:
     """Returns the mean cross-entropy of the cells of positive RoIs' masks (3).
 
+    Masks are predicted for as many RoIs as the image with the most positive ones has,
+    rounded up to `_CHUNK_SIZE`.
+
     Args:
-      mask_logits: `[B, R, M, M]`.
+      head: the mask head, bound to its variables.
+      crops: `[B, R, S, S, C]`, the features of the RoIs.
       rois: `[B, R]`.
       truth: `[B, N]`, with masks.
       config: of the targets, and the weight of the loss.
@@ -184,12 +196,24 @@ def mask_loss(
     Returns:
       A scalar.
     """
-    crop = partial(masks.crop_and_resize_masks, output_size=mask_logits.shape[-1])
+    crop = partial(masks.crop_and_resize_masks, output_size=2 * config.mask_pool_size)
     targets = jax.vmap(crop)(truth.masks, truth.boxes, rois.boxes, rois.gt_index)
     if not config.soft_targets:
         targets = (targets >= 0.5).astype(jnp.float32)
-    entropies = optax.losses.sigmoid_binary_cross_entropy(mask_logits, targets)
-    loss_per_roi = jnp.mean(entropies, axis=(2, 3))
+    head, variables = head.unbind()
+
+    def total_loss(variables, crops, labels, targets, positive):
+        logits = predict_masks(partial(head.apply, variables), crops, labels)
+        entropies = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+        return jnp.sum(jnp.mean(entropies, axis=(2, 3)), where=positive)
+
+    total = chunks.sum_over_chunks(
+        total_loss,
+        _CHUNK_SIZE,
+        variables,
+        crops,
+        (rois.labels, targets, rois.positive),
+        jnp.max(jnp.sum(rois.positive, axis=1)),
+    )
     count = loss_ops.device_mean_count(rois.positive, axis_name=axis_name)
-    total = jnp.sum(loss_per_roi, where=rois.positive)
     return config.mask_weight * (total / count)

@@ -1,7 +1,6 @@
 """Mask R-CNN: the laws, and masks learned and predicted."""
 
-import types
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +39,14 @@ class TestLaws(laws.DetectorLaws, detector=small_mask_rcnn):
         assert not np.any(np.asarray(found.masks)[~np.asarray(found.valid)])
 
 
+class _Twos(nn.Module):
+    """A mask head whose logits are 2, of the one class there is."""
+
+    @nn.compact
+    def __call__(self, crops):
+        return jnp.full((len(crops), 4, 4, 1), 2.0)
+
+
 @pytest.mark.parametrize(("soft_targets", "covered"), [(True, 0.25), (False, 0.0)])
 def test_the_mask_loss_by_hand(soft_targets, covered):
     boxes, there = jnp.array([[[0.0, 0, 8, 8], [0, 0, 4, 4]]]), jnp.ones((1, 2), bool)
@@ -48,9 +55,13 @@ def test_the_mask_loss_by_hand(soft_targets, covered):
     truth = GroundTruth(boxes, labels, there, ~there, masks)
     positive = jnp.array([[True, False]])
     rois = SampledRoIs(boxes, labels, jnp.array([[0, 1]]), boxes, positive, there)
-    logits = jnp.full((1, 2, 4, 4), 2.0)
-    config = MaskRCNNConfig(mask_weight=3.0, soft_targets=soft_targets)
-    loss = jax.jit(lambda *a: file.mask_loss(*a, config))(logits, rois, truth)
+    config = MaskRCNNConfig(
+        mask_pool_size=2, mask_weight=3.0, soft_targets=soft_targets
+    )
+    crops = jnp.zeros((1, 2, 2, 2, 1))
+    loss = jax.jit(lambda *a: file.mask_loss(_Twos().bind({}), *a, config))(
+        crops, rois, truth
+    )
     right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
     expected = 3 * (covered * right + (1 - covered) * wrong)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -60,9 +71,8 @@ def test_masks_are_those_of_the_labels():
     def mask_of_each_class(crops):  # class k has k everywhere
         return jnp.broadcast_to(jnp.arange(3.0), (len(crops), 4, 4, 3))
 
-    network = types.SimpleNamespace(mask_head=mask_of_each_class)
     labels = jnp.array([[2, 0], [1, 3]])  # 3: background
-    logits = file.mask_head(network, jnp.zeros((2, 2, 2, 2, 8)), labels)
+    logits = file.predict_masks(mask_of_each_class, jnp.zeros((2, 2, 2, 2, 8)), labels)
     assert logits.shape == (2, 2, 4, 4)
     np.testing.assert_array_equal(logits[..., 0, 0], [[2, 0], [1, 2]])
 
