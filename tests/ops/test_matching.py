@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from jaxdet.ops import anchors, matching
 from tests import oracles
@@ -285,3 +286,65 @@ def test_default_boxes_match_as_torchvisions(golden_ssd, image):
     expected = golden_ssd[f"train_frozen/matched_idxs/{image}"]
     np.testing.assert_array_equal(compact(matches), expected)
     assert len(np.unique(expected)) == 10  # each of nine objects, and background
+
+
+hungarian = jax.jit(matching.hungarian)
+hungarian_of_each = jax.jit(jax.vmap(matching.hungarian))
+
+
+def test_the_hungarian_algorithm_by_hand(transform):
+    # Query 0 is the best for both objects; the second has more to lose.
+    costs, both = jnp.array([[1.0, 1.0], [2.0, 5.0], [9.0, 9.0]]), jnp.ones(2, bool)
+    solve = transform(matching.hungarian)
+    index, positive = solve(costs, both)
+    assert positive.tolist() == [True, True, False]
+    assert index.tolist() == [1, 0, 0]
+    index, positive = solve(costs, jnp.array([True, False]))
+    assert positive.tolist() == [True, False, False]
+    assert index.tolist() == [0, 0, 0]
+    # More objects than queries: the one that costs more goes without.
+    index, positive = solve(costs[:1] + jnp.array([[0.0, 1.0]]), both)
+    assert (index.tolist(), positive.tolist()) == ([0], [True])
+    index, positive = solve(costs[:, :0], both[:0])
+    assert (index.tolist(), positive.any()) == ([0, 0, 0], False)
+
+
+def cost_matrices(rng, shape):
+    """Costs without and with ties, of objects that want the same, and all equal."""
+    yield from rng.normal(0, 2, (100, *shape))
+    yield from rng.integers(0, 4, (100, *shape))
+    yield from rng.uniform(0, 1, (50, shape[0], 1)) + rng.uniform(0, 1e-3, (50, *shape))
+    yield from rng.uniform(0, 1, (50, 1, shape[1])) + np.zeros((50, *shape))
+    yield np.ones(shape)
+
+
+@pytest.mark.parametrize("shape", [(12, 7), (5, 9), (6, 6)])
+def test_the_hungarian_algorithm_agrees_with_scipy(rng, shape):
+    costs = np.stack(list(cost_matrices(rng, shape))).astype(np.float32)
+    counts = rng.integers(0, shape[1] + 1, len(costs))
+    valid = rng.permuted(np.arange(shape[1])[None] < counts[:, None], axis=1)
+    indices, positives = jax.device_get(hungarian_of_each(costs, valid))
+    for matrix, used, index, positive in zip(
+        costs, valid, indices, positives, strict=True
+    ):
+        matched = index[positive]
+        assert len(set(matched)) == len(matched) == min(np.sum(used), len(matrix))
+        assert np.all(used[matched]) and not np.any(index[~positive])
+        least = matrix[:, used][linear_sum_assignment(matrix[:, used])].sum()
+        assert matrix[positive, matched].sum() == pytest.approx(least, 1e-4, 1e-5)
+    for image in (0, 120, 220, 300):  # one by one as all together
+        alone = hungarian(costs[image], valid[image])
+        chex.assert_trees_all_equal(alone, (indices[image], positives[image]))
+
+
+def test_costs_that_are_not_finite_are_avoided(rng):
+    costs = rng.normal(0, 1, (6, 4)).astype(np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = costs.copy()
+        broken[:, 1] = bad
+        broken[2:, 3] = bad
+        index, positive = hungarian(broken, np.ones(4, bool))
+        assert sorted(index[positive].tolist()) == [0, 1, 2, 3]
+        assert np.flatnonzero((index == 3) & positive)[0] < 2
+        _, positive = hungarian(np.full_like(costs, bad), np.ones(4, bool))
+        assert positive.sum() == 4
