@@ -156,7 +156,7 @@ def _products_of_shifts(x, y, margins):
 # Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: squares of 2x2 cells of the
 # output, A^T [(G g G^T) * (B^T d B)] A for a kernel g and the 4x4 cells d around a
 # square, need 16 products of numbers instead of 36. Over all channels and squares they
-# are 16 products of matrices.
+# are 16 products of matrices. One column of the 4x4 at a time keeps the program short.
 
 
 def _winograd_pays(x_shape, kernel_shape, margins):
@@ -170,30 +170,29 @@ def _winograd(x, kernel):
     """Computes the 3x3 convolution with a margin of 1."""
     dtype, shape = x.dtype, (*x.shape[:3], kernel.shape[-1])
     squares, kernels = _around_squares(_widened(x)), _transformed(_widened(kernel))
-    products = [square @ one for square, one in zip(squares, kernels, strict=True)]
+    products = [jnp.matmul(*column) for column in zip(squares, kernels, strict=True)]
     return _from_squares(products, shape).astype(dtype)
 
 
 def _transformed(kernel):
-    """G g G^T: `[3, 3, C, K]` -> `[16, C, K]`."""
+    """G g G^T: `[3, 3, C, K]` -> 4 columns of `[4, C, K]`."""
     halves = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    both = np.kron(halves, halves).astype(kernel.dtype)
-    return (both @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
+    flat, shape = kernel.reshape(9, -1), (4, *kernel.shape[2:])
+    columns = [np.kron(halves, half).astype(kernel.dtype) for half in halves]
+    return [(column @ flat).reshape(shape) for column in columns]
 
 
 def _around_squares(x):
-    """B^T d B: `[B, H, W, C]` -> 16 of `[B * squares, C]`."""
+    """B^T d B: `[B, H, W, C]` -> 4 columns of `[4, B * squares, C]`."""
     batch, height, width, channels = x.shape
     rows, columns = -(-height // 2), -(-width // 2)
     x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
     x = x.reshape(batch, rows + 1, 2, columns + 1, 2, channels)
     lines = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1]
-    transformed = []
-    for line in _differences(*lines):
-        left, right = line[:, :, :-1], line[:, :, 1:]
-        cells = left[..., 0, :], left[..., 1, :], right[..., 0, :], right[..., 1, :]
-        transformed += _differences(*cells)
-    return [values.reshape(-1, channels) for values in transformed]
+    lines = jnp.stack(_differences(*lines))
+    left, right = lines[:, :, :, :-1], lines[:, :, :, 1:]
+    cells = left[..., 0, :], left[..., 1, :], right[..., 0, :], right[..., 1, :]
+    return [values.reshape(4, -1, channels) for values in _differences(*cells)]
 
 
 def _differences(a, b, c, d):
@@ -202,14 +201,13 @@ def _differences(a, b, c, d):
 
 
 def _from_squares(products, shape):
-    """A^T m A: 16 of `[B * squares, K]` -> `[B, H, W, K]`, that shape."""
+    """A^T m A: 4 columns of `[4, B * squares, K]` -> `[B, H, W, K]`, that shape."""
     batch, height, width, channels = shape
     rows, columns = -(-height // 2), -(-width // 2)
-    m = [values.reshape(batch, rows, columns, channels) for values in products]
-    lines = [_sums(*m[4 * i : 4 * i + 4]) for i in range(4)]
-    halves = [_sums(*column) for column in zip(*lines, strict=True)]
-    squares = jnp.stack([jnp.stack(half, 2) for half in halves], 4)
-    output = squares.reshape(batch, 2 * rows, 2 * columns, channels)
+    m = [values.reshape(4, batch, rows, columns, channels) for values in products]
+    halves = [jnp.stack(_sums(*half), 2) for half in _sums(*m)]
+    output = jnp.stack(halves, 4)  # [B, rows, 2, columns, 2, K]
+    output = output.reshape(batch, 2 * rows, 2 * columns, channels)
     return output[:, :height, :width]
 
 
