@@ -113,7 +113,8 @@ def command(name: str, *, workdir: pathlib.Path | None = None) -> Callable:
     ) -> None:
         if weights in (None, "scratch"):
             weights, training = None, _without_frozen(training, recipe)
-        data_sets = validation.load(source, masks=training.input.mask_size > 0)
+        masks = training.input.mask_size > 0 or training.input.copy_paste > 0
+        data_sets = validation.load(source, masks=masks)
         data_sets = read_proposals(data_sets, proposal_files, training.input)
         asked = dataclasses.replace(
             recipe,

@@ -1,4 +1,4 @@
-"""Shows what augmentation does to one photograph.
+"""Shows what augmentation does to a photograph.
 
     python -m experiments.lecture.augmentations
 
@@ -7,6 +7,7 @@ Writes a sheet of pictures with boxes, each on its canvas.
 
 import functools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,7 @@ from skimage import data
 
 from experiments import command_line
 from jaxdet import visualize
-from jaxdet.data import augmentation
+from jaxdet.data import augmentation, masks, mixing
 from jaxdet.data.input_config import InputConfig
 from jaxdet.data.transforms import (
     Example,
@@ -25,8 +26,10 @@ from jaxdet.data.transforms import (
 
 INPUT = InputConfig(canvases=((256, 256),), multi_scale=(1.0, 0.75, 0.625))
 CANVAS, SMALLER, SMALLEST = INPUT.training_canvases
-NAMES = ("person", "shuttle", "helmet")
+NAMES = ("person", "shuttle", "helmet", "cat", "cup", "rocket")
 BOXES = ((22, 14, 362, 512), (355, 0, 470, 290), (277, 344, 512, 512))
+CUP = ((276, 236, 204, 152), (289, 111, 119, 96))  # (x, y) and radii of two ellipses
+MASK_SIZE = 112
 
 
 def main(*, output: pathlib.Path = pathlib.Path("augmentations.jpg"), seed: int = 8):
@@ -42,18 +45,24 @@ def main(*, output: pathlib.Path = pathlib.Path("augmentations.jpg"), seed: int 
         for (name, left), (other, right) in zip(named[::2], named[1::2], strict=True)
     ]
     sheet = visualize.contact_sheet(pairs, columns=2)
-    PIL.Image.fromarray(sheet).save(output, quality=80)
+    PIL.Image.fromarray(sheet).save(output, quality=75)
     print(output)
 
 
 def views(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
     """Returns names of augmentations, and the pictures `[H, W, 3]` uint8 they make."""
-    example = Example(
-        data.astronaut(),
-        np.array(BOXES, np.float32),
-        np.arange(len(BOXES), dtype=np.int32),
-        np.zeros(len(BOXES), bool),
+    example = example_of(data.astronaut(), BOXES, (0, 1, 2))
+    cat = example_of(data.chelsea(), [(0, 0, 375, 300)], [3])
+    cup = example_of(data.coffee(), [(72, 15, 480, 388)], [4])
+    rocket = example_of(data.rocket(), [(308, 125, 335, 425)], [5])
+    turns = np.linspace(0, 2 * np.pi, 40)[:, None]
+    around = np.concatenate([np.cos(turns), np.sin(turns)], axis=1)
+    outlines = [((x, y) + around * radii).ravel() for x, y, *radii in CUP]
+    mask = masks.rasterize(tuple(outlines), cup.boxes[0], MASK_SIZE)
+    paste = functools.partial(
+        mixing.copy_paste, rng, example, cup._replace(masks=mask[None])
     )
+    mosaic = functools.partial(mixing.mosaic, rng, [example, cat, cup, rocket], CANVAS)
     jitter = functools.partial(augmentation.scale_jitter, rng, example, CANVAS)
     return [
         ("as it is", drawn(example)),
@@ -68,7 +77,24 @@ def views(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
         ("scale_jitter, larger", drawn(*jitter(factors=(1.0, 2.0)))),
         ("multi_scale 0.75", drawn(example, canvas=SMALLER)),
         ("multi_scale 0.625", drawn(example, canvas=SMALLEST)),
+        ("mosaic", drawn(mosaic())),
+        ("mosaic", drawn(mosaic())),
+        ("copy_paste", drawn(paste())),
+        ("copy_paste", drawn(paste())),
     ]
+
+
+def example_of(
+    image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int]
+) -> Example:
+    """Returns an example whose objects fill their boxes."""
+    return Example(
+        image,
+        np.array(boxes, np.float32),
+        np.array(labels, np.int32),
+        np.zeros(len(boxes), bool),
+        np.ones((len(boxes), MASK_SIZE, MASK_SIZE), np.float32),
+    )
 
 
 def drawn(

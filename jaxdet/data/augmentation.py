@@ -1,6 +1,7 @@
 """Makes training images different: colors, expansion, crops, size.
 
-Each is a pure function of a random generator and an example; masks and regions follow.
+Each is a pure function of a random generator and an example; masks and regions follow
+(`mixing.py` has those of several examples).
 Whether an example is changed at all is up to the caller; how is drawn here. Section
 numbers are those of SSD (Liu et al. 2016) where no other paper is named.
 """
@@ -10,20 +11,24 @@ import numpy as np
 
 from jaxdet.data.boxes import pairwise_iou
 from jaxdet.data.input_config import InputConfig
+from jaxdet.data.masks import resample_masks
 from jaxdet.data.transforms import (
     Example,
     fitted_size,
     flip_horizontally,
     move_boxes,
+    select_objects,
 )
 
 MEAN_COLOR = (123, 117, 104)
 """Of ImageNet's images: what surrounds an expanded one."""
 
+LEAST_VISIBLE = 0.25
+"""Share of an object that must be left for it to stay."""
+
 _LARGEST_EXPANSION, _SMALLEST_CROP = 4.0, 0.5
 # A patch overlaps some object at least so much (2.2); None: it need not at all.
 _LEAST_IOU = (0.1, 0.3, 0.5, 0.7, 0.9, None)
-_LEAST_VISIBLE = 0.25  # share of a box that a random crop must leave
 _TRIALS = 50  # for a patch that meets its condition, as in the authors' code
 
 
@@ -141,7 +146,7 @@ def random_crop(rng: np.random.Generator, example: Example) -> Example:
     """
     height, width = example.image.shape[:2]
     sides = np.rint(rng.uniform(_SMALLEST_CROP, 1, 2) * (width, height)).astype(int)
-    return _visible_in(example, _random_patch(rng, example, np.maximum(sides, 1)))
+    return crop(example, _random_patch(rng, example, np.maximum(sides, 1)))
 
 
 def scale_jitter(
@@ -177,7 +182,21 @@ def scale_jitter(
         return example, visible
     sides = np.rint(np.array(size) * visible / resized).astype(int)[::-1]
     patch = _random_patch(rng, example, np.maximum(sides, 1))
-    return _visible_in(example, patch), visible
+    return crop(example, patch), visible
+
+
+def crop(example: Example, patch: np.ndarray) -> Example:
+    """Returns a patch, in which objects stay as in `random_crop`.
+
+    Args:
+      example: not modified.
+      patch: `[4]` int (x1, y1, x2, y2), within the image.
+    """
+    boxes = example.boxes.astype(float)  # rounding must not make a visible one smaller
+    sides, visible = boxes[:, 2:] - boxes[:, :2], _visible_sides(boxes, patch)
+    enough = np.prod(visible, axis=1) >= LEAST_VISIBLE * np.prod(sides, axis=1)
+    a_pixel = np.all(visible >= np.minimum(sides, 1), axis=1)
+    return cut_out(example, patch, a_pixel & (enough | example.crowd))
 
 
 def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
@@ -193,17 +212,11 @@ def cut_out(example: Example, patch: np.ndarray, stays: np.ndarray) -> Example:
     x1, y1, x2, y2 = patch
     corner = np.array([x1, y1, x1, y1], np.float32)
     limits = np.array([x2 - x1, y2 - y1] * 2, np.float32)
-    boxes = example.boxes[stays]
-    kept = example._replace(
-        boxes=boxes,
-        labels=example.labels[stays],
-        crowd=example.crowd[stays],
-        image=example.image[y1:y2, x1:x2],
-    )
+    kept = select_objects(example, stays)._replace(image=example.image[y1:y2, x1:x2])
     moved = move_boxes(kept, lambda boxes: np.clip(boxes - corner, 0, limits))
-    if example.masks is None:
+    if kept.masks is None:
         return moved
-    masks = _cut_masks(example.masks[stays], boxes - corner, moved.boxes)
+    masks = resample_masks(kept.masks, kept.boxes - corner, moved.boxes)
     return moved._replace(masks=masks)
 
 
@@ -234,15 +247,6 @@ def _random_patch(
     return np.concatenate([corner, corner + sides])
 
 
-def _visible_in(example: Example, patch: np.ndarray) -> Example:
-    """Cuts out a patch, in which objects stay by their visible part."""
-    boxes = example.boxes.astype(float)  # rounding must not make a visible one smaller
-    sides, visible = boxes[:, 2:] - boxes[:, :2], _visible_sides(boxes, patch)
-    enough = np.prod(visible, axis=1) >= _LEAST_VISIBLE * np.prod(sides, axis=1)
-    a_pixel = np.all(visible >= np.minimum(sides, 1), axis=1)
-    return cut_out(example, patch, a_pixel & (enough | example.crowd))
-
-
 def _centers_inside(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
     """Returns `[N]` bool; half open as pixels are, so that tiles share no center."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -253,22 +257,3 @@ def _visible_sides(boxes: np.ndarray, patch: np.ndarray) -> np.ndarray:
     """Returns (width, height) of the part of each box in a patch, `[N, 2]`."""
     low, high = np.maximum(boxes[:, :2], patch[:2]), np.minimum(boxes[:, 2:], patch[2:])
     return np.maximum(high - low, 0)
-
-
-def _cut_masks(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Resamples masks `[N, M, M]` of `old` boxes for the `new` ones, bilinearly."""
-    cells = masks.shape[-1]
-    centers = (np.arange(cells) + 0.5) / cells
-
-    def weights(axis: int) -> np.ndarray:
-        """Returns the share of the old cells in each new one, `[N, new, old]`."""
-        (start, end), (low, high) = (
-            (boxes[:, axis, None], boxes[:, axis + 2, None]) for boxes in (old, new)
-        )
-        positions = (low + centers * (high - low) - start) / (end - start) * cells
-        positions = np.clip(positions - 0.5, 0, cells - 1)
-        distances = np.abs(positions[..., None] - np.arange(cells))
-        return np.maximum(1 - distances, 0)
-
-    cut = np.einsum("nyh,nhw,nxw->nyx", weights(1), masks, weights(0))
-    return cut.astype(np.float32)

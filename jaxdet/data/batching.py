@@ -16,6 +16,7 @@ import numpy as np
 from jaxdet.data import augmentation, transforms
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.epoch_plan import plan_epoch, positions_by_canvas, steps_per_epoch
+from jaxdet.data.examples import ExampleLoader
 from jaxdet.data.input_config import InputConfig, scale_canvas
 from jaxdet.data.transforms import Example
 from jaxdet.structs import Batch, GroundTruth, Regions
@@ -44,21 +45,18 @@ def check(
             f"batch size {batch_size} must be a positive multiple of the "
             f"{devices} devices that share a batch"
         )
-    counts = _object_counts(data_set)
-    if config.too_many_objects == "error" and counts.max() > config.max_objects:
-        fullest = int(counts.argmax())
-        raise DataError(
-            f"data set {data_set.name!r}: image {data_set.image_ids[fullest]!r} has "
-            f"{counts[fullest]} objects, more than max_objects={config.max_objects}; "
-            f'set max_objects={counts[fullest]} or too_many_objects="drop"'
-        )
+    _check_counts(data_set, config)
     _check_proposals(data_set, config)
-    if config.mask_size and data_set.read_masks is None:
-        raise DataError(
-            f"data set {data_set.name!r} has no masks, but mask_size is "
-            f"{config.mask_size}; load it with them (jaxdet.data.formats.coco.load, "
-            "masks=True; experiments.prepare --masks) or set mask_size=0"
-        )
+    for name, value in (
+        ("mask_size", config.mask_size),
+        ("copy_paste", config.copy_paste),
+    ):
+        if value and data_set.read_masks is None:
+            raise DataError(
+                f"data set {data_set.name!r} has no masks, but {name} is {value}; load "
+                "it with them (jaxdet.data.formats.coco.load, masks=True; "
+                f"experiments.prepare --masks) or set {name}=0"
+            )
 
 
 def training_batches(
@@ -108,7 +106,7 @@ def training_batches(
         functools.partial(plan_epoch, data_set, config, batch_size, seed)
     )
     groups = positions_by_canvas(data_set, config)
-    read = functools.partial(_read, data_set, config, set())
+    loader = ExampleLoader(data_set, config)
     share = batch_size // processes
 
     def training_batch(step: int) -> Any:
@@ -122,10 +120,9 @@ def training_batches(
             flip = rng.random() < config.flip
             planned = positions[row, slot_of_all]
             try:
-                position, image = _first_readable(
-                    read, planned, groups[canvases[row]], rng
+                position, example = loader.load_mixed(
+                    rng, planned, groups[canvases[row]], canvas
                 )
-                example = _make_example(data_set, batch, position, image)
                 example, size = augmentation.augment(
                     rng, example, config, canvas, flip=flip
                 )
@@ -177,17 +174,16 @@ def evaluation_batches(
         )
         for first in range(0, len(group), batch_size)
     ][process::processes]
-    read = functools.partial(_read, data_set, config, set())
+    loader = ExampleLoader(data_set, config)
 
     def evaluation_batch(step: int) -> Batch:
         canvas, positions = batches[step]
         batch = _padding_batch(batch_size, canvas, config, masks=False)
         for slot, position in enumerate(positions):
-            image = read(position)
-            if image is not None:
-                example = _make_example(data_set, batch, position, image)
+            example = loader.load(position)
+            if example is not None:
                 size = transforms.fitted_size(
-                    image.shape[:2],
+                    example.image.shape[:2],
                     canvas,
                     keep_aspect=config.keep_aspect,
                     min_max_size=config.min_max_size,
@@ -246,88 +242,6 @@ def _padding_batch(
     )
 
 
-def _first_readable(
-    read: Callable[[int], np.ndarray | None],
-    planned: int,
-    substitutes: np.ndarray,
-    rng: np.random.Generator,
-) -> tuple[int, np.ndarray]:
-    """Reads the planned image, or another if it is to be skipped, and its position.
-
-    The order in which the others are tried is drawn anew, and not only from those that
-    `read` has not failed on yet: it must not depend on the steps before.
-    """
-    image = read(planned)
-    if image is not None:
-        return planned, image
-    for position in rng.permutation(substitutes):
-        image = read(position)
-        if image is not None:
-            return position, image
-    raise DataError(f"none of the {len(substitutes)} images of one canvas can be read")
-
-
-def _read(
-    data_set: DataSet, config: InputConfig, unreadable: set[int], position: int
-) -> np.ndarray | None:
-    """Reads an image's pixels; None, and a warning, for one to be skipped.
-
-    Those to be skipped are put into `unreadable`, and not read again.
-    """
-    if position in unreadable:
-        return None
-    try:
-        return _read_checked(data_set, position)
-    except DataError as error:
-        if config.unreadable_images == "error":
-            raise
-        if position not in unreadable:  # another thread may have been faster
-            unreadable.add(position)
-            logger.warning("unreadable images so far: %d; %s", len(unreadable), error)
-        if len(unreadable) > config.max_unreadable * len(data_set):
-            raise DataError(
-                f"data set {data_set.name!r}: {len(unreadable)} of {len(data_set)} "
-                "images could not be read, a greater share than "
-                f"max_unreadable={config.max_unreadable}; the last: {error}"
-            ) from error
-        return None
-
-
-def _read_checked(data_set: DataSet, position: int) -> np.ndarray:
-    image = data_set.read_image(position)
-    shape = (*data_set.sizes[position].tolist(), 3)
-    if image.shape != shape:
-        raise DataError(
-            f"data set {data_set.name!r}: the pixels of image "
-            f"{data_set.image_ids[position]!r} have shape {image.shape}, but its "
-            f"annotation says {shape}"
-        )
-    return image
-
-
-def _make_example(
-    data_set: DataSet, batch: Batch, position: int, image: np.ndarray
-) -> Example:
-    """Joins an image with as many of its annotations as the batch has slots for."""
-    objects = data_set.objects[position]
-    kept = _largest(objects.boxes, batch.truth.valid.shape[1])
-    example = Example(image, *(values[kept] for values in objects))
-    if batch.truth.masks is not None:
-        masks = data_set.read_masks(position, batch.truth.masks.shape[-1])
-        example = example._replace(masks=masks[kept])
-    if batch.regions is not None:
-        slots = batch.regions.valid.shape[1]
-        boxes, scores = (values[:slots] for values in data_set.proposals[position])
-        example = example._replace(regions=boxes, region_scores=scores)
-    return example
-
-
-def _largest(boxes: np.ndarray, count: int) -> np.ndarray:
-    """Returns the indices, rising, of the `count` boxes of largest area."""
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    return np.sort(np.argsort(-width * height, kind="stable")[:count])
-
-
 def _fill_slot(
     batch: Batch, slot: int, position: int, example: Example, size: tuple[int, int]
 ) -> None:
@@ -350,6 +264,23 @@ def _fill_slot(
         regions.boxes[slot, :count] = example.regions[seen]
         regions.scores[slot, :count] = example.region_scores[seen]
         regions.valid[slot, :count] = True
+
+
+def _check_counts(data_set: DataSet, config: InputConfig) -> None:
+    """Checks that there are slots for all objects, also where images are joined."""
+    if config.too_many_objects == "drop":
+        return
+    counts = _object_counts(data_set)
+    fullest = int(counts.argmax())
+    joined = (4 if config.mosaic else 1) + (1 if config.copy_paste else 0)
+    most = joined * int(counts[fullest])
+    if most > config.max_objects:
+        times = "" if joined == 1 else f", {joined} such images joined {most}"
+        raise DataError(
+            f"data set {data_set.name!r}: image {data_set.image_ids[fullest]!r} has "
+            f"{counts[fullest]} objects{times}, more than max_objects="
+            f'{config.max_objects}; set max_objects={most} or too_many_objects="drop"'
+        )
 
 
 def _check_proposals(data_set: DataSet, config: InputConfig) -> None:

@@ -45,7 +45,7 @@ class InputConfig:
     """Cells a side of training objects' masks, cut to their boxes; 0: no masks."""
     too_many_objects: Literal["error", "drop"] = "error"
     """What happens to an image with more: an error, or its smallest objects are dropped
-    with a warning."""
+    with a warning. A mosaic counts as four such images, a paste as one more."""
     unreadable_images: Literal["error", "skip"] = "error"
     """What happens to them: an error, or another image of the same canvas takes their
     place, with a warning."""
@@ -54,6 +54,13 @@ class InputConfig:
     process counts those that it met itself, anew at every start."""
     flip: Fraction = 0.5
     """Probability that a training image is mirrored."""
+    mosaic: Fraction = 0.0
+    """Probability that a training image is one of four that share a canvas; the others
+    are drawn from the whole data set."""
+    copy_paste: Fraction = 0.0
+    """Probability that a training image gets objects of another, drawn from the whole
+    data set, by their masks; detectors without masks may use it, too. It comes after
+    the mosaic."""
     distort_colors: Fraction = 0.0
     """Probability that a training image's colors change; SSD's is 1."""
     expand: Fraction = 0.0
@@ -95,12 +102,16 @@ class InputConfig:
         """
         low, high = self.scale_jitter
         yield "scale_jitter", low <= high, "two numbers, the second no less"
+        for name in ("mosaic", "copy_paste"):
+            fits = not (getattr(self, name) and self.max_regions)
+            yield name, fits, f"0 with max_regions {self.max_regions}"
         if self.min_max_size is None:
             return
         low, high = self.min_max_size
         yield "min_max_size", low <= high, "two numbers, the second no less"
         for name, allowed in (
             ("keep_aspect", True),
+            ("mosaic", 0),
             ("expand", 0),
             ("iou_crop", 0),
             ("random_crop", 0),

@@ -120,6 +120,61 @@ def rasterize_all(
     return grids
 
 
+def draw_mask(
+    mask: np.ndarray, box: np.ndarray, size: tuple[int, int]
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Draws an object: the pixels whose centers lie in cells that it covers half.
+
+    Args:
+      mask: `[M, M]` of shares in [0, 1], as from `rasterize`.
+      box: `[4]` (x1, y1, x2, y2) in pixels of the image, inside it, with area.
+      size: (height, width) of the image.
+
+    Returns:
+      The rows and columns of the image that the box touches, and their pixels
+      `[rows, columns]` bool.
+    """
+    low = np.floor(box[:2]).astype(int)
+    high = np.minimum(np.ceil(box[2:]).astype(int), size[::-1])
+    padded = np.pad(mask, 1)  # for centers outside the box
+
+    def cells(axis: int) -> np.ndarray:
+        """Returns the cell, in the padded mask, of each row or column of pixels."""
+        centers = np.arange(low[axis], high[axis]) + 0.5
+        shares = (centers - box[axis]) / (box[axis + 2] - box[axis])
+        return np.floor(shares * len(mask)).clip(-1, len(mask)).astype(int) + 1
+
+    window = slice(low[1], high[1]), slice(low[0], high[0])
+    return window, padded[cells(1)][:, cells(0)] >= 0.5
+
+
+def resample_masks(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Resamples masks of some boxes for others, bilinearly.
+
+    Args:
+      masks: `[N, M, M]`.
+      old: `[N, 4]`, the boxes that they are cut to, with area.
+      new: `[N, 4]`, the boxes that they shall be cut to.
+
+    Returns:
+      `[N, M, M]` float32.
+    """
+    cells = masks.shape[-1]
+    centers = (np.arange(cells) + 0.5) / cells
+    for axis in (1, 2):  # rows, then columns; by indices, as threads would share BLAS
+        (start, end), (low, high) = (
+            (boxes[:, 2 - axis, None], boxes[:, 4 - axis, None]) for boxes in (old, new)
+        )
+        positions = (low + centers * (high - low) - start) / (end - start) * cells
+        positions = np.expand_dims(np.clip(positions - 0.5, 0, cells - 1), 3 - axis)
+        lower = np.floor(positions).astype(int)
+        upper, share = np.minimum(lower + 1, cells - 1), positions - lower
+        masks = (1 - share) * np.take_along_axis(masks, lower, axis) + (
+            share * np.take_along_axis(masks, upper, axis)
+        )
+    return masks.astype(np.float32)
+
+
 def paste(
     probabilities: np.ndarray, box: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:

@@ -215,3 +215,11 @@ def move_boxes(example: Example, move: Callable[[np.ndarray], np.ndarray]) -> Ex
     """Moves the objects and regions of an example."""
     regions = None if example.regions is None else move(example.regions)
     return example._replace(boxes=move(example.boxes), regions=regions)
+
+
+def select_objects(example: Example, chosen: np.ndarray) -> Example:
+    """Returns an example with some of its objects, by their indices or a mask `[N]`."""
+    masks = None if example.masks is None else example.masks[chosen]
+    boxes, labels = example.boxes[chosen], example.labels[chosen]
+    crowd = example.crowd[chosen]
+    return example._replace(boxes=boxes, labels=labels, crowd=crowd, masks=masks)

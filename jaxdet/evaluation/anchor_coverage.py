@@ -93,7 +93,8 @@ def check(detector: Detector, data_set: DataSet, config: InputConfig) -> None:
         "detector, or the canvases; experiments.anchor_coverage draws it"
     )
     # Augmentation may make them larger or smaller than they were measured.
-    augmented = config.expand or config.iou_crop or config.random_crop
+    cropped = config.iou_crop or config.random_crop
+    augmented = cropped or config.expand or config.mosaic
     resized = augmented or config.scale_jitter != (1.0, 1.0)
     if missed.all() and not resized:
         raise ConfigError(message)

@@ -46,7 +46,8 @@ def check_run(
     check(data_set, config.input)
     if validation is not None:
         # Metrics take their objects from the data set itself, however many they are.
-        check(validation, dataclasses.replace(config.input, too_many_objects="drop"))
+        unmixed = dataclasses.replace(config.input, mosaic=0.0, copy_paste=0.0)
+        check(validation, dataclasses.replace(unmixed, too_many_objects="drop"))
         if detector.has_masks:
             load_ground_truth(detector, validation)  # broken masks are refused now
     elif config.patience:

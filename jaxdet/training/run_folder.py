@@ -177,7 +177,10 @@ def _require_same(
 ) -> None:
     if "data_digests" not in then:  # of a run that an older jaxdet began
         now = now | {"data_digests": {}}
-    before, after = _flatten(then | {"format": FORMAT}), _flatten(now)
+    # Fields that the run's jaxdet did not have yet are as they are by default.
+    defaults = json.loads(json.dumps(dataclasses.asdict(TrainingConfig())))
+    before = _flatten({"training": defaults}) | _flatten(then | {"format": FORMAT})
+    after = _flatten(now)
     different = {
         name: f"{name}: {before.get(name, 'absent')!r} in the run, "
         f"{after.get(name, 'absent')!r} now"

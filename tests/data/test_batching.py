@@ -24,6 +24,9 @@ AUGMENTED = changed(
     random_crop=0.5,
     scale_jitter=(0.5, 1.5),
 )
+MIXED = dataclasses.replace(
+    AUGMENTED, mosaic=0.6, copy_paste=0.6, max_objects=20, mask_size=6
+)
 MULTI_SCALE = changed(canvases=((64, 100), (96, 64)), multi_scale=(0.5, 1.0, 1.5))
 SKIP = {"unreadable_images": "skip", "max_unreadable": 1.0}
 WIDE, TALL = (10, 20), (20, 10)
@@ -39,7 +42,12 @@ def mixed():
     """Seven wide and four tall images; image i holds i % 4 objects, at most 3 valid."""
     sizes = [WIDE, TALL, WIDE, (9, 20), TALL, WIDE, WIDE, (10, 19), TALL, WIDE, TALL]
     objects = [[(1, 1, 4 + n, 5, n % 2) for n in range(i % 4)] for i in range(11)]
-    return in_memory_data_set(images_of(*sizes), objects)
+
+    def read_masks(position, cells):
+        return np.ones((position % 4, cells, cells), np.float32)
+
+    made = in_memory_data_set(images_of(*sizes), objects)
+    return dataclasses.replace(made, read_masks=read_masks)
 
 
 def train(data_set, config=CONFIG, *, batch_size=4, seed=0, stop=1, **options):
@@ -62,7 +70,7 @@ def assert_padded(batch):
 
 class TestTraining:
     @pytest.mark.parametrize("workers", [0, 1, 4])
-    @pytest.mark.parametrize("config", [CONFIG, AUGMENTED, MULTI_SCALE])
+    @pytest.mark.parametrize("config", [CONFIG, AUGMENTED, MIXED, MULTI_SCALE])
     def test_batches_are_a_function_of_seed_and_step(self, mixed, config, workers):
         """However many threads and hosts make them, and from whichever step on."""
         whole = train(mixed, config, seed=5, stop=9)
@@ -319,7 +327,8 @@ class TestMasks:
 
     def test_a_data_set_without_masks(self, mixed):
         with pytest.raises(DataError, match=r"'in memory' has no masks.* is 2; load"):
-            batching.check(mixed, changed(mask_size=2), batch_size=1)
+            without = dataclasses.replace(mixed, read_masks=None)
+            batching.check(without, changed(mask_size=2), batch_size=1)
 
 
 class TestAugmentation:
@@ -463,6 +472,21 @@ class TestCheck:
             with pytest.raises(DataError, match=message):
                 call(data_set, CONFIG, batch_size=1)
         batching.check(data_set, changed(too_many_objects="drop"), batch_size=1)
+
+    @pytest.mark.parametrize(
+        ("fields", "most"),
+        [({"mosaic": 0.1}, 12), ({"copy_paste": 1.0}, 6), ({"mosaic": 1.0}, 12)],
+    )
+    def test_joined_images_need_more_slots(self, mixed, fields, most):
+        message = f"such images joined {most}, more than max_objects={most - 1}; set"
+        with pytest.raises(DataError, match=message):
+            batching.check(mixed, changed(**fields, max_objects=most - 1), batch_size=1)
+        batching.check(mixed, changed(**fields, max_objects=most), batch_size=1)
+
+    def test_copy_paste_needs_masks(self):
+        config = changed(copy_paste=0.5)
+        with pytest.raises(DataError, match=r"no masks, but copy_paste is 0\.5; load"):
+            train(in_memory_data_set(images_of(WIDE)), config, batch_size=1)
 
     @pytest.mark.parametrize("batch_size", [0, -4, 6])
     def test_batch_size_and_devices(self, mixed, batch_size):

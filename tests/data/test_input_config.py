@@ -23,6 +23,9 @@ def test_scaled_canvases_by_hand():
         ({"min_max_size": (800, 600)}, "two numbers, the second no less"),
         ({"keep_aspect": False, "min_max_size": (5, 8)}, "True with min_max_size (5,"),
         ({"iou_crop": 1.0, "min_max_size": (5, 8)}, "0 with min_max_size (5, 8)"),
+        ({"mosaic": 0.5, "min_max_size": (5, 8)}, "0 with min_max_size (5, 8)"),
+        ({"mosaic": 0.5, "max_regions": 9}, "0 with max_regions 9"),
+        ({"copy_paste": 0.5, "max_regions": 9}, "0 with max_regions 9"),
         ({"multi_scale": (1, 2), "min_max_size": (5, 8)}, "(1,) with min_max_size"),
     ],
 )

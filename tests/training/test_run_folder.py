@@ -82,8 +82,12 @@ def test_a_run_that_an_older_jaxdet_began_goes_on(tmp_path):
     file = tmp_path / "config.json"
     run = json.loads(file.read_text())
     digests = run.pop("data_digests")
+    del run["training"]["patience"], run["training"]["input"]["mosaic"]
     file.write_text(json.dumps(run))
     assert load_run(tmp_path).data_digests == {}
+    mixed = dataclasses.replace(toy.config().input, mosaic=0.5)
+    with pytest.raises(RunError, match=r"input/mosaic: 0\.0 in the run, 0\.5 now"):
+        save_run(tmp_path, toy.toy(), toy.data_set(), toy.config(input=mixed))
     save_run(tmp_path, toy.toy(), toy.data_set(), toy.config())
     assert load_run(tmp_path).data_digests == digests
 

@@ -13,7 +13,7 @@ COMMITTED = (
 def test_the_sheet_is_the_one_in_the_readme(tmp_path):
     output = tmp_path / "sheet.jpg"
     augmentations.main(output=output)
-    assert output.stat().st_size < 200_000
+    assert output.stat().st_size < 250_000
     made, committed = (np.array(Image.open(file), int) for file in (output, COMMITTED))
     assert made.shape == committed.shape
     assert np.abs(made - committed).mean() < 2  # other letters, another JPEG encoder
