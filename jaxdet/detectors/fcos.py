@@ -207,11 +207,11 @@ def loss(network, batch: Batch, key, *, config: FCOSConfig, axis_name=None):
     labels, target_boxes = dense.matched_targets(
         truth, index, positive, num_classes=config.num_classes
     )
-    class_targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
+    class_targets = jax.nn.one_hot(labels, config.num_classes, dtype=bool)
     target_ltrb = box_coding.encode_ltrb(target_boxes, points[None])
     target_centerness = losses.centerness(target_ltrb)
     # 3. Compute the losses point by point.
-    focal = optax.losses.sigmoid_focal_loss(
+    focal = losses.focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
     box_loss = _box_loss_per_point(ltrb, target_ltrb, points, strides, config)

@@ -14,7 +14,6 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxdet.config import (
     Anchors,
@@ -188,9 +187,9 @@ def loss(network, batch: Batch, key, *, config: RetinaNetConfig, axis_name=None)
     labels, target_boxes = dense.matched_targets(
         batch.truth, matches.gt_index, positive, num_classes=config.num_classes
     )
-    class_targets = jax.nn.one_hot(labels, config.num_classes)  # zeros for background
+    class_targets = jax.nn.one_hot(labels, config.num_classes, dtype=bool)
     # 3. Sum the losses of each image, and divide them by the number of positives.
-    focal = optax.losses.sigmoid_focal_loss(
+    focal = losses.focal_loss(
         logits, class_targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
     class_loss = jnp.sum(focal, axis=(1, 2), where=used[..., None])  # [B]

@@ -58,6 +58,7 @@ OPS = {
     "match points": lambda a, _, points, __: matching.match_points(
         points, a, VALID, regression_ranges=jnp.array([[0, 1e8]] * 4)
     ),
+    "focal loss": lambda a, *_: losses.focal_loss(a / 64, a > 9, alpha=0.3, gamma=2),
     "giou loss": lambda a, b, *_: losses.giou_loss(a, b),
     "iou loss": lambda a, b, *_: losses.iou_loss(a, b),
     "centerness": lambda a, *_: losses.centerness(jnp.maximum(a, 8)),

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optax.losses import sigmoid_focal_loss
+from optax import losses as optax_losses
 
 from jaxdet.ops import losses
 from tests import oracles
@@ -19,12 +19,29 @@ def random_boxes(rng, *shape):
 
 def test_focal_loss_agrees_with_torchvision(golden_ops):
     logits, targets = golden_ops["losses/logits"], golden_ops["losses/targets"]
-    loss = jax.jit(partial(sigmoid_focal_loss, alpha=0.25))(logits, targets)
+    focal = partial(losses.focal_loss, logits, targets > 0)
     golden = golden_ops["losses/focal alpha .25 gamma 2"]
+    loss = jax.jit(partial(focal, alpha=0.25, gamma=2.0))()
     chex.assert_trees_all_close(loss, golden, rtol=1e-5, atol=1e-7)
-    loss = jax.jit(partial(sigmoid_focal_loss, gamma=1.5))(logits, targets)
     golden = golden_ops["losses/focal alpha off gamma 1.5"]
+    loss = 2 * jax.jit(partial(focal, alpha=0.5, gamma=1.5))()
     chex.assert_trees_all_close(loss, golden, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss_and_its_gradient_agree_with_optax(rng, gamma):
+    extremes = np.array([0.0, 1e-20, 40.0, -40.0, 1e4, -1e4])
+    logits = np.append(rng.normal(0, 5, 200), extremes).astype(np.float32)
+    targets = rng.uniform(size=len(logits)) < 0.3
+    weights = rng.uniform(size=len(logits)).astype(np.float32)
+    options = {"alpha": 0.25, "gamma": gamma}
+
+    def loss_and_gradient(function):
+        return jax.jit(jax.value_and_grad(lambda x: weights @ function(x)))(logits)
+
+    ours = loss_and_gradient(partial(losses.focal_loss, targets=targets, **options))
+    optax = partial(optax_losses.sigmoid_focal_loss, labels=targets, **options)
+    chex.assert_trees_all_close(ours, loss_and_gradient(optax), rtol=1e-5, atol=1e-7)
 
 
 def test_smooth_l1_by_hand(transform):
