@@ -31,10 +31,10 @@ class Conv(nn.Module):
     """A square convolution, zero-padded so that stride 1 keeps the extents.
 
     Parameters are named and shaped as those of `flax.linen.Conv`. A 1x1 convolution is
-    computed as one product of two matrices, and a 7x7 one of stride 2 on blocks of 2x2
-    pixels: the same numbers, several times faster on CPU, where gradients of 1x1
-    convolutions and convolutions of three channels are slow. On accelerators neither
-    has been timed.
+    computed as one product of two matrices, and on CPU a 7x7 one of stride 2 on blocks
+    of 2x2 pixels: the same numbers, several times faster on CPU, where gradients of 1x1
+    convolutions and convolutions of three channels are slow. TPUs, by the estimate of
+    their compiler, would lose more by copying pixels to blocks than they would win.
     """
 
     features: int  # channels of the output
@@ -63,7 +63,8 @@ class Conv(nn.Module):
         if self.kernel == 1 and margins == (0, 0):
             x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         elif (self.kernel, self.stride, self.dilation, margins) == (7, 2, 1, (3, 3)):
-            x = _on_blocks(x, kernel)
+            plain = functools.partial(convolve, stride=2, margins=(3, 3))
+            x = lax.platform_dependent(x, kernel, cpu=conv7x7_on_blocks, default=plain)
         else:
             x = convolve(x, kernel, self.stride, margins, self.dilation)
         if self.use_bias:
@@ -77,8 +78,7 @@ def max_pool(
 ) -> jax.Array:
     """Returns the maximum over square windows; outside the map there is 0.
 
-    As maxima of shifted copies, rows first: XLA's gradient of a window's maximum
-    searches each window again, and on CPU takes seven times as long.
+    Equal maxima of a window share its gradient on CPUs; elsewhere one has it all.
 
     Args:
       x: `[B, H, W, C]`, nothing negative (after a ReLU).
@@ -89,6 +89,49 @@ def max_pool(
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), C]` where the padding sums to
       `window - 1`, fewer cells where to less.
+    """
+    options = {"window": window, "padding": padding, "stride": stride}
+    return lax.platform_dependent(
+        x,
+        cpu=functools.partial(max_pool_by_shifts, **options),
+        default=functools.partial(max_pool_by_windows, **options),
+    )
+
+
+def max_pool_by_windows(
+    x: jax.Array, window: int, padding: tuple[int, int], stride: int
+) -> jax.Array:
+    """Returns what `max_pool` does; XLA's own way.
+
+    Args:
+      x: `[B, H, W, C]`.
+      window: side in cells.
+      padding: cells before and after.
+      stride: cells from one window to the next.
+
+    Returns:
+      `[B, H', W', C]`.
+    """
+    return nn.max_pool(x, (window,) * 2, (stride,) * 2, (padding,) * 2)
+
+
+def max_pool_by_shifts(
+    x: jax.Array, window: int, padding: tuple[int, int], stride: int
+) -> jax.Array:
+    """Returns what `max_pool` does, as maxima of shifted copies, rows first.
+
+    XLA's gradient of a window's maximum searches each window again, and on CPU takes
+    seven times as long. On TPUs, by their compiler's estimate, shifted copies take more
+    time and memory.
+
+    Args:
+      x: `[B, H, W, C]`, nothing negative.
+      window: side in cells.
+      padding: cells before and after.
+      stride: cells from one window to the next.
+
+    Returns:
+      `[B, H', W', C]`.
     """
     for axis in (1, 2):
         margins = [(0, 0)] * 4
@@ -248,8 +291,16 @@ def zero_outside(
     return jnp.where(inside_mask(sizes, features.shape, stride), features, 0)
 
 
-def _on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes a 7x7 convolution of stride 2 as a 4x4 one on blocks of 2x2 pixels."""
+def conv7x7_on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Computes a 7x7 convolution of stride 2 as a 4x4 one on blocks of 2x2 pixels.
+
+    Args:
+      x: `[B, H, W, C]`.
+      kernel: `[7, 7, C, K]`.
+
+    Returns:
+      `[B, ceil(H / 2), ceil(W / 2), K]`, where the margins are 3 cells wide.
+    """
     batch, height, width, channels = x.shape
     # Taps 2i - 3 to 2i + 3, with one of weight 0 before, are blocks i - 2 to i + 1.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))

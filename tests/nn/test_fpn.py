@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.nn.fpn import FPN
+from jaxdet.nn.fpn import FPN, repeat_by_broadcast, repeat_by_convolution
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,21 @@ def test_top_down_path_is_a_sum_of_nearest_neighbors(stages):
         {3: three, 4: four, 5: lateral[5]},
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("function", [repeat_by_broadcast, repeat_by_convolution])
+def test_each_cell_is_repeated_exactly(rng, function):
+    x = rng.normal(size=(2, 3, 2, 5)).astype(np.float32)
+    weights = rng.normal(size=(2, 6, 4, 5)).astype(np.float32)
+
+    def total(x):
+        result = function(x)
+        return jnp.sum(weights * result), result
+
+    gradient, result = jax.jit(jax.grad(total, has_aux=True))(x)
+    np.testing.assert_array_equal(result, x.repeat(2, axis=1).repeat(2, axis=2))
+    sums = weights.reshape(2, 3, 2, 2, 2, 5).sum(axis=(2, 4))
+    chex.assert_trees_all_close(gradient, sums, rtol=1e-5, atol=1e-6)
 
 
 def test_pool_takes_every_second_cell(stages):

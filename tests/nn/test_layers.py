@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxdet.nn.cpu_convolution import convolve
 from jaxdet.nn.layers import (
     Conv,
     FrozenBatchNorm,
     Norm,
+    conv7x7_on_blocks,
     inside_mask,
-    max_pool,
+    max_pool_by_shifts,
+    max_pool_by_windows,
     zero_outside,
 )
 from tests.nn import drawn
@@ -58,7 +61,19 @@ def test_agrees_with_flax(rng, kernel, stride, dilation, padding):
     )
 
 
-# AlexNet's first layer, with its own padding and enough for ceil(extent / 4) cells.
+def test_stem_on_blocks_is_the_convolution(rng):
+    x = rng.normal(size=(2, 15, 18, 3)).astype(np.float32)
+    kernel = rng.normal(size=(7, 7, 3, 4)).astype(np.float32)
+
+    def total_and_gradients(convolution):
+        def total(x, kernel):
+            return jnp.sum(convolution(x, kernel) ** 2)
+
+        return jax.jit(jax.value_and_grad(total, (0, 1)))(x, kernel)
+
+    plain = partial(convolve, stride=2, margins=(3, 3))
+    results = map(total_and_gradients, (conv7x7_on_blocks, plain))
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("extents", [(8, 10), (7, 9)])
@@ -66,7 +81,9 @@ def test_agrees_with_flax(rng, kernel, stride, dilation, padding):
     ("window", "padding", "stride"),
     [(3, (1, 1), 2), (3, (0, 2), 2), (3, (0, 0), 2), (2, (0, 1), 2), (3, (1, 1), 1)],
 )
-def test_max_pool_agrees_with_flax(rng, extents, window, padding, stride):
+def test_max_pool_is_the_same_by_shifts_and_by_windows(
+    rng, extents, window, padding, stride
+):
     x = jnp.asarray(rng.uniform(size=(2, *extents, 3)), jnp.float32)
 
     @partial(jax.jit, static_argnums=0)
@@ -78,14 +95,9 @@ def test_max_pool_agrees_with_flax(rng, extents, window, padding, stride):
         (total, answer), gradient = jax.value_and_grad(total, has_aux=True)(x)
         return answer, total, gradient
 
-    ours = partial(max_pool, window=window, padding=padding, stride=stride)
-    expected = partial(
-        nn.max_pool,
-        window_shape=(window, window),
-        strides=(stride, stride),
-        padding=(padding, padding),
-    )
-    ours, expected = (answer_total_and_gradient(pool, x) for pool in (ours, expected))
+    options = {"window": window, "padding": padding, "stride": stride}
+    pools = [partial(f, **options) for f in (max_pool_by_shifts, max_pool_by_windows)]
+    ours, expected = (answer_total_and_gradient(pool, x) for pool in pools)
     chex.assert_trees_all_equal(ours[0], expected[0])
     chex.assert_trees_all_close(ours[1:], expected[1:], rtol=1e-5)
 
