@@ -36,6 +36,7 @@ from jaxdet.inference.preprocess import (
     detect_images,
     preprocess,
 )
+from jaxdet.inference.tiles import TilesConfig, detect_in_tiles
 
 if TYPE_CHECKING:  # it imports flax, which reading a file does not need
     from jaxdet.weights.published import TrainedDetector
@@ -175,7 +176,11 @@ def load(file: str | os.PathLike) -> Artifact:
 
 
 def make_detect(
-    artifact: Artifact, *, min_score: float = 0.0, propose: Propose | None = None
+    artifact: Artifact,
+    *,
+    min_score: float = 0.0,
+    propose: Propose | None = None,
+    tiles: TilesConfig | None = None,
 ) -> Callable[[Sequence[np.ndarray]], list[ImageDetections]]:
     """Returns a function that detects objects in images of any size.
 
@@ -184,12 +189,13 @@ def make_detect(
       min_score: detections that score lower are discarded.
       propose: from an image to its proposals, for a detector that takes some; None:
         selective search.
+      tiles: how large images are cut, to detect small objects; None: they are not.
 
     Returns:
       `[H, W, 3]` uint8 RGB images, however many -> `ImageDetections` of each.
     """
     return partial(
-        detect_images,
+        partial(detect_in_tiles, tiles=tiles) if tiles else detect_images,
         predict=artifact.predict,
         spec=artifact.resize,
         class_names=artifact.class_names,

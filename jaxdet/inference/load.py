@@ -5,15 +5,20 @@ detections = detect(image)  # NumPy, [H, W, 3] uint8, any size
 print(detections.names, detections.scores, detections.boxes)
 """
 
+import itertools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
+import tqdm
 
+from jaxdet import parallel
+from jaxdet.data import masks
+from jaxdet.data.dataset import DataSet
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import deserialize
@@ -25,6 +30,7 @@ from jaxdet.inference.preprocess import (
     ResizeSpec,
     detect_images,
 )
+from jaxdet.inference.tiles import TilesConfig, detect_in_tiles
 from jaxdet.structs import Batch
 from jaxdet.training.checkpoint import load_variables
 from jaxdet.training.checksum import by_path
@@ -40,6 +46,7 @@ def load(
     step: int | Literal["best", "latest"] = "best",
     min_score: float = 0.0,
     propose: Propose | None = None,
+    tiles: TilesConfig | None = None,
 ) -> Callable[[np.ndarray], ImageDetections]:
     """Returns a function that detects objects in one image of any size.
 
@@ -48,6 +55,7 @@ def load(
       step: see `load_detector`.
       min_score: detections that score lower are discarded.
       propose: see `make_detect`.
+      tiles: see `make_detect`.
 
     Returns:
       `[H, W, 3]` uint8 RGB -> `ImageDetections`, as of `make_detect`.
@@ -57,7 +65,7 @@ def load(
       WeightsError: as `load_detector`.
     """
     trained = load_detector(source, step=step)
-    return make_detect(trained, min_score=min_score, propose=propose)
+    return make_detect(trained, min_score=min_score, propose=propose, tiles=tiles)
 
 
 def load_detector(
@@ -88,6 +96,7 @@ def make_detect(
     *,
     min_score: float = 0.0,
     propose: Propose | None = None,
+    tiles: TilesConfig | None = None,
 ) -> Callable[[np.ndarray], ImageDetections]:
     """Returns a function that detects objects in one image of any size.
 
@@ -97,13 +106,17 @@ def make_detect(
       min_score: detections that score lower are discarded.
       propose: from an image to its proposals, for a detector that takes some; None:
         selective search.
+      tiles: how large images are cut, to detect small objects; None: they are not.
 
     Returns:
       `[H, W, 3]` uint8 RGB -> `ImageDetections`. It raises ValueError for other arrays.
     """
     predict = jax.jit(partial(predict_arrays, trained.detector.predict))
+    in_tiles = tiles and partial(
+        detect_in_tiles, tiles=tiles, batch_size=tiles.batch_size
+    )
     detect = partial(
-        detect_images,
+        in_tiles or detect_images,
         predict=partial(predict, jax.device_put(trained.variables)),
         spec=ResizeSpec.of_input(trained.input),
         class_names=label_names(trained.detector, trained.class_names),
@@ -111,6 +124,39 @@ def make_detect(
         propose=propose,
     )
     return lambda image: detect([image])[0]
+
+
+def detect_data_set(
+    detect: Callable[[np.ndarray], ImageDetections],
+    data_set: DataSet,
+    *,
+    progress: bool = True,
+) -> list[dict]:
+    """Runs a function such as `make_detect`'s over all images of a data set.
+
+    Each of several hosts processes its share of the images, on one device; all of them
+    must call this, and get the results of the whole data set.
+
+    Args:
+      detect: takes an image; its labels are those of the data set.
+      data_set: every image is processed once.
+      progress: whether to draw a bar, on the first host.
+
+    Returns:
+      COCO results, as of `evaluation.evaluate.detect_all`.
+
+    Raises:
+      DataError: for an image that cannot be read.
+    """
+    hosts, host = jax.process_count(), jax.process_index()
+    positions = range(host, len(data_set), hosts)
+    hidden = not progress or host > 0
+    by_image = []
+    for position in tqdm.tqdm(positions, unit="image", disable=hidden):
+        found = detect(data_set.read_image(position))
+        by_image.append(list(_coco_results(found, data_set, position)))
+    in_turn = itertools.zip_longest(*parallel.gather(by_image), fillvalue=())
+    return list(itertools.chain(*itertools.chain(*in_turn)))
 
 
 def _load(source: str | os.PathLike, step: int | str) -> TrainedDetector:
@@ -151,3 +197,18 @@ def _shapes_of_variables(detector: Detector, config: InputConfig) -> Any:
     image = jax.ShapeDtypeStruct((1, *config.canvases[0], 3), np.uint8)
     blank = Batch(image, sizes=None, scales=None, image_ids=None)
     return jax.eval_shape(detector.init, jax.random.key(0), blank)
+
+
+def _coco_results(
+    found: ImageDetections, data_set: DataSet, position: int
+) -> Iterator[dict]:
+    for index, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
+        result = {
+            "image_id": data_set.image_ids[position],
+            "category_id": data_set.category_ids[found.labels[index]],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(found.scores[index]),
+        }
+        if found.masks is not None:
+            result["segmentation"] = masks.encode_rle(found.masks[index])
+        yield result

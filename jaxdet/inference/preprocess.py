@@ -109,6 +109,8 @@ def postprocess(
 ) -> ImageDetections:
     """Returns the detections of one image in its own pixels, without padding.
 
+    Masks stay cells of their boxes, `[D, M, M]`, until `paste_masks`.
+
     Args:
       detections: boxes `[D, 4]`, scores `[D]`, labels `[D]`, valid `[D]` and masks
         `[D, M, M]` or None, as of `structs.Detections`, in pixels of the canvas.
@@ -121,22 +123,41 @@ def postprocess(
     kept = valid & (scores >= min_score)
     height, width = size
     limits = np.array([[width, height, width, height]], np.float32)
-    boxes = np.clip(boxes[kept] / scale[None, [1, 0, 1, 0]], 0, limits)
-    pasted = None
-    if cells is not None:
-        pairs = zip(cells[kept], boxes, strict=True)
-        pasted = [masks.paste(mask, box, size) for mask, box in pairs]
-        pasted = np.array(pasted, bool).reshape(-1, height, width)
     return ImageDetections(
-        boxes=boxes,
+        boxes=np.clip(boxes[kept] / scale[None, [1, 0, 1, 0]], 0, limits),
         scores=scores[kept],
         labels=labels[kept],
         names=tuple(class_names[label] for label in labels[kept]),
-        masks=pasted,
+        masks=None if cells is None else cells[kept],
     )
 
 
+def paste_masks(detections: ImageDetections, size: tuple[int, int]) -> ImageDetections:
+    """Draws the masks, cells of their boxes so far, in an image of (height, width)."""
+    if detections.masks is None:
+        return detections
+    pairs = zip(detections.masks, detections.boxes, strict=True)
+    pasted = [masks.paste(mask, box, size) for mask, box in pairs]
+    return detections._replace(masks=np.array(pasted, bool).reshape(-1, *size))
+
+
 def detect_images(
+    images: Sequence[np.ndarray], **options: Any
+) -> list[ImageDetections]:
+    """Detects objects in images of any size.
+
+    Args:
+      images: see `predict_images`.
+      **options: see `predict_images`.
+
+    Returns:
+      The detections of each image, with masks as large as it.
+    """
+    pairs = zip(predict_images(images, **options), images, strict=True)
+    return [paste_masks(found, np.shape(image)[:2]) for found, image in pairs]
+
+
+def predict_images(
     images: Sequence[np.ndarray],
     predict: Callable[[dict[str, Any]], tuple],
     spec: ResizeSpec,
@@ -146,7 +167,7 @@ def detect_images(
     min_score: float = 0.0,
     propose: Propose | None = None,
 ) -> list[ImageDetections]:
-    """Detects objects in images of any size.
+    """Detects objects in images of any size, and leaves masks cells of their boxes.
 
     Args:
       images: `[H, W, 3]` uint8 RGB. Those of one canvas share batches, the last of

@@ -1,6 +1,7 @@
 """A run folder, a file or a name becomes a function from images to named boxes."""
 
 import contextlib
+import operator
 
 import chex
 import jax
@@ -11,6 +12,7 @@ import pytest
 from jaxdet.data.dataset import Proposals
 from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
+from jaxdet.evaluation.evaluate import detect_all
 from jaxdet.inference import export, load, preprocess
 from jaxdet.structs import Detections
 from jaxdet.training.checkpoint import Checkpoints
@@ -63,6 +65,22 @@ def test_boxes_are_in_the_images_own_pixels(detect, size):
     np.testing.assert_allclose(found.boxes, expected, rtol=1e-5)
     assert found.names == ("dog", "cat")
     np.testing.assert_allclose(found.scores, [0.75, 0.2])
+
+
+def test_results_of_a_data_set_are_those_of_evaluation(detect):
+    images = [np.zeros((*size, 3), np.uint8) for size in [(64, 64), (128, 96)]]
+    data_set = in_memory_data_set(images, image_ids=(7, 5), category_ids=(3, 9))
+    model = trained(predict)
+    found = load.detect_data_set(detect, data_set, progress=False)
+    arguments = model.detector, model.variables, data_set, model.input
+    expected = detect_all(*arguments, batch_size=4, progress=False)
+    assert [one["image_id"] for one in found] == [7, 7, 5, 5]
+    key = operator.itemgetter("image_id", "category_id")
+    for one, other in zip(
+        sorted(found, key=key), sorted(expected, key=key), strict=True
+    ):
+        np.testing.assert_allclose(one.pop("bbox"), other.pop("bbox"), rtol=1e-5)
+        assert one == other
 
 
 @pytest.mark.parametrize(

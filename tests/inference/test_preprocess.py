@@ -84,15 +84,11 @@ def test_detections_by_hand():
 @pytest.mark.parametrize("count", [0, 2])
 def test_masks_are_of_the_whole_image(count):
     boxes = np.array([[0, 0, 8, 8], [8, 0, 16, 8]], np.float32)[:count]
-    detections = (boxes, np.ones(count), np.zeros(count, int), np.ones(count, bool))
     cells = np.ones((count, 28, 28), np.float32)
-    found = preprocess.postprocess(
-        (*detections, cells),
-        (10, 20),
-        np.ones(2, np.float32),
-        class_names=("cat",),
-        min_score=0.0,
+    found = preprocess.ImageDetections(
+        boxes, np.ones(count), np.zeros(count, int), ("cat",) * count, cells
     )
+    found = preprocess.paste_masks(found, (10, 20))
     assert found.masks.shape == (count, 10, 20) and found.masks.dtype == bool
     for mask, left in zip(found.masks, (0, 8), strict=False):
         assert mask[:8, left : left + 8].all()
