@@ -57,7 +57,7 @@ OPTIONAL = {
         "data/formats/tfds.py",
         "data/transforms.py",
     },
-    "pycocotools": {"data/masks.py", "evaluation/coco.py"},
+    "pycocotools": {"data/masks.py", "evaluation/coco.py", "evaluation/matches.py"},
     "simplejpeg": {"data/image_files.py"},
     "sklearn": {"data/formats/digits.py"},
     "skimage": {"data/formats/digits.py"},
@@ -69,6 +69,7 @@ OPTIONAL = {
     "safetensors": {"weights/state_dict.py"},
     "flatbuffers": set(),
     "matplotlib": set(),
+    "hotcoco": {"evaluation/coco.py"},
 }
 
 

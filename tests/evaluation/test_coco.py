@@ -2,13 +2,17 @@ import copy
 import json
 import logging
 import math
+import sys
 
 import numpy as np
 import pytest
 from pycocotools import mask as run_lengths
 
 from jaxdet.data.dataset import DataError
+from jaxdet.data.masks import encode_rle
 from jaxdet.evaluation import coco
+from tests.evaluation.scenes import random_scene
+from tests.optional import need
 
 
 def truth(*objects, categories=("cat", "dog")):
@@ -49,6 +53,33 @@ def test_iou_of_62_hundredths_passes_three_of_ten_thresholds():
     )
     assert metrics["AP50"] == pytest.approx(1) and metrics["AP75"] == 0
     assert [metrics["AP"], metrics["AR100"]] == pytest.approx([0.3, 0.3])
+
+
+@pytest.mark.optional
+def test_hotcoco_gives_the_same_numbers():
+    need("hotcoco", "hotcoco")
+    ground_truth, detections = random_scene(np.random.RandomState(0), crowds=0.1)
+    for one in (*ground_truth["annotations"], *detections):
+        x, y, width, height = map(int, one["bbox"])
+        pixels = np.zeros((500, 500), np.uint8)
+        pixels[max(y, 0) : y + height, max(x, 0) : x + width : 2] = 1
+        one["segmentation"] = encode_rle(pixels)
+    for results in (detections, []):
+        for limit in (100, 11):
+            expected, actual = (
+                coco.box_and_mask_metrics(
+                    ground_truth, results, max_detections=limit, backend=backend
+                )
+                for backend in ("pycocotools", "hotcoco")
+            )
+            assert "mask/AP" in expected
+            assert actual == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_without_hotcoco_it_cannot_be_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    with pytest.raises(DataError, match="pip install hotcoco"):
+        coco.coco_metrics(truth(), [], backend="hotcoco")
 
 
 def test_one_object_found_exactly():
