@@ -59,6 +59,7 @@ def draw(
     scores: np.ndarray | None = None,
     *,
     class_names: Sequence[str],
+    colors: Sequence[Color] | None = None,
     crowd: np.ndarray | None = None,
     masks: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -74,6 +75,7 @@ def draw(
       labels: `[N]` int in [0, K).
       scores: `[N]`; None for ground truth, where smaller boxes are placed first.
       class_names: K names.
+      colors: of each box; None: that of its class.
       crowd: `[N]` bool; boxes of crowds are dashed; None: no crowds.
       masks: `[N, H, W]` bool; None: there are none.
 
@@ -83,24 +85,25 @@ def draw(
     size = (image.shape[1], image.shape[0])
     line = max(1, round(sum(size) / 500))
     corners = [_pixels(box, size) for box in np.asarray(boxes, float)]
+    if colors is None:
+        colors = [class_color(int(label)) for label in labels]
     priority = scores if scores is not None else [-_area(box) for box in corners]
     best_first = np.argsort(-np.asarray(priority, float), kind="stable")
     if masks is not None:
         image = image.copy()
         for i in best_first[::-1]:
-            _draw_mask(image, masks[i], class_color(int(labels[i])), line)
+            _draw_mask(image, masks[i], colors[i], line)
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     for i in best_first[::-1]:
         dashed = crowd is not None and bool(crowd[i])
-        _draw_box(pen, corners[i], class_color(int(labels[i])), line, dashed)
+        _draw_box(pen, corners[i], colors[i], line, dashed)
     tags = []
     for i in best_first:
         text = str(class_names[int(labels[i])])
         if scores is not None:
             text += f" {float(scores[i]):.2f}"
-        color = class_color(int(labels[i]))
-        tags.append(_place_tag(text, color, corners[i], size, tags))
+        tags.append(_place_tag(text, colors[i], corners[i], size, tags))
     for tag in reversed(tags):
         darker = tuple(channel * 7 // 10 for channel in tag.color)
         pen.rectangle(tag.corners, fill=tag.color, outline=darker)

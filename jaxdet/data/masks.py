@@ -219,6 +219,11 @@ def encode_rle(pixels: np.ndarray) -> dict[str, Any]:
     return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
 
 
+def decode_rle(masks: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Decodes compressed run lengths of one image to `[N, height, width]` bool."""
+    return np.moveaxis(coco_mask.decode(list(masks)), -1, 0).astype(bool)
+
+
 def _draw(
     polygons: Sequence[np.ndarray], size: tuple[int, int], *, margin: float
 ) -> dict[str, Any]:

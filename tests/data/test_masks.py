@@ -153,5 +153,6 @@ class TestPaste:
 
 def test_encoded_runs_are_json_that_pycocotools_reads(blob):
     runs = json.loads(json.dumps(masks.encode_rle(blob > 0)))
+    np.testing.assert_array_equal(masks.decode_rle([runs, runs]), [blob > 0] * 2)
     assert runs["size"] == [20, 30]
     np.testing.assert_array_equal(pycocotools.mask.decode(runs), blob)

@@ -1,0 +1,68 @@
+import io
+
+import numpy as np
+from PIL import Image
+
+from jaxdet.data.dataset import DataError
+from jaxdet.evaluation import error_pictures
+from tests.evaluation.scenes import data_set_of, detection, truth
+
+BLACK = np.zeros((400, 400, 3), np.uint8)
+
+
+def count(jpeg, color):
+    """How many pixels of a JPEG are close to a color, and its size."""
+    image = np.array(Image.open(io.BytesIO(jpeg)), int)
+    return int((np.abs(image - color).max(axis=-1) < 40).sum()), image.shape
+
+
+def drawn(objects, detections, **options):
+    ground_truth = truth(*objects, images=1)
+    data_set = data_set_of(ground_truth, lambda position: BLACK)
+    (picture,) = error_pictures.draw_errors(
+        data_set, ground_truth, detections, [0], min_score=0.3, **options
+    )
+    return picture
+
+
+def test_what_is_right_is_green_and_what_is_wrong_red():
+    cat, dog, crowd = (
+        (0, 0, 50, 50, 90, 90),
+        (0, 1, 250, 250, 90, 90),
+        (0, 0, 250, 50, 90, 90, "crowd"),
+    )
+    right, wrong = (
+        detection(0, 0, 0.9, 50, 50, 90, 90),
+        detection(0, 1, 0.8, 250, 50, 90, 90),
+    )
+    hidden = detection(0, 1, 0.2, 250, 250, 90, 90)  # scores too low
+    picture = drawn([cat, dog, crowd], [right, wrong, hidden])
+    assert picture.file_name == "0"
+    for jpeg in (picture.truth, picture.detections):
+        for color in (error_pictures.RIGHT, error_pictures.WRONG):
+            assert count(jpeg, color)[0] > 300
+    assert count(picture.truth, error_pictures.IGNORED)[0] > 100
+    assert count(picture.detections, error_pictures.IGNORED)[0] < 100
+    found = drawn([cat], [right])
+    assert not count(found.truth, error_pictures.WRONG)[0]
+    assert not count(found.detections, error_pictures.WRONG)[0]
+
+
+def test_large_images_become_small_and_small_ones_large():
+    assert count(drawn([], [], size=100).truth, 0)[1] == (100, 100, 3)
+    assert count(drawn([], []).truth, 0)[1] == (800, 800, 3)
+    picture = drawn([], [detection(0, 0, 0.9, 0, 0, 400, 400)], size=100)
+    # The box is the whole picture still: red on all four sides.
+    image = np.array(Image.open(io.BytesIO(picture.detections)), int)
+    for side in (image[0, 50:], image[-1], image[50:, 0], image[:, -1]):
+        assert (side[:, 0] > 120).mean() > 0.8
+
+
+def test_an_image_that_cannot_be_read_has_no_picture():
+    def fail(position):
+        raise DataError("broken")
+
+    ground_truth = truth(images=1)
+    data_set = data_set_of(ground_truth, fail)
+    pictures = error_pictures.draw_errors(data_set, ground_truth, [], [0], min_score=0)
+    assert pictures == [None]
