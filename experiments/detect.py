@@ -54,7 +54,7 @@ def main(
     artifact: pathlib.Path | None = None,
     output: pathlib.Path = pathlib.Path("detections"),
     json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
-    min_score: float = 0.3,
+    min_score: float | Literal["best"] = 0.3,
     decoding: Annotated[DecodeOptions, tyro.conf.arg(name="")] = DECODE_DEFAULTS,
     step: int | Literal["best", "latest"] = "best",
 ):
@@ -73,7 +73,8 @@ def main(
       output: folder for the pictures with boxes.
       json_file: where to write the detections in COCO's format; `detections.json` in
         the output folder if not given.
-      min_score: lower scores are left out.
+      min_score: lower scores are left out; "best": below that of the highest F1, which
+        `python -m experiments.evaluate RUN --report FOLDER` has measured for the run.
       decoding: how image files are decoded.
       step: which checkpoint of the run; "best" is that of the highest AP,
         or whatever its run measured first.
@@ -82,12 +83,16 @@ def main(
       DataError: for options that do not go together, and if no picture can be read.
     """
     workdir, pictures = _split_run_folder(pictures, step)
-    if not 0 <= min_score <= 1:
-        raise DataError(f"--min-score is {min_score}; it must be in [0, 1]")
+    if min_score != "best" and not 0 <= min_score <= 1:
+        raise DataError(
+            f'--min-score is {min_score}; it must be in [0, 1], or "best" for a run'
+        )
     sources = {"--artifact": artifact, "--weights": weights, "the run folder": workdir}
     named = [f"{option} {path}" for option, path in sources.items() if path]
     if len(named) > 1:
         raise DataError(f"{' and '.join(named)}; one detector at a time")
+    if min_score == "best":
+        min_score = _best_min_score(workdir, step, named)
     files = _list_pictures(pictures, output)
     targets = _name_drawings(files, output)
     if artifact is not None:
@@ -155,6 +160,22 @@ def _split_run_folder(
                 f"{path} is a run folder; it must be the first that is named"
             )
     return workdir, pictures
+
+
+def _best_min_score(
+    workdir: pathlib.Path | None, step: int | str, named: list[str]
+) -> float:
+    """Returns the minimum score that an evaluation of the run has found to be best."""
+    if workdir is None:
+        detector = named[0] if named else "the pretrained SSD"
+        raise DataError(
+            f"--min-score best is known of run folders alone, not of {detector}; "
+            "`evaluate --report` prints it, to be given as a number"
+        )
+    # It imports flax: nothing that an exported detector takes.
+    from jaxdet.training.run_folder import load_min_score
+
+    return load_min_score(workdir, step)
 
 
 def _load_artifact(artifact: pathlib.Path, min_score: float) -> Loaded:

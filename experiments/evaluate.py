@@ -21,7 +21,6 @@ import jax
 import numpy as np
 import tyro
 from PIL import Image
-from pycocotools import mask as run_lengths
 
 from experiments import command_line
 from experiments.data_option import (
@@ -34,8 +33,9 @@ from experiments.data_option import (
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco
 from jaxdet.data.input_config import InputConfig
+from jaxdet.data.masks import decode_rle
 from jaxdet.detectors.detector import Detector
-from jaxdet.evaluation.coco import MAX_DETECTIONS, box_and_mask_metrics
+from jaxdet.evaluation.coco import MAX_DETECTIONS, Backend, box_and_mask_metrics
 from jaxdet.evaluation.evaluate import (
     Metrics,
     default_metrics,
@@ -43,10 +43,12 @@ from jaxdet.evaluation.evaluate import (
     label_names,
     load_ground_truth,
 )
+from jaxdet.evaluation.html_report import write_report
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.report import format_metrics
 from jaxdet.evaluation.voc import voc_metrics
 from jaxdet.inference.load import load_detector
+from jaxdet.training.run_folder import save_min_score
 from jaxdet.visualize import truth_beside_detections
 from jaxdet.weights import published, torchvision
 from jaxdet.weights.published import TrainedDetector
@@ -71,9 +73,11 @@ def main(
     proposal_file: pathlib.Path | None = None,
     metrics: MetricsName | None = None,
     max_detections: int = MAX_DETECTIONS,
+    coco_backend: Backend = "pycocotools",
     step: int | Literal["best", "latest"] = "best",
     batch_size: int = 8,
     json_file: pathlib.Path | None = None,
+    report: pathlib.Path | None = None,
     pictures: int = 0,
     output: pathlib.Path = pathlib.Path("detections"),
     min_score: float = 0.3,
@@ -97,10 +101,15 @@ def main(
         no classes apart, COCO's for others.
       max_detections: how many detections of an image and class COCO's metrics count;
         how many the detector returns is a number of its run.
+      coco_backend: which library computes COCO's metrics; hotcoco (pip install hotcoco)
+        gives the same numbers many times faster.
       step: which checkpoint; "best" is that of the highest AP, or whatever its run
         measured first.
       batch_size: images at a time.
       json_file: where to write the detections in COCO's format.
+      report: folder for a page that shows why the detector fails, `report.html`, and
+        its numbers, `report.json`. The run keeps the minimum score of the highest F1,
+        which `--min-score best` of experiments.detect takes.
       pictures: how many images to draw, the first ones.
       output: folder for these pictures.
       min_score: lower scores are not drawn; they count in the numbers.
@@ -123,11 +132,14 @@ def main(
     data_set = _load_data(source, trained, proposal_file, validation_share)
     if trained is None:
         trained, documented = _load_published(weights, canvas_multiple)
-    _require_same_classes(trained, data_set, workdir or weights or "SSD-MobileNetV2")
+    detector_name = workdir or weights or "SSD-MobileNetV2"
+    _require_same_classes(trained, data_set, detector_name)
     detector, config = trained.detector, trained.input
+    if report is not None and detector.num_classes is None:
+        raise DataError(f"--report {report}: {detector_name} tells no classes apart")
     data_set = search_proposals(data_set, config)
     truth = load_ground_truth(detector, data_set, bad_masks=source.bad_boxes)
-    measure = _choose_metrics(detector, metrics, max_detections)
+    measure = _choose_metrics(detector, metrics, max_detections, coco_backend)
     detections = detect_all(
         detector, trained.variables, data_set, config, batch_size=batch_size
     )
@@ -136,10 +148,27 @@ def main(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(detections))
-    measured = measure(truth, detections)
+    if report is None:
+        measured = measure(truth, detections)
+    else:
+        options = {"max_detections": max_detections, "backend": coco_backend}
+        numbers = write_report(
+            report,
+            data_set,
+            truth,
+            detections,
+            detector_name=str(detector_name),
+            **options,
+        )
+        measured = numbers["metrics"]
+        if metrics not in (None, "coco"):
+            measured = measure(truth, detections)
     print(format_metrics(measured))
     if documented is not None and "AP" in measured:
         print(_beside_published(measured, documented))
+    if report is not None:
+        print(f"why it fails: see {report / 'report.html'}")
+        _keep_best_min_score(numbers["boxes"]["best_f1"], workdir, step, data_set.name)
     if pictures:
         shown = [one for one in detections if one["score"] >= min_score]
         names = label_names(detector, data_set.class_names)
@@ -176,22 +205,45 @@ def _check_options(
 
 
 def _choose_metrics(
-    detector: Detector, name: MetricsName | None, max_detections: int
+    detector: Detector,
+    name: MetricsName | None,
+    max_detections: int,
+    backend: Backend,
 ) -> Metrics:
-    """Returns the named metrics, or those of the detector, with COCO's limit.
+    """Returns the named metrics, or those of the detector, with COCO's options.
 
     Raises:
-      DataError: for a limit of metrics that have none.
+      DataError: for options of COCO's metrics with others.
     """
     measure = METRICS[name] if name else default_metrics(detector)
-    if max_detections == MAX_DETECTIONS:
-        return measure
-    if measure is not box_and_mask_metrics:
+    if measure is box_and_mask_metrics:
+        options = {"max_detections": max_detections, "backend": backend}
+        return functools.partial(measure, **options)
+    if max_detections != MAX_DETECTIONS:
         raise DataError(
             f"--max-detections {max_detections} is a limit of COCO's metrics alone; "
             "others count all detections"
         )
-    return functools.partial(measure, max_detections=max_detections)
+    if backend != "pycocotools":
+        raise DataError(f"--coco-backend {backend} computes COCO's metrics alone")
+    return measure
+
+
+def _keep_best_min_score(
+    best: dict[str, float] | None,
+    workdir: pathlib.Path | None,
+    step: int | str,
+    data_name: str,
+) -> None:
+    """Prints the minimum score of the highest F1, and stores it in the run folder."""
+    if best is None:
+        return  # no detection is right
+    shares = ", ".join(
+        f"{name} {100 * best[name]:.1f}" for name in ("f1", "precision", "recall")
+    )
+    print(f"best minimum score: {best['min_score']:.3f} ({shares}, at an IoU of 0.5)")
+    if workdir is not None:
+        save_min_score(workdir, step, best | {"data_set": data_name})
 
 
 def _load_data(
@@ -280,8 +332,7 @@ def _draw_first(
         boxes[:, 2:] += boxes[:, :2]
         masks = None
         if results and "segmentation" in results[0]:
-            runs = [one["segmentation"] for one in results]
-            masks = np.moveaxis(run_lengths.decode(runs), -1, 0).astype(bool)
+            masks = decode_rle([one["segmentation"] for one in results])
         picture = truth_beside_detections(
             image,
             data_set.objects[position],

@@ -1,7 +1,7 @@
 """The run folder's `config.json`: detector, training config, data set, first weights.
 
-Beside it lie `checkpoints/`, `log.txt`, `pictures/`, `profile/` and TensorBoard's event
-files.
+Beside it lie `checkpoints/`, `min_scores.json` (of `evaluate --report`), `log.txt`,
+`pictures/`, `profile/` and TensorBoard's event files.
 """
 
 import dataclasses
@@ -127,6 +127,45 @@ def identity(
     return {name: x for name, x in fields.items() if name not in HOSTS_MAY_DIFFER}
 
 
+def save_min_score(
+    workdir: str | os.PathLike, step: int | str, best: dict[str, Any]
+) -> None:
+    """Stores the minimum score that is best for a checkpoint, in `min_scores.json`.
+
+    Args:
+      workdir: the run folder.
+      step: of the checkpoint, or "best" or "latest".
+      best: its `min_score`, and what else tells about it.
+    """
+    file = pathlib.Path(workdir) / "min_scores.json"
+    stored = _read_min_scores(file)
+    saved = saved_steps(checkpoint_folder(workdir))
+    write_json(file, stored | {str(step): best | {"checkpoints": saved}}, indent=2)
+
+
+def load_min_score(workdir: str | os.PathLike, step: int | str) -> float:
+    """Returns the minimum score that is best for a checkpoint of a run.
+
+    Raises:
+      RunError: none is stored, or there were other checkpoints when it was.
+    """
+    stored = _read_min_scores(pathlib.Path(workdir) / "min_scores.json").get(str(step))
+    measure = f"python -m experiments.evaluate {workdir} --report FOLDER"
+    if step != "best":
+        measure += f" --step {step}"
+    if stored is None:
+        raise RunError(
+            f"{workdir} does not know the best minimum score of its checkpoint "
+            f"{step!r}; measure it: {measure}"
+        )
+    if stored["checkpoints"] != saved_steps(checkpoint_folder(workdir)):
+        raise RunError(
+            f"{workdir} has trained on since its best minimum score was measured; "
+            f"measure it again: {measure}"
+        )
+    return stored["min_score"]
+
+
 def checkpoint_folder(workdir: str | os.PathLike) -> pathlib.Path:
     """Returns the absolute path of the checkpoints of a run folder."""
     return pathlib.Path(workdir).absolute() / "checkpoints"
@@ -135,6 +174,15 @@ def checkpoint_folder(workdir: str | os.PathLike) -> pathlib.Path:
 def saved_steps(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the complete checkpoints in a folder, ascending."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def _read_min_scores(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is no JSON: {error}; delete it") from error
 
 
 def _description(detector: Detector, data_set: DataSet, config: TrainingConfig) -> dict:

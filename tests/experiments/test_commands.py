@@ -37,6 +37,7 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.training import optimizer
 from jaxdet.training.metrics import NonFiniteLossError
+from jaxdet.training.run_folder import RunError
 from jaxdet.weights import published, state_dict
 from jaxdet.weights.published import TrainedDetector
 from tests.data.formats import layouts
@@ -242,6 +243,46 @@ def test_evaluate_prints_writes_and_draws(
     assert isinstance(json.loads(file.read_text()), list)
     names = sorted(path.name for path in everything.iterdir())
     assert len(names) == 2 and names[0].startswith("000000_")
+
+
+def test_detect_takes_the_minimum_score_that_a_report_has_found(
+    run, few_digits, tmp_path, monkeypatch, capsys
+):
+    def detect_everything(detector, variables, data_set, *_, **__):
+        keys = ("image_id", "category_id", "bbox")
+        return [
+            {key: one[key] for key in keys} | {"score": 0.8}
+            for one in data_set.ground_truth()["annotations"]
+        ]
+
+    def make_detect(trained, min_score):
+        taken.append(min_score)
+        return lambda image: found_a_cat(image)._replace(labels=np.array([3]))
+
+    taken, photo = [], tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    detect_best = functools.partial(
+        detect.main, (run, photo), min_score="best", output=tmp_path / "found"
+    )
+    with pytest.raises(RunError, match=r"evaluate \S+ --report FOLDER"):
+        detect_best()
+    monkeypatch.setattr(digits, "load", few_digits)
+    monkeypatch.setattr(evaluate, "detect_all", detect_everything)
+    monkeypatch.setattr("jaxdet.inference.load.make_detect", make_detect)
+    evaluate.main(run, report=tmp_path / "report", metrics="voc")
+    written = capsys.readouterr().out
+    assert "mAP" in written and "minimum score: 0.400 (f1 100.0, precision" in written
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert numbers["metrics"]["AP"] == pytest.approx(1)
+    assert (tmp_path / "report" / "report.html").is_file()
+    detect_best()
+    assert taken == [0.4]
+    with pytest.raises(RunError, match=r"checkpoint 2; measure it: .* --step 2"):
+        detect_best(step=2)
+    with pytest.raises(
+        DataError, match="best is known of run folders alone, not of --w"
+    ):
+        detect.main((photo,), weights="some.pth", min_score="best")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from jaxdet.detectors.serialization import deserialize
 from jaxdet.training.run_folder import (
     FORMAT,
     RunError,
+    load_min_score,
     load_run,
     resumed_weights,
+    save_min_score,
     save_run,
 )
 from jaxdet.weights.transfer import Transfer
@@ -31,6 +33,21 @@ def test_a_run_describes_itself(tmp_path):
     batch = toy.batch_of(np.random.default_rng(0), 4)
     variables = jax.eval_shape(again.init, jax.random.key(0), batch)
     assert variables["params"]["stem"]["bias"].shape == (6,)
+
+
+def test_the_best_minimum_score_holds_until_a_run_goes_on(tmp_path):
+    with pytest.raises(RunError, match="does not know the best minimum score"):
+        load_min_score(tmp_path, "best")
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    save_min_score(tmp_path, 4, {"min_score": 0.25})
+    save_min_score(tmp_path, "best", {"min_score": 0.75})
+    assert [load_min_score(tmp_path, step) for step in (4, "best")] == [0.25, 0.75]
+    (tmp_path / "checkpoints" / "8").mkdir()
+    with pytest.raises(RunError, match=r"has trained on since .* --step 4$"):
+        load_min_score(tmp_path, 4)
+    (tmp_path / "min_scores.json").write_text("{")
+    with pytest.raises(RunError, match=r"min_scores\.json is no JSON"):
+        load_min_score(tmp_path, 4)
 
 
 def test_a_run_with_checkpoints_accepts_only_itself(tmp_path):
