@@ -66,8 +66,8 @@ Args:
   metrics: what is measured; if not given, recall for a detector that tells no classes
     apart, COCO's for others.
   precision: of the network's arithmetic; parameters and losses are float32.
-  remat: compute a ResNet again for the gradients, block by block: less memory, more
-    arithmetic.
+  remat: compute the backbone, block by block, and dense heads again for the gradients:
+    less memory, more arithmetic.
   workdir: the run folder; started again, a run goes on where it stopped.
   accept_changed_data: go on with other images or objects than the run began with.
 """

@@ -35,7 +35,7 @@ from jaxdet.detectors import dense
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import FCOSHead
-from jaxdet.nn.layers import NormType
+from jaxdet.nn.layers import NormType, maybe_remat
 from jaxdet.ops import anchors, box_coding, losses, matching
 from jaxdet.structs import Batch, Detections
 
@@ -163,7 +163,8 @@ class FCOSNetwork(nn.Module):
             norm=config.fpn_norm,
             dtype=dtype,
         )
-        self.head = FCOSHead(
+        head = maybe_remat(FCOSHead, getattr(self.backbone, "remat", False))
+        self.head = head(
             config.num_classes,
             depth=config.head_depth,
             norm=config.head_norm,

@@ -32,7 +32,7 @@ from jaxdet.detectors import dense
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.nn.fpn import FPN
 from jaxdet.nn.heads import DenseHead
-from jaxdet.nn.layers import NormType
+from jaxdet.nn.layers import NormType, maybe_remat
 from jaxdet.ops import box_coding, losses
 from jaxdet.structs import Batch, Detections
 
@@ -143,7 +143,8 @@ class RetinaNetNetwork(nn.Module):
             norm=config.fpn_norm,
             dtype=dtype,
         )
-        head = partial(DenseHead, depth=config.head_depth, norm=config.head_norm)
+        head = maybe_remat(DenseHead, getattr(self.backbone, "remat", False))
+        head = partial(head, depth=config.head_depth, norm=config.head_norm)
         per_cell = config.anchors.per_cell
         logit = -math.log((1 - config.prior) / config.prior)
         self.class_head = head(per_cell * config.num_classes, bias=logit, dtype=dtype)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, maybe_remat, zero_outside
 
 # Channels as multiples of conv1's, kernel, stride, padding before.
 _CONVS = ((1, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (4, 3, 1, 1), (4, 3, 1, 1))
@@ -31,6 +31,7 @@ class AlexNet(nn.Module):
     """Cells centered in their strides, to detect on the features of an image; False:
     the published paddings, to classify crops as in pretraining."""
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
+    remat: bool = False  # whether gradients compute the layers again, `maybe_remat`
 
     @nn.compact
     def __call__(
@@ -42,26 +43,12 @@ class AlexNet(nn.Module):
         column less, 13x13 cells of 224x224 pixels, if not `centered`.
         """
         x, cells = pixels, sizes  # cells: what images of those sizes have in this layer
-        for index, (multiple, kernel, stride, before) in enumerate(_CONVS, start=1):
-            # `kernel - 1` in all makes ceil(extent / stride) cells.
-            margins = (before, kernel - 1 - before if self.centered else before)
-            conv = Conv(
-                self.width * multiple,
-                kernel,
-                stride,
-                self.norm == "none",
-                margins,
-                dtype=self.dtype,
-                name=f"conv{index}",
-            )
-            norm = Norm(self.norm, dtype=self.dtype, name=f"norm{index}")
-            cells = _cells(cells, kernel, stride, margins)
-            x = zero_outside(nn.relu(norm(conv(x), cells)), cells, 1)
-            if index <= 2:
-                before = _pool_padding(index, self.centered)
-                margins = (before, _WINDOW - 1 - before if self.centered else 0)
-                cells = _cells(cells, _WINDOW, 2, margins)
-                x = zero_outside(max_pool(x, _WINDOW, margins), cells, 1)
+        for index in range(len(_CONVS)):
+
+            def layer(network, x, cells, index=index):
+                return _layer(network, index, x, cells)
+
+            x, cells = maybe_remat(layer, self.remat)(self, x, cells)
         return {4: x}
 
 
@@ -84,6 +71,33 @@ def layers(centered: bool = True) -> tuple[tuple[int, int, int], ...]:
     for index in (2, 1):  # from the end, so that places before stay
         stack.insert(index, (_WINDOW, 2, _pool_padding(index, centered)))
     return tuple(stack)
+
+
+def _layer(
+    network: AlexNet, index: int, x: jax.Array, cells: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs a convolution, made within the network, and the pooling that follows it."""
+    multiple, kernel, stride, before = _CONVS[index]
+    # `kernel - 1` in all makes ceil(extent / stride) cells.
+    margins = (before, kernel - 1 - before if network.centered else before)
+    conv = Conv(
+        network.width * multiple,
+        kernel,
+        stride,
+        network.norm == "none",
+        margins,
+        dtype=network.dtype,
+        name=f"conv{index + 1}",
+    )
+    norm = Norm(network.norm, dtype=network.dtype, name=f"norm{index + 1}")
+    cells = _cells(cells, kernel, stride, margins)
+    x = zero_outside(nn.relu(norm(conv(x), cells)), cells, 1)
+    if index < 2:
+        before = _pool_padding(index + 1, network.centered)
+        margins = (before, _WINDOW - 1 - before if network.centered else 0)
+        cells = _cells(cells, _WINDOW, 2, margins)
+        x = zero_outside(max_pool(x, _WINDOW, margins), cells, 1)
+    return x, cells
 
 
 def _pool_padding(index: int, centered: bool) -> int:

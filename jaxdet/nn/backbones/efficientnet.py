@@ -30,6 +30,7 @@ class EfficientNetLite0(nn.Module):
     norm: NormType = "frozen"
     """`"frozen"` with pretrained statistics, `"group"` to train from scratch."""
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
+    remat: bool = False  # whether gradients compute the layers again, `maybe_remat`
     epsilon = 1e-3  # of the norms
 
     @nn.compact

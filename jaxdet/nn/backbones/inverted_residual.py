@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdet.nn.layers import Conv, Norm, zero_outside
+from jaxdet.nn.layers import Conv, Norm, maybe_remat, zero_outside
 
 _STEM = 32  # channels
 
@@ -37,7 +37,7 @@ def stages(
     """Runs a 3x3 convolution of stride 2 and the blocks, made within the caller.
 
     Args:
-      network: has `width`, `norm`, `epsilon` and `dtype`.
+      network: has `width`, `norm`, `epsilon`, `dtype` and `remat`.
       plan: its blocks; the first of each level but 1 has stride 2.
       padding: of all layers.
       pixels: `[B, H, W, 3]`, zero outside the true images.
@@ -64,7 +64,7 @@ def stages(
     for level, groups in plan.items():
         blocks = [group[1:] for group in groups for _ in range(group[0])]
         for index, (channels, kernel) in enumerate(blocks):
-            block = InvertedResidual(
+            block = maybe_remat(InvertedResidual, network.remat)(
                 between=6 * x.shape[-1] if level > 1 else None,
                 features=math.ceil(channels * network.width),
                 level=level,

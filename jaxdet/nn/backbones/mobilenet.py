@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxdet.nn.backbones import inverted_residual
 from jaxdet.nn.backbones.inverted_residual import InvertedResidual, Padding
-from jaxdet.nn.layers import Conv, Norm, NormType
+from jaxdet.nn.layers import Conv, Norm, NormType, maybe_remat
 
 _PLAN = {  # Table 2
     1: ((1, 16, 3),),
@@ -38,6 +38,7 @@ class MobileNetV2(nn.Module):
     """`"frozen"` with pretrained statistics, `"group"` to train from scratch."""
     epsilon: float = 1e-5  # of the norms; TensorFlow's is 1e-3
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
+    remat: bool = False  # whether gradients compute the layers again, `maybe_remat`
 
     @nn.compact
     def __call__(
@@ -65,7 +66,7 @@ class MobileNetV2(nn.Module):
             level: (wide if self.wide else narrow)[level] for level in range(2, 6)
         }
         for level, (between, channels) in enumerate(self.extra, start=6):
-            block = InvertedResidual(
+            block = maybe_remat(InvertedResidual, self.remat)(
                 between=math.ceil(between * self.width),
                 features=math.ceil(channels * self.width),
                 level=level,

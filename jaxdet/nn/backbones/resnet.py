@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, maybe_remat, zero_outside
 
 # Depth -> (blocks of stages 2 to 5, whether they are bottlenecks).
 _LAYOUTS = {
@@ -31,9 +31,7 @@ class ResNet(nn.Module):
     coarsest: int = 5  # the last stage that is made, 2 to 5
     epsilon: float = 1e-5  # of the norms
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
-    remat: bool = False
-    """Whether gradients keep only what goes into each block and compute the rest again:
-    less memory, about a third more arithmetic (Chen et al. 2016)."""
+    remat: bool = False  # whether gradients compute the layers again, `maybe_remat`
 
     @nn.compact
     def __call__(
@@ -55,7 +53,7 @@ class ResNet(nn.Module):
         x = max_pool(zero_outside(x, sizes, 2))
         stages = {}
         for level in range(2, self.coarsest + 1):
-            x = stages[level] = _stage(self, level, x, sizes, remat=self.remat)
+            x = stages[level] = _stage(self, level, x, sizes)
         return stages
 
 
@@ -68,6 +66,7 @@ class ResNetHead(nn.Module):
     norm: NormType = "frozen"  # each region is an image of its own
     epsilon: float = 1e-5  # of the norms
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
+    remat: bool = False  # whether gradients compute the layers again, `maybe_remat`
 
     @nn.compact
     def __call__(self, regions: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -119,17 +118,11 @@ def _layout(depth: int) -> tuple[tuple[int, ...], bool]:
 
 
 def _stage(
-    network: ResNet | ResNetHead,
-    level: int,
-    x: jax.Array,
-    sizes: jax.Array | None,
-    *,
-    remat: bool = False,
+    network: ResNet | ResNetHead, level: int, x: jax.Array, sizes: jax.Array | None
 ) -> jax.Array:
     """Runs the blocks of one stage, made within the network that calls."""
     blocks, bottleneck = _layout(network.depth)
-    kind = _Bottleneck if bottleneck else _Basic
-    kind = nn.remat(kind) if remat else kind
+    kind = maybe_remat(_Bottleneck if bottleneck else _Basic, network.remat)
     dtype = network.dtype
     for index in range(blocks[level - 2]):
         block = kind(

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, maybe_remat, zero_outside
 
 # Convolutions of each block, and their channels as multiples of the first block's.
 _BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
@@ -23,6 +23,7 @@ class VGG16(nn.Module):
     """Channels of the first block; the last ones have eight times as many."""
     norm: NormType = "none"  # `"none"` as published, `"group"` to train from scratch
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
+    remat: bool = False  # whether gradients compute the layers again, `maybe_remat`
 
     @nn.compact
     def __call__(
@@ -48,6 +49,7 @@ class VGG16SSD(nn.Module):
     """Channels of the first block; conv6 and conv7 have sixteen times as many."""
     norm: NormType = "none"  # `"none"` as published, `"group"` to train from scratch
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
+    remat: bool = False  # whether gradients compute the layers again, `maybe_remat`
 
     @nn.compact
     def __call__(
@@ -114,11 +116,15 @@ def _block(
 ) -> jax.Array:
     """Runs one block, made within the network that calls."""
     count, multiple = _BLOCKS[level]
-    if level > 0:
-        x = max_pool(x, _POOL_WINDOW, _POOL_PADDING)
-    for name in _names(level, count):
-        x = _layer(network, name, network.width * multiple, x, (sizes, 2**level))
-    return x
+
+    def run(network, x, sizes):
+        if level > 0:
+            x = max_pool(x, _POOL_WINDOW, _POOL_PADDING)
+        for name in _names(level, count):
+            x = _layer(network, name, network.width * multiple, x, (sizes, 2**level))
+        return x
+
+    return maybe_remat(run, network.remat)(network, x, sizes)
 
 
 def _layer(network, name: str, features: int, x, here, **options) -> jax.Array:

@@ -1,6 +1,8 @@
 """Laws of all backbones: padding changes nothing, first layers can be frozen."""
 
+import math
 import re
+from functools import partial
 
 import chex
 import jax
@@ -10,8 +12,11 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from jaxdet.nn import heads
 from jaxdet.nn.backbones import alexnet, inverted_residual, resnet, vgg
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
+from jaxdet.nn.layers import maybe_remat
+from jaxdet.training.optimizer import combine, partition
 from tests.nn import drawn
 
 
@@ -23,6 +28,7 @@ class FewBlocks(nn.Module):
     width: float = 1.0
     epsilon: float = 1e-3
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, pixels, sizes=None):
@@ -70,6 +76,83 @@ def test_padding_changes_nothing(rng, network, extents):
         if isinstance(network, alexnet.AlexNet | vgg.VGG16 | vgg.VGG16SSD):
             assert not np.any(padded[level][:, rows:])
             assert not np.any(padded[level][:, :, columns:])
+
+
+def total_of(network, image, variables):
+    """Adds up squares, so that every gradient depends on the features."""
+    features = network.apply(variables, image)
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(features))
+
+
+def kept_for_gradients(function, variables):
+    """Returns the shapes of the arrays that the backward pass needs."""
+    _, pull_back = jax.eval_shape(partial(jax.vjp, function), variables)
+    return [x.shape for x in jax.tree.leaves(pull_back)]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        alexnet.AlexNet(width=2),
+        vgg.VGG16(width=2),
+        resnet.ResNet(50, width=4, coarsest=2),
+        FewBlocks("centered", "frozen"),
+        heads.DenseHead(3, depth=2),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_remat_gives_the_same_gradients_and_keeps_less_for_them(rng, network):
+    image = jnp.asarray(rng.normal(size=(1, 64, 64, 3)), jnp.float32)
+    if isinstance(network, heads.DenseHead):  # as detectors make it
+        image = {3: image, 4: image[:, ::2, ::2]}
+        again = maybe_remat(heads.DenseHead, remat=True)(3, depth=2)
+    else:
+        again = network.clone(remat=True)
+    variables = drawn.variables(rng, network, image)
+    same = jax.eval_shape(again.init, jax.random.key(0), image)
+    chex.assert_trees_all_equal_shapes(variables, same)
+    total, total_again = (partial(total_of, x, image) for x in (network, again))
+    expected = jax.jit(jax.grad(total))(variables)
+    found = jax.jit(jax.grad(total_again))(variables)
+    for gradient, reference in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        scale = jnp.max(jnp.abs(reference))
+        chex.assert_trees_all_close(gradient, reference, rtol=1e-4, atol=1e-5 * scale)
+    memory, less = (
+        sum(map(math.prod, kept_for_gradients(x, variables)))
+        for x in (total, total_again)
+    )
+    assert less < 0.8 * memory
+
+
+@pytest.mark.parametrize(
+    ("network", "frozen", "extents"),
+    [
+        (resnet.ResNet(10, 2), resnet.first_stages(3), {64, 32}),
+        (vgg.VGG16(2), vgg.first_convs(7), {128, 64, 32}),
+        (FewBlocks("same", "frozen"), inverted_residual.first_stages(2), {64}),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_frozen_layers_keep_nothing_for_gradients(rng, network, frozen, extents):
+    image = jnp.asarray(rng.normal(size=(1, 128, 128, 3)), jnp.float32)
+    variables = drawn.variables(rng, network, image)
+    patterns = [pattern.removeprefix("backbone/") for pattern in frozen]
+
+    def kept(patterns):
+        trainable, fixed = partition(variables["params"], tuple(patterns))
+
+        def total(trainable):
+            params = combine(trainable, fixed)
+            last = max(network.apply({**variables, "params": params}, image).items())
+            return jnp.sum(last[1] ** 2)
+
+        shapes = kept_for_gradients(total, trainable)
+        return {shape[1] for shape in shapes if len(shape) == 4 and shape[0] == 1}
+
+    assert extents <= kept([])
+    assert not extents & kept(patterns)
 
 
 @pytest.mark.parametrize(
