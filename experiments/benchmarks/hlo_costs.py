@@ -90,7 +90,7 @@ def _walk(name: str, trips: int, computations: dict, stacks: dict) -> Iterator:
     for one in computations[name]:
         if one.kind == "while":
             (body,) = re.findall(r"body=%([\w.\-]+)", one.rest)
-            inner = trips * _trip_count(one, stacks)
+            inner = trips * _trip_count(one, computations, stacks)
             yield from _walk(body, inner, computations, stacks)
         elif one.kind in ("conditional", "call"):
             branches = r"(?:branch_computations=\{([^}]*)\}|to_apply=(%[\w.\-]+))"
@@ -101,9 +101,14 @@ def _walk(name: str, trips: int, computations: dict, stacks: dict) -> Iterator:
             yield _operation(one, trips, computations, stacks)
 
 
-def _trip_count(loop: _Instruction, stacks: dict) -> int:
+def _trip_count(loop: _Instruction, computations: dict, stacks: dict) -> int:
     if count := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(count[1])
+    condition = re.search(r"condition=%([\w.\-]+)", loop.rest)[1]
+    condition = computations.get(condition, [])
+    limits = [x.rest for x in condition if x.kind == "constant"]
+    if len(limits) == 1 and {x.kind for x in condition} - _FREE == {"compare"}:
+        return int(limits[0].partition(")")[0])  # it counts from 0 to this
     align = any("ops/roi_align" in place for place in _stack(loop, stacks))
     return _ROUNDS if align else 1
 

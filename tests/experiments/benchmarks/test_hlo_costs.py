@@ -54,6 +54,13 @@ body=%inner_body, backend_config={"known_trip_count":{"n":"5"}}
   ROOT %copy.1 = f32[4]{0} copy(%state.2), {"estimated_cycles":"100"}
 }
 
+%below_7 (state.4: (s32[], f32[4])) -> pred[] {
+  %state.4 = (s32[], f32[4]{0:T(128)}) parameter(0)
+  %constant.7 = s32[]{:T(128)} constant(7)
+  %i = s32[]{:T(128)} get-tuple-element(%state.4), index=0
+  ROOT %less.7 = pred[]{:T(512)} compare(%i, %constant.7), direction=LT
+}
+
 %branch (state.3: f32[4]) -> f32[4] {
   ROOT %sort.1 = f32[4]{0} sort(%state.3), dimensions={0}, to_apply=%less
 }
@@ -71,6 +78,7 @@ metadata={op_name="jit(step)/gather" stack_frame_id=1}
   %loop = (s32[], f32[4]{0:T(128)}) while(%rows), condition=%test, body=%body, \
 backend_config={"known_trip_count":{"n":"3"}}
   %endless = (s32[], f32[4]) while(%rows), condition=%test, body=%inner_body
+  %counted = (s32[], f32[4]) while(%rows), condition=%below_7, body=%inner_body
   ROOT %either = f32[4]{0} conditional(%loop, %x.1), branch_computations={%branch}
 }
 
@@ -90,6 +98,7 @@ def test_each_operation_with_its_repetitions():
         ("product", "convolutions", 3, pytest.approx(3 * 1500)),
         ("copy.1", "copies and layouts", 15, pytest.approx(15 * 100)),
         ("copy.1", "copies and layouts", 1, pytest.approx(100)),
+        ("copy.1", "copies and layouts", 7, pytest.approx(7 * 100)),
         ("sort.1", "sorts and top-k", 1, 0),
     ]
 
