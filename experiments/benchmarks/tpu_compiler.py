@@ -236,6 +236,8 @@ def small_functions() -> dict[str, Program]:
     targets = partial(dense.matched_targets, num_classes=classes)
     masks = (floats(rois, 28, 28, classes), shape((rois,), jnp.int32))
     aligned = (pyramid, floats(2, 512, 4))
+    crop = partial(roi_align.roi_align, stride=16, output_size=14, sampling_ratio=0)
+    crops = (floats(2, 50, 84, 1024, dtype=jnp.bfloat16), aligned[1])
     return {
         "targets of matched anchors": Program(targets, (truth, *each)),
         "matching": Program(match, (floats(anchors, 4), each[1], truth)),
@@ -245,6 +247,9 @@ def small_functions() -> dict[str, Program]:
         ),
         "RoI Align, 2 x 512 boxes": Program(align, aligned),
         "RoI Align, with gradient": Program(partial(with_gradient, align), aligned),
+        "C4's crops with gradient": Program(
+            partial(with_gradient, jax.vmap(crop)), crops
+        ),
         "NMS, 2 x 4,000 boxes": Program(
             jax.vmap(suppress), (floats(2, 4000, 4), floats(2, 4000))
         ),

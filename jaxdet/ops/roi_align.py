@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdet.ops.boxes import area, to_float32
+from jaxdet.ops.roi_align_matrices import Samples, pool_by_matrices
 
 # Samples of a bin along one axis where their number follows from the box. A bin of more
 # cells is sampled this often all the same, more coarsely than its cells.
@@ -55,13 +56,10 @@ def roi_align(
     Returns:
       Features of the boxes in the dtype of the map, summed in float32.
     """
-    *shape, channels = features.shape
-    height, width = _extents([shape], [stride], image_size)[0]
-    layout = _Layout(height, width, start=jnp.int32(0), step=jnp.int32(shape[1]))
-    layout = jax.tree.map(lambda x: jnp.broadcast_to(x, len(boxes)), layout)
+    level = jnp.zeros(len(boxes), jnp.int32)
     grid = _Grid(output_size, sampling_ratio, aligned)
-    cells = _cells(to_float32(boxes) / stride, layout, grid)
-    return _weighted_sum(features.reshape(-1, channels), cells)
+    boxes = to_float32(boxes) / stride
+    return _pool([features], boxes, level, [stride], image_size, grid)
 
 
 def pyramid_roi_align(
@@ -99,24 +97,10 @@ def pyramid_roi_align(
     level = assign_levels(
         boxes, levels, canonical_size=canonical_size, canonical_level=canonical_level
     )
-    maps = [pyramid[level] for level in levels]
-    flat = [features.reshape(-1, features.shape[-1]) for features in maps]
-    starts = [sum(map(len, flat[:i])) for i in range(len(flat))]
-    extents = _extents(
-        [features.shape[:2] for features in maps],
-        [2**level for level in levels],
-        image_size,
-    )
-    layout = _Layout(
-        height=extents[:, 0],
-        width=extents[:, 1],
-        start=jnp.array(starts, jnp.int32),
-        step=jnp.array([features.shape[1] for features in maps], jnp.int32),
-    )
-    layout = jax.tree.map(lambda x: x[level - levels[0]], layout)
     boxes = to_float32(boxes) / jnp.exp2(level.astype(jnp.float32))[:, None]
-    cells = _cells(boxes, layout, _Grid(output_size, sampling_ratio, aligned))
-    return _weighted_sum(jnp.concatenate(flat), cells)
+    maps, strides = [pyramid[x] for x in levels], [2**x for x in levels]
+    grid = _Grid(output_size, sampling_ratio, aligned)
+    return _pool(maps, boxes, level - levels[0], strides, image_size, grid)
 
 
 def assign_levels(
@@ -171,6 +155,48 @@ class _Grid(NamedTuple):
     aligned: bool
 
 
+def _pool(
+    maps: list[Float[Array, "_ _ C"]],
+    boxes: Float[Array, "R 4"],
+    level: Int[Array, " R"],
+    strides: Sequence[float],
+    image_size: Int[Array, "2"] | None,
+    grid: _Grid,
+) -> Float[Array, "R S S C"]:
+    """Pools boxes, in cells of their maps; levels are indices of these."""
+    extents = _extents([x.shape[:2] for x in maps], strides, image_size)
+    return jax.lax.platform_dependent(
+        maps,
+        jax.lax.stop_gradient(boxes),
+        level,
+        extents,
+        tpu=partial(_pool_by_matrices, grid=grid),
+        default=partial(_pool_by_gathers, grid=grid),
+    )
+
+
+def _pool_by_matrices(maps, boxes, level, extents, *, grid: _Grid):
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+    samples = jax.vmap(partial(_samples, grid=grid))
+    rows, _ = samples(y1, y2, extents[level, 0])
+    columns, _ = samples(x1, x2, extents[level, 1])
+    return pool_by_matrices(maps, extents, level, rows, columns)
+
+
+def _pool_by_gathers(maps, boxes, level, extents, *, grid: _Grid):
+    """Lays maps end to end; boxes read their own by index."""
+    flat = [features.reshape(-1, features.shape[-1]) for features in maps]
+    starts = [sum(map(len, flat[:i])) for i in range(len(flat))]
+    layout = _Layout(
+        height=extents[:, 0],
+        width=extents[:, 1],
+        start=jnp.array(starts, jnp.int32),
+        step=jnp.array([features.shape[1] for features in maps], jnp.int32),
+    )
+    layout = jax.tree.map(lambda x: x[level], layout)
+    return _weighted_sum(jnp.concatenate(flat), _cells(boxes, layout, grid))
+
+
 class _Layout(NamedTuple):
     """Where the map of each box lies in the flattened maps."""
 
@@ -213,7 +239,7 @@ class _Cells(NamedTuple):
 
 def _cells(boxes: Float[Array, "R 4"], layout: _Layout, grid: _Grid) -> _Cells:
     """Returns where bins read, and with which weight; boxes in cells of their map."""
-    x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0)
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     axis = jax.vmap(partial(_axis, grid=grid))
     rows, columns = (
         _Axis(index, weight, max_over_images(used))
@@ -230,6 +256,18 @@ def _axis(
     start: Float[Array, ""], end: Float[Array, ""], extent: Int[Array, ""], grid: _Grid
 ) -> tuple[Int[Array, "S T"], Float[Array, "S T"], Int[Array, ""]]:
     """Returns index, weight and number of the slots of one box on one axis."""
+    samples, count = _samples(start, end, extent, grid)
+    low, high = _corners(samples, extent)
+    if grid.sampling_ratio == 0:
+        return _merge_equal_cells(low, high, count)
+    index, weight = jax.tree.map(lambda *x: jnp.concatenate(x, -1), low, high)
+    return index, weight, 2 * count
+
+
+def _samples(
+    start: Float[Array, ""], end: Float[Array, ""], extent: Int[Array, ""], grid: _Grid
+) -> tuple[Samples, Int[Array, ""]]:
+    """Returns the samples of one box on one axis, and their number in a bin."""
     side = end - start
     if grid.aligned:
         start = start - 0.5
@@ -243,13 +281,10 @@ def _axis(
     sample = jnp.arange(grid.sampling_ratio or MAX_SAMPLING_RATIO)[None]
     within_bin = (sample + 0.5) / jnp.maximum(count, 1)
     bins = jnp.arange(grid.size)[:, None] + within_bin
-    low, high = _corners(start + bins * (side / grid.size), extent)
-    share = jnp.where(sample < count, 1 / jnp.maximum(count, 1), 0.0)
-    low, high = (_Corner(x.cell, x.weight * share) for x in (low, high))
-    if grid.sampling_ratio == 0:
-        return _merge_equal_cells(low, high, count)
-    index, weight = jax.tree.map(lambda *x: jnp.concatenate(x, -1), low, high)
-    return index, weight, 2 * count
+    position = start + bins * (side / grid.size)
+    used = (sample < count) & (position >= -1) & (position <= extent)
+    weight = jnp.where(used, 1 / jnp.maximum(count, 1), 0.0)
+    return Samples(jnp.clip(position, 0, extent - 1), weight), count
 
 
 class _Corner(NamedTuple):
@@ -257,18 +292,14 @@ class _Corner(NamedTuple):
     weight: Float[Array, "S N"]
 
 
-def _corners(
-    position: Float[Array, "S N"], extent: Int[Array, ""]
-) -> tuple[_Corner, _Corner]:
-    """Returns the cells around positions on one axis, the center of cell i at i."""
-    inside = (position >= -1) & (position <= extent)
-    position = jnp.clip(position, 0, extent - 1)
-    low = jnp.floor(position).astype(jnp.int32)
+def _corners(samples: Samples, extent: Int[Array, ""]) -> tuple[_Corner, _Corner]:
+    """Returns the cells around samples on one axis."""
+    low = jnp.floor(samples.position).astype(jnp.int32)
     high = jnp.minimum(low + 1, extent - 1)
-    weight = position - low
+    weight = samples.position - low
     return (
-        _Corner(low, jnp.where(inside, 1 - weight, 0.0)),
-        _Corner(high, jnp.where(inside, weight, 0.0)),
+        _Corner(low, (1 - weight) * samples.weight),
+        _Corner(high, weight * samples.weight),
     )
 
 

@@ -24,6 +24,17 @@ BOXES = np.array(
 )
 
 
+@pytest.fixture(autouse=True, params=["default", "tpu"])
+def branch(request, monkeypatch):
+    """Runs each test both as on CPUs and GPUs and as on TPUs."""
+
+    def choose(*arguments, **branches):
+        return branches[request.param](*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    return request.param
+
+
 @pytest.fixture
 def features(rng):
     return rng.normal(size=(9, 12, 3)).astype(np.float32)
