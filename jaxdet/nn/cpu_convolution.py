@@ -19,13 +19,9 @@ from jax import lax
 _MANY_PRODUCTS = 2**30
 # ... and so many channels on both sides: with fewer, its sums outweigh the products.
 _MANY_CHANNELS = 128
-# Kernels' gradients: up to this many cells XLA is as fast, ...
-_FEW_CELLS = 1024
-# ... its speed holds up to so many, ...
-_BAND_CELLS = 4096
-_MOST_BANDS = 16  # since each takes time to compile
-# ... and with more channels than this, products of matrices are faster than bands.
-_FEW_CHANNELS = 128
+# Kernels' gradients: the speed of XLA's holds up to so many cells, ...
+_BAND_CELLS = 8192
+_MOST_BANDS = 16  # ... and each band takes time to compile.
 
 
 def convolve(
@@ -111,12 +107,11 @@ def _kernel_gradient(x, gradient, shape, margins, rows=None):
 
 
 def _kernel_gradient_on_cpu(x, gradient, shape, margins):
-    if math.prod(x.shape[:3]) <= _FEW_CELLS:
+    if math.prod(x.shape[:3]) <= _BAND_CELLS:
         return _kernel_gradient(x, gradient, shape, margins)
-    many = max(shape[2:]) > _FEW_CHANNELS
-    way = _kernel_gradient_by_products if many else _kernel_gradient_in_bands
     # Partial sums are not rounded to less than float32.
-    return way(_widened(x), _widened(gradient), shape, margins).astype(x.dtype)
+    arguments = _widened(x), _widened(gradient), shape, margins
+    return _kernel_gradient_in_bands(*arguments).astype(x.dtype)
 
 
 def _kernel_gradient_in_bands(x, gradient, shape, margins):
@@ -130,27 +125,6 @@ def _kernel_gradient_in_bands(x, gradient, shape, margins):
         around, here = x[:, start : stop + sum(margins)], gradient[:, start:stop]
         total += _kernel_gradient(around, here, shape, margins, rows=(0, 0))
     return total
-
-
-def _kernel_gradient_by_products(x, gradient, shape, margins):
-    """Products of matrices; of the two sides the narrower is shifted."""
-    if shape[2] < shape[3]:
-        return _products_of_shifts(x, gradient, margins)
-    turned = _products_of_shifts(gradient, x, margins[::-1])
-    return turned[::-1, ::-1].swapaxes(2, 3)
-
-
-def _products_of_shifts(x, y, margins):
-    """Multiplies x, shifted to all taps, by y: `[side, side, C, K]`."""
-    side, (height, width) = sum(margins) + 1, x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
-    shifts = [padded[:, :, j : j + width] for j in range(side)]
-    shifted, y = jnp.concatenate(shifts, -1), y.reshape(-1, y.shape[-1])
-    rows = [
-        shifted[:, i : i + height].reshape(-1, shifted.shape[-1]).T @ y
-        for i in range(side)
-    ]
-    return jnp.stack(rows).reshape(side, side, x.shape[-1], -1)
 
 
 # Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: squares of 2x2 cells of the

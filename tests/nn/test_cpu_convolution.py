@@ -14,15 +14,10 @@ from jaxdet.nn.layers import Conv
 from tests.nn import drawn
 
 
-# Bands of two rows, the last of one; or products of matrices.
-@pytest.mark.parametrize("few_channels", [8, 0], ids=["bands", "products"])
+# Bands of two rows, the last of one.
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (7, 2)])
-def test_gradients_made_for_cpus_agree_with_flax(
-    rng, monkeypatch, kernel, stride, few_channels
-):
-    monkeypatch.setattr(cpu_convolution, "_FEW_CELLS", 0)
+def test_gradients_made_for_cpus_agree_with_flax(rng, monkeypatch, kernel, stride):
     monkeypatch.setattr(cpu_convolution, "_BAND_CELLS", 2 * 6 * 2)
-    monkeypatch.setattr(cpu_convolution, "_FEW_CHANNELS", few_channels)
     x = jnp.asarray(rng.normal(size=(2, 5 * stride, 6 * stride, 2)), jnp.float32)
     ours = Conv(7, kernel, stride)
     margin = [(kernel // 2, kernel // 2)] * 2
@@ -89,11 +84,9 @@ def test_other_convolutions_are_xla_s_own(side, margins, channels, extent):
     assert "stablehlo.convolution" in lowered.as_text()
 
 
-@pytest.mark.parametrize("way", ["winograd", "bands", "products"])
+@pytest.mark.parametrize("way", ["winograd", "bands"])
 def test_ways_of_cpus_round_bfloat16_once(rng, monkeypatch, way):
-    monkeypatch.setattr(cpu_convolution, "_FEW_CELLS", 0)
     monkeypatch.setattr(cpu_convolution, "_BAND_CELLS", 8)
-    monkeypatch.setattr(cpu_convolution, "_FEW_CHANNELS", 0 if way == "products" else 8)
     if way == "winograd":
         monkeypatch.setattr(cpu_convolution, "_MANY_PRODUCTS", 0)
         monkeypatch.setattr(cpu_convolution, "_MANY_CHANNELS", 2)
