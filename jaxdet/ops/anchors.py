@@ -1,6 +1,7 @@
 """Makes anchors: boxes of fixed shapes on a grid, which a dense detector refines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -129,30 +130,78 @@ def topk_per_level(
     Returns:
       Scores, anchors and classes, level by level, best first.
     """
-    parts, start = [], 0
-    for level in levels:
-        end = start + num_anchors(canvas, levels=(level,), per_cell=per_cell)
-        top, anchors, labels = _topk(scores[start:end], k)
-        parts.append((top, start + anchors, labels))
-        start = end
-    top, anchors, labels = (jnp.concatenate(x) for x in zip(*parts, strict=True))
-    return top, anchors, labels
+    counts = [num_anchors(canvas, levels=(x,), per_cell=per_cell) for x in levels]
+    num_classes = scores.shape[1]
+    # They are among those of as many anchors: far fewer to sort.
+    best, chosen = _topk_of_parts(jnp.max(scores, axis=1), counts, k)
+    if num_classes == 1:
+        return best, chosen, jnp.zeros_like(chosen)
+    # Levels are padded to the same length, so that they can be sorted together.
+    width = min(k, max(counts))
+    ends = np.cumsum([min(k, count) for count in counts])
+    rows = [
+        jnp.pad(x, (0, width - len(x)), constant_values=len(scores))
+        for x in jnp.split(chosen, ends[:-1])
+    ]
+    rows = jnp.sort(jnp.stack(rows), axis=1)  # of equal scores the first stay first
+    candidates = scores.at[rows].get(mode="fill", fill_value=-jnp.inf)
+    candidates = candidates.reshape(len(rows), -1)  # [levels, width * K]
+    lengths = [min(k, count * num_classes) for count in counts]
+    best, index = jax.lax.platform_dependent(
+        candidates,
+        tpu=partial(topk_at_once, lengths=lengths),
+        default=partial(topk_by_rows, lengths=lengths),
+    )
+    anchors, labels = jnp.divmod(index, num_classes)
+    level = np.repeat(np.arange(len(rows)), lengths)
+    return best, rows[level, anchors], labels
 
 
-def _topk(
-    scores: Float[Array, "A K"], k: int
-) -> tuple[Float[Array, " M"], Int[Array, " M"], Int[Array, " M"]]:
-    """Returns the `k` highest of all scores, their anchors and classes."""
-    chosen = jnp.arange(len(scores))
-    if len(scores) > k and scores.shape[1] > 1:
-        # They are among those of as many anchors: far fewer to sort. Of equal scores
-        # the first stay first.
-        _, chosen = jax.lax.top_k(jnp.max(scores, axis=1), k)
-        chosen = jnp.sort(chosen)
-        scores = scores[chosen]
-    top, index = jax.lax.top_k(scores.reshape(-1), min(k, scores.size))
-    anchors, labels = jnp.divmod(index, scores.shape[1])
-    return top, chosen[anchors], labels
+def topk_by_rows(
+    rows: Iterable[jax.Array], lengths: Sequence[int]
+) -> tuple[Float[Array, " M"], Int[Array, " M"]]:
+    """Returns the highest values of each row and their columns, row by row.
+
+    Args:
+      rows: of any lengths.
+      lengths: how many values of each.
+    """
+    parts = [jax.lax.top_k(*x) for x in zip(rows, lengths, strict=True)]
+    best, index = map(jnp.concatenate, zip(*parts, strict=True))
+    return best, index
+
+
+def topk_at_once(
+    values: Float[Array, "R N"], lengths: Sequence[int]
+) -> tuple[Float[Array, " M"], Int[Array, " M"]]:
+    """Returns the same from a single sort.
+
+    Compilers for TPUs need 10 s for each; on CPUs only `top_k` of few axes is fast.
+
+    Args:
+      values: rows of one length.
+      lengths: as in `topk_by_rows`.
+    """
+    best, index = jax.lax.top_k(values, max(lengths))
+    rows = list(enumerate(lengths))
+    join = [jnp.concatenate([x[i, :n] for i, n in rows]) for x in (best, index)]
+    return join[0], join[1]
+
+
+def _topk_of_parts(
+    values: Float[Array, " A"], counts: Sequence[int], k: int
+) -> tuple[Float[Array, " M"], Int[Array, " M"]]:
+    """Returns the highest values of each part and their places, the best first.
+
+    Args:
+      values: of one part after the other.
+      counts: how many values each part has.
+      k: values of each part; one with fewer gives all it has.
+    """
+    starts = np.cumsum([0, *counts[:-1]])
+    lengths = [min(k, count) for count in counts]
+    best, index = topk_by_rows(jnp.split(values, starts[1:]), lengths)
+    return best, index + np.repeat(starts, lengths).astype(np.int32)
 
 
 def num_anchors(

@@ -57,16 +57,19 @@ def balanced_subset(
       `Subset`; negatives take the slots that positives leave free.
     """
     priorities = _random_priorities(key, hashes)
-    limit = min(int(size * positive_fraction), len(priorities))
-    top, index = jax.lax.top_k(jnp.where(positive, priorities, -1.0), limit)
-    chosen = jnp.zeros(positive.shape, bool).at[index].set(top >= 0)
-    rank = jnp.where(chosen, 1 + priorities, jnp.where(negative, priorities, -1.0))
-    top, index = jax.lax.top_k(rank, min(size, len(rank)))
-    padding = (0, size - len(top))
-    top = jnp.pad(top, padding, constant_values=-1.0)
-    valid = top >= 0
-    index = jnp.where(valid, jnp.pad(index, padding), 0)
-    return Subset(index.astype(jnp.int32), top >= 1, valid)
+    num_positive, positives = _sample(
+        priorities, positive, int(size * positive_fraction)
+    )
+    num_negative, negatives = _sample(priorities, negative, size)
+    # Positives come first, negatives follow.
+    slots = jnp.arange(size)
+    positives = jnp.pad(positives, (0, size - len(positives)))
+    negatives = jnp.pad(negatives, (0, size - len(negatives)))
+    index = jnp.where(
+        slots < num_positive, positives, jnp.roll(negatives, num_positive)
+    )
+    valid = slots < num_positive + num_negative
+    return Subset(jnp.where(valid, index, 0), slots < num_positive, valid)
 
 
 def hard_negative_mining(
@@ -103,6 +106,15 @@ def hash_boxes(boxes: Float[Array, "A 4"]) -> UInt32[Array, " A"]:
     factors = jnp.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F], jnp.uint32)
     bits = bits * factors[None]
     return jnp.sum(bits ^ (bits >> 15), axis=-1, dtype=jnp.uint32)
+
+
+def _sample(
+    priorities: Float[Array, " A"], candidates: Bool[Array, " A"], limit: int
+) -> tuple[Int[Array, ""], Int[Array, " S"]]:
+    """Returns how many candidates are taken, and their places, then any places."""
+    rank = jnp.where(candidates, priorities, -1.0)
+    top, index = jax.lax.top_k(rank, min(limit, len(rank)))
+    return jnp.sum(top >= 0), index
 
 
 def _random_priorities(

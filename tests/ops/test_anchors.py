@@ -148,6 +148,13 @@ def test_best_of_a_level_are_the_first_of_all_its_scores(rng, classes):
     np.testing.assert_array_equal(index * classes + labels, order)
 
 
+def test_rows_are_sorted_at_once_as_one_by_one(rng):
+    rows = jnp.asarray(rng.integers(0, 12, (3, 40)), jnp.float32)  # many are equal
+    chex.assert_trees_all_equal(
+        anchors.topk_at_once(rows, [7, 2, 40]), anchors.topk_by_rows(rows, [7, 2, 40])
+    )
+
+
 def test_a_level_with_few_scores_gives_them_all():
     scores = jnp.arange(5.0)[:, None]
     found = anchors.topk_per_level(scores, (16, 16), levels=(3, 4), per_cell=1, k=1000)
