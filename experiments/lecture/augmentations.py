@@ -87,7 +87,13 @@ def views(rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
 def example_of(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int]
 ) -> Example:
-    """Returns an example whose objects fill their boxes."""
+    """Returns an example whose objects fill their boxes.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      boxes: `[N, 4]` (x1, y1, x2, y2).
+      labels: `[N]`, indices into `NAMES`.
+    """
     return Example(
         image,
         np.array(boxes, np.float32),
