@@ -15,7 +15,7 @@ from jaxdet.visualize import draw, enlarge
 
 RIGHT, WRONG, IGNORED = (20, 120, 60), (196, 40, 28), (110, 110, 110)
 """Colors of what was found, of what was missed or is false, and of crowds."""
-_CROSS = "\N{MULTIPLICATION SIGN} "  # before the names of what is missed or false
+_MARK = "x "  # before the names of what is missed or false
 _NEAREST = Image.Resampling.NEAREST
 
 
@@ -38,7 +38,7 @@ def draw_errors(
     size: int = 600,
     quality: int = 70,
 ) -> list[ErrorPicture | None]:
-    """Draws what is right in green, and what is missed or false in red with a cross.
+    """Draws what is right in green, and what is missed or false in red with an x.
 
     Args:
       data_set: reads the images.
@@ -99,7 +99,7 @@ def _draw_truth(
     found = matches.found_at(-np.inf)
     crowd = matches.crowd
     names = [
-        ("" if hit or in_crowd else _CROSS) + matches.class_names[label]
+        ("" if hit or in_crowd else _MARK) + matches.class_names[label]
         for label, hit, in_crowd in zip(matches.object_label, found, crowd, strict=True)
     ]
     wrong = ~found & ~crowd
@@ -118,7 +118,7 @@ def _draw_detections(
 ) -> np.ndarray:
     wrong = (matches.matched < 0) & ~matches.in_crowd
     names = [
-        (_CROSS if false else "") + matches.class_names[label]
+        (_MARK if false else "") + matches.class_names[label]
         for label, false in zip(matches.label, wrong, strict=True)
     ]
     masks = None

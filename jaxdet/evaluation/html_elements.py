@@ -21,6 +21,7 @@ nav a { margin-right: 14px; } a { color: #1d5fa6; }
 .tiles b { display: block; font-size: 20px; }
 .charts { display: grid; gap: 18px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+.pairs { max-width: 860px; }
 figure { margin: 0; max-width: 420px; } figcaption { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #1a1d21; }
@@ -37,16 +38,20 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
 .pair { display: grid; gap: 8px; margin: 4px 0 22px;
   grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
-.pair img { display: block; width: 100%; height: auto; }
+.pair img { display: block; width: 100%; min-width: 480px; height: auto; }
+.pair .scroll, .scroll:has(.words) { max-height: none; }
+@media (max-width: 500px) {
+  body { padding: 10px; } th, td { padding: 3px 5px; } }
 summary { cursor: pointer; font-weight: 600; margin: 10px 0; }
 """
 
 
-def figures(captioned: Iterable[tuple[str, str]]) -> str:
+def figures(captioned: Iterable[tuple[str, str]], kind: str = "") -> str:
     """Lays charts out in a grid.
 
     Args:
       captioned: captions, as plain text, and `<svg>` elements.
+      kind: a class of the style; "pairs" for two in a row, at most.
 
     Returns:
       A `<div>` element.
@@ -55,7 +60,7 @@ def figures(captioned: Iterable[tuple[str, str]]) -> str:
         f"<figure><figcaption>{escape(caption)}</figcaption>{chart}</figure>"
         for caption, chart in captioned
     )
-    return f'<div class="charts">{inside}</div>'
+    return f'<div class="charts {kind}">{inside}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:

@@ -250,7 +250,7 @@ def _class_curves(own: dict[str, Any]) -> str:
     opened = " open" if len(shown) <= 2 * _OPEN_CLASSES else ""
     return (
         f"<details{opened}><summary>Curves of each class</summary>"
-        f"{figures(shown)}</details>"
+        f"{figures(shown, kind='pairs')}</details>"
     )
 
 
@@ -344,8 +344,8 @@ def _picture_section(
     parts = [
         '<h2 id="pictures">Worst pictures</h2><p>Those with most missed objects and '
         f"false detections, of a score of {own['min_score']:.3f} or more, at an IoU of "
-        "0.5. First the truth, missed objects with a cross in red; then the "
-        "detections, false ones with a cross in red. What is right is green, "
+        "0.5. First the truth, missed objects in red with an x; then the "
+        "detections, false ones in red with an x. What is right is green, "
         "crowds are gray.</p>"
     ]
     for number, (one, picture) in enumerate(
@@ -363,8 +363,8 @@ def _picture_section(
         parts.append(
             '<div class="pair">'
             + "".join(
-                f'<img alt="{text}" loading="lazy" src="data:image/jpeg;base64,'
-                f'{base64.b64encode(data).decode()}">'
+                f'<div class="scroll"><img alt="{text}" src="data:image/jpeg;base64,'
+                f'{base64.b64encode(data).decode()}"></div>'
                 for data, text in images
             )
             + "</div>"
