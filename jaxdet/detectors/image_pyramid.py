@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.config import (
+    ConfigError,
     Count,
     Fraction,
     NonNegative,
@@ -25,6 +26,7 @@ from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import serialize
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops import images, nms
+from jaxdet.ops.box_fusion import weighted_box_fusion
 from jaxdet.structs import Batch, Detections
 
 Scales = Annotated[tuple[Positive, ...], NotEmpty()]
@@ -40,12 +42,20 @@ class ImagePyramidConfig:
     """Whether to predict on the mirror image as well, at every scale."""
     nms_threshold: Fraction = 0.5
     """Of two boxes of a class with a higher IoU, the lower-scoring one is removed."""
-    max_detections: Count = 100
-    """Detections an image."""
+    max_detections: Count | None = None
+    """Detections an image; None: as many as the detector returns of one view."""
     voting_iou: PositiveFraction | None = None
     """Detections of a class with this IoU or more are averaged with the one that is
     kept (Gidaris and Komodakis 2015, with 0.5), and two that are kept may then overlap
     more than `nms_threshold`; None: they are only removed."""
+    fusion_iou: PositiveFraction | None = None
+    """Instead of NMS, boxes of a class with a higher IoU are fused, and the fewer views
+    agree, the less a score counts (Solovyev et al. 2021, with 0.55); None: NMS."""
+
+    def relations(self) -> Iterator[tuple[str, bool, str]]:
+        """Checks that boxes are averaged in one way."""
+        both = self.voting_iou is not None and self.fusion_iou is not None
+        yield "fusion_iou", not both, "None where voting_iou is not"
 
 
 @checked_dataclass
@@ -67,7 +77,7 @@ class AllScalesConfig:
 def predict(
     variables, batch: Batch, *, detector: Detector, config: ImagePyramidConfig
 ) -> Detections:
-    """Predicts on every view of each image and merges the detections by NMS.
+    """Predicts on every view of each image and merges the detections.
 
     Masks stay what they are within their boxes; region proposals follow their image.
 
@@ -78,11 +88,11 @@ def predict(
       config: see `ImagePyramidConfig`.
 
     Returns:
-      `Detections` `[B, config.max_detections]`, best first, in pixels of the given
+      `Detections` `[B, max_detections]`, best first, in pixels of the given
       canvas.
 
     Raises:
-      ValueError: if boxes are to be averaged that have masks, which would not fit.
+      ConfigError: if boxes are to be averaged that have masks, which would not fit.
     """
     views = batch.replace(truth=None)
     if config.flip:  # as one batch, so that each size is compiled once
@@ -91,6 +101,7 @@ def predict(
     for scale in config.scales:
         of_scale = detector.predict(variables, _rescale(views, scale))
         detections.append(of_scale.replace(boxes=of_scale.boxes / scale))
+    slots = config.max_detections or detections[0].valid.shape[1]
     detections = _concatenate(detections, axis=1)
     if config.flip:
         count = len(batch.images)
@@ -100,12 +111,15 @@ def predict(
         )
         mirrored = _mirror_detections(mirrored, batch.sizes)
         detections = _concatenate([original, mirrored], axis=1)
-    if config.voting_iou is not None and detections.masks is not None:
-        raise ValueError(
-            f"voting_iou is {config.voting_iou}, but the detector predicts masks, "
-            "which would not fit averaged boxes; it must be None"
-        )
-    return jax.vmap(partial(_merge, config=config))(detections, batch.sizes)
+    for name in ("voting_iou", "fusion_iou"):
+        value = getattr(config, name)
+        if value is not None and detections.masks is not None:
+            raise ConfigError(
+                f"{name} is {value}, but the detector predicts masks, which would not "
+                "fit averaged boxes; it must be None"
+            )
+    merge = partial(_merge, config=config, max_detections=slots)
+    return jax.vmap(merge)(detections, batch.sizes)
 
 
 def image_pyramid(detector: Detector, config: ImagePyramidConfig) -> Detector:
@@ -169,16 +183,28 @@ def _concatenate(parts: list, *, axis: int):
 
 
 def _merge(
-    views: Detections, size: jax.Array, *, config: ImagePyramidConfig
+    views: Detections,
+    size: jax.Array,
+    *,
+    config: ImagePyramidConfig,
+    max_detections: int,
 ) -> Detections:
     """Merges an image's `[D]` detections in all views into `[max_detections]`."""
     boxes = box_ops.clip(views.boxes, size)
     candidates = {"scores": views.scores, "labels": views.labels, "valid": views.valid}
+    if config.fusion_iou is not None:
+        return weighted_box_fusion(
+            boxes,
+            **candidates,
+            num_views=len(config.scales) * (1 + config.flip),
+            iou_threshold=config.fusion_iou,
+            max_detections=max_detections,
+        )
     keep, valid = nms.batched_nms(
         boxes,
         **candidates,
         iou_threshold=config.nms_threshold,
-        max_output_size=config.max_detections,
+        max_output_size=max_detections,
     )
     kept = jax.tree.map(lambda values: values[keep], views.replace(boxes=boxes))
     if config.voting_iou is not None:

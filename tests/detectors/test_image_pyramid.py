@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.config import Anchors, Postprocessing
+from jaxdet.config import Anchors, ConfigError, Postprocessing
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.image_pyramid import (
     AllScalesConfig,
@@ -212,6 +212,17 @@ def test_the_better_of_two_views_stays_or_both_vote():
     ((voted, scores),) = found_by(detector, batch, **options, voting_iou=0.3)
     np.testing.assert_allclose(voted, [[6.5, 5.5, 14.5, 13.5]])
     np.testing.assert_array_equal(scores, [0.75])
+    options["scales"] = (1.0, 1.0)  # and each a second time
+    ((fused, scores),) = found_by(detector, batch, **options, fusion_iou=0.3)
+    np.testing.assert_allclose(fused, [[6.5, 5.5, 14.5, 13.5]])
+    np.testing.assert_allclose(scores, [0.5])
+    assert 0 < found_by(detector, batch, **options, fusion_iou=0.5)[0][1][0] < 0.5
+
+
+def test_as_many_slots_as_one_view_has():
+    pyramid = image_pyramid(toy(), ImagePyramidConfig(scales=(0.5, 1.0), flip=True))
+    found = jax.eval_shape(pyramid.predict, 0.5, squares((4, 4, 12, 12)))
+    assert found.boxes.shape == (1, 1, 4)
 
 
 def test_regions_follow_their_image():
@@ -236,10 +247,11 @@ def test_masks_are_mirrored_with_their_boxes():
     assert not np.any(found.masks[:, 1:])
 
 
-def test_masks_refuse_averaged_boxes():
-    config = ImagePyramidConfig(voting_iou=0.5)
+@pytest.mark.parametrize("name", ["voting_iou", "fusion_iou"])
+def test_masks_refuse_averaged_boxes(name):
+    config = ImagePyramidConfig(**{name: 0.5})
     pyramid = image_pyramid(Detector(None, None, find_at_the_left), config)
-    with pytest.raises(ValueError, match=r"voting_iou is 0\.5.*masks.*None"):
+    with pytest.raises(ConfigError, match=rf"{name} is 0\.5.*masks.*None"):
         jax.eval_shape(pyramid.predict, 0.5, squares((4, 4, 12, 12)))
 
 
@@ -295,3 +307,8 @@ def test_the_recipe_makes_the_same_detector_again():
 def test_object_sizes_must_rise(low):
     with pytest.raises(ValueError, match=r"object_sizes is .* least < greatest"):
         AllScalesConfig(object_sizes=(low, 5.0))
+
+
+def test_boxes_are_averaged_in_one_way():
+    with pytest.raises(ConfigError, match=r"fusion_iou is 0\.5"):
+        ImagePyramidConfig(voting_iou=0.5, fusion_iou=0.5)
