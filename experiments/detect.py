@@ -15,6 +15,11 @@ jaxdet.detectors or flax to run,
 
 python -m experiments.detect --artifact model.jaxdet photo.jpg
 
+Small objects in large pictures are found in tiles; --flip and --scales 0.5 1 2, behind
+the pictures, cost time and find a little more,
+
+python -m experiments.detect photo.jpg --tiles 640 --overlap 0.2
+
 Where the detector needs region proposals, selective search makes them.
 """
 
@@ -30,6 +35,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments import command_line
+from experiments.views_option import ONE_VIEW, ViewsOption
 from jaxdet.data import image_files, masks
 from jaxdet.data.dataset import DataError
 from jaxdet.data.image_files import DEFAULTS as DECODE_DEFAULTS
@@ -55,6 +61,7 @@ def main(
     output: pathlib.Path = pathlib.Path("detections"),
     json_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="json")] = None,
     min_score: float | Literal["best"] = 0.3,
+    views: Annotated[ViewsOption, tyro.conf.arg(name="")] = ONE_VIEW,
     decoding: Annotated[DecodeOptions, tyro.conf.arg(name="")] = DECODE_DEFAULTS,
     step: int | Literal["best", "latest"] = "best",
 ):
@@ -75,6 +82,7 @@ def main(
         the output folder if not given.
       min_score: lower scores are left out; "best": below that of the highest F1, which
         `python -m experiments.evaluate RUN --report FOLDER` has measured for the run.
+      views: what is detected in beside each picture as a whole.
       decoding: how image files are decoded.
       step: which checkpoint of the run; "best" is that of the highest AP,
         or whatever its run measured first.
@@ -96,9 +104,9 @@ def main(
     files = _list_pictures(pictures, output)
     targets = _name_drawings(files, output)
     if artifact is not None:
-        loaded = _load_artifact(artifact, min_score)
+        loaded = _load_artifact(artifact, min_score, views)
     else:
-        loaded = _load_detector(workdir or weights, step, min_score)
+        loaded = _load_detector(workdir or weights, step, min_score, views)
     output.mkdir(parents=True, exist_ok=True)
     json_file = json_file or output / "detections.json"
     json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -178,24 +186,33 @@ def _best_min_score(
     return load_min_score(workdir, step)
 
 
-def _load_artifact(artifact: pathlib.Path, min_score: float) -> Loaded:
+def _load_artifact(
+    artifact: pathlib.Path, min_score: float, views: ViewsOption
+) -> Loaded:
+    views.check_artifact()
+    tiles = views.tiles_config()
     exported = export.load(artifact)
-    detect = export.make_detect(exported, min_score=min_score)
+    detect = export.make_detect(exported, min_score=min_score, tiles=tiles)
     return Loaded(
         lambda image: detect([image])[0], exported.class_names, exported.category_ids
     )
 
 
 def _load_detector(
-    source: str | pathlib.Path | None, step: int | str, min_score: float
+    source: str | pathlib.Path | None,
+    step: int | str,
+    min_score: float,
+    views: ViewsOption,
 ) -> Loaded:
     """Loads the detector of a run folder or checkpoint, or the pretrained SSD."""
     # They import every network, and flax: nothing that an exported detector takes.
     from jaxdet.evaluation.evaluate import label_names
     from jaxdet.inference import load
 
+    tiles = views.tiles_config()
     trained = load.load_detector(source or "ssd_mobilenet_v2", step=step)
-    detect = load.make_detect(trained, min_score=min_score)
+    trained = views.apply(trained)
+    detect = load.make_detect(trained, min_score=min_score, tiles=tiles)
     names = label_names(trained.detector, trained.class_names)
     return Loaded(detect, names, trained.category_ids)
 

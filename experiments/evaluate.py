@@ -30,6 +30,7 @@ from experiments.data_option import (
     read_proposals,
     search_proposals,
 )
+from experiments.views_option import ONE_VIEW, ViewsOption
 from jaxdet.data.dataset import DataError, DataSet
 from jaxdet.data.formats import coco
 from jaxdet.data.input_config import InputConfig
@@ -47,7 +48,8 @@ from jaxdet.evaluation.html_report import write_report
 from jaxdet.evaluation.recall import proposal_recall
 from jaxdet.evaluation.report import format_metrics
 from jaxdet.evaluation.voc import voc_metrics
-from jaxdet.inference.load import load_detector
+from jaxdet.inference.load import detect_data_set, load_detector, make_detect
+from jaxdet.inference.tiles import TilesConfig
 from jaxdet.training.run_folder import save_min_score
 from jaxdet.visualize import truth_beside_detections
 from jaxdet.weights import published, torchvision
@@ -81,6 +83,7 @@ def main(
     pictures: int = 0,
     output: pathlib.Path = pathlib.Path("detections"),
     min_score: float = 0.3,
+    views: Flat[ViewsOption] = ONE_VIEW,
 ):
     """Evaluates a run.
 
@@ -113,6 +116,7 @@ def main(
       pictures: how many images to draw, the first ones.
       output: folder for these pictures.
       min_score: lower scores are not drawn; they count in the numbers.
+      views: what is detected in beside each image as a whole.
 
     Raises:
       DataError: for options that do not go together, and classes that are not the
@@ -126,6 +130,12 @@ def main(
         pictures=pictures,
         max_detections=max_detections,
     )
+    tiles = views.tiles_config(batch_size=batch_size)
+    if tiles and proposal_file:
+        raise DataError(
+            f"--tiles {tiles.size} and --proposal-file {proposal_file}: its proposals "
+            "are of whole images; without a file each tile gets its own"
+        )
     trained, documented = None, None
     if workdir is not None:  # the run knows its classes, which VOC is read for
         trained = load_detector(workdir, step=step)
@@ -134,15 +144,13 @@ def main(
         trained, documented = _load_published(weights, canvas_multiple)
     detector_name = workdir or weights or "SSD-MobileNetV2"
     _require_same_classes(trained, data_set, detector_name)
-    detector, config = trained.detector, trained.input
+    trained = views.apply(trained)
+    detector = trained.detector
     if report is not None and detector.num_classes is None:
         raise DataError(f"--report {report}: {detector_name} tells no classes apart")
-    data_set = search_proposals(data_set, config)
     truth = load_ground_truth(detector, data_set, bad_masks=source.bad_boxes)
     measure = _choose_metrics(detector, metrics, max_detections, coco_backend)
-    detections = detect_all(
-        detector, trained.variables, data_set, config, batch_size=batch_size
-    )
+    detections = _detect(trained, data_set, tiles, batch_size)
     if jax.process_index() > 0:
         return  # every host has all detections; the first one prints and writes
     if json_file is not None:
@@ -202,6 +210,20 @@ def _check_options(
             f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
             "torchvision's"
         )
+
+
+def _detect(
+    trained: TrainedDetector,
+    data_set: DataSet,
+    tiles: TilesConfig | None,
+    batch_size: int,
+) -> list[dict]:
+    """Returns the detections in all images, as COCO's results."""
+    if tiles is not None:
+        return detect_data_set(make_detect(trained, tiles=tiles), data_set)
+    data_set = search_proposals(data_set, trained.input)
+    detector, variables, config = trained[:3]
+    return detect_all(detector, variables, data_set, config, batch_size=batch_size)
 
 
 def _choose_metrics(

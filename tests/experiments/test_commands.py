@@ -255,7 +255,7 @@ def test_detect_takes_the_minimum_score_that_a_report_has_found(
             for one in data_set.ground_truth()["annotations"]
         ]
 
-    def make_detect(trained, min_score):
+    def make_detect(trained, min_score, tiles):
         taken.append(min_score)
         return lambda image: found_a_cat(image)._replace(labels=np.array([3]))
 
@@ -381,7 +381,7 @@ def test_detect_needs_no_run(tmp_path, monkeypatch, capsys):
     trained = TrainedDetector(detector, {}, InputConfig(), *classes, "COCO")
     monkeypatch.setitem(published.DETECTORS, "ssd_mobilenet_v2", lambda: trained)
     monkeypatch.setattr(
-        "jaxdet.inference.load.make_detect", lambda given, min_score: found_a_cat
+        "jaxdet.inference.load.make_detect", lambda *given, **options: found_a_cat
     )
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(photo)
