@@ -17,6 +17,7 @@ ALLOWED = frozenset(
     f"jaxdet.{module}:{name}"
     for module, names in {
         "config": "Anchors Postprocessing Preprocessing",
+        "detectors.detr": "DETRConfig detr",
         "detectors.fast_rcnn": "FastRCNNConfig fast_rcnn",
         "detectors.faster_rcnn": "FasterRCNNConfig faster_rcnn",
         "detectors.fcos": "FCOSConfig fcos",
@@ -27,6 +28,7 @@ ALLOWED = frozenset(
         "detectors.roi_heads": "RoIHeadsConfig RoIPoolerConfig",
         "detectors.retinanet": "RetinaNetConfig retinanet",
         "detectors.rpn": "RPNConfig rpn",
+        "detectors.set_prediction": "SetLossConfig SetPostprocessing",
         "detectors.sppnet": "SPPNetConfig sppnet",
         "detectors.ssd": "SSDConfig ssd",
         "nn.backbones.alexnet": "AlexNet",
