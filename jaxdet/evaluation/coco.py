@@ -178,8 +178,9 @@ def box_and_mask_metrics(
     Raises:
       DataError: as `coco_metrics`.
     """
-    options = {"max_detections": max_detections, "backend": backend}
-    measure = functools.partial(coco_metrics, **options)
+    measure = functools.partial(
+        coco_metrics, max_detections=max_detections, backend=backend
+    )
     metrics = measure(ground_truth, detections)
     annotations = ground_truth["annotations"]
     if not annotations or _without_mask(detections):

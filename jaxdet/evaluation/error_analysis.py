@@ -50,7 +50,7 @@ def analyze(
     annotated = coco.all_have_masks(ground_truth["annotations"])
     if annotated and (not detections or coco.all_have_masks(detections)):
         types["masks"] = "segm"
-    numbers = {"metrics": {}, "objects": count_objects(ground_truth)}
+    numbers: dict[str, Any] = {"metrics": {}, "objects": count_objects(ground_truth)}
     for part, iou_type in types.items():
         options = {"iou_type": iou_type, "max_detections": max_detections}
         measured = coco.run_cocoeval(

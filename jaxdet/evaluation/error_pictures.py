@@ -54,7 +54,8 @@ def draw_errors(
       One for each of `image_ids`; None for an image that cannot be read.
     """
     positions = {image_id: place for place, image_id in enumerate(data_set.image_ids)}
-    names, pictures = file_names(data_set), []
+    names = file_names(data_set)
+    pictures: list[ErrorPicture | None] = []
     for image_id in image_ids:
         try:
             image = data_set.read_image(positions[image_id])

@@ -70,7 +70,7 @@ def write_report(
     Raises:
       DataError: as `error_analysis.analyze`.
     """
-    numbers = {
+    numbers: dict[str, Any] = {
         "detector": detector_name,
         "data_set": data_set.name,
         "images": len(data_set),
@@ -107,7 +107,7 @@ def write_page(numbers: dict[str, Any], pictures: Sequence[ErrorPicture | None])
     title = f"{escape(numbers['detector'])} on {escape(numbers['data_set'])}"
     objects = sum(one["objects"] for one in numbers["objects"].values())
     parts = [part for part in ("boxes", "masks") if part in numbers]
-    links = [(part, part.capitalize()) for part in parts]
+    links = [(str(part), part.capitalize()) for part in parts]
     links += [("pictures", "Worst pictures"), ("data", "Objects in the data")]
     body = [
         f"<h1>{title}</h1><p>{numbers['images']:,} images with {objects:,} objects of "

@@ -31,7 +31,8 @@ class Matches(NamedTuple):
     image: np.ndarray  # [D] position in `ground_truth["images"]`
     label: np.ndarray  # [D] in [0, K)
     score: np.ndarray  # [D] float64
-    index: np.ndarray  # [D] position among the results
+    # [D] position among the results; tuples' own `index` is not needed
+    index: np.ndarray  # type: ignore[assignment]
     matched: np.ndarray  # [D] the object of its class that it is matched to
     matched_any: np.ndarray  # [D] the one that it is matched to if classes are ignored
     in_crowd: np.ndarray  # [D] bool: within a crowd of its class
@@ -149,9 +150,9 @@ def _rank_in_group(groups: np.ndarray) -> np.ndarray:
 
 def _compare_by_image(matches: Matches, shapes: list, object_shapes: list) -> None:
     """Fills in the arrays of detections that depend on the objects of their images."""
-    images = range(matches.images)
-    first, last = (np.searchsorted(matches.image, images, side=s) for s in _SIDES)
-    begin, end = (np.searchsorted(matches.object_image, images, side=s) for s in _SIDES)
+    images = np.arange(matches.images)
+    first, last = _bounds(matches.image, images)
+    begin, end = _bounds(matches.object_image, images)
     for position in np.flatnonzero((first < last) & (begin < end)):
         own = slice(first[position], last[position])
         objects = slice(begin[position], end[position])
@@ -168,7 +169,9 @@ def _compare_by_image(matches: Matches, shapes: list, object_shapes: list) -> No
         matches.other_iou[own], matches.other_class[own] = _closest(of_other, start)
 
 
-_SIDES = ("left", "right")
+def _bounds(groups: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where each image begins and ends in ascending `groups`."""
+    return np.searchsorted(groups, images), np.searchsorted(groups, images, "right")
 
 
 def _overlap(shapes: list, object_shapes: list, crowd: np.ndarray) -> np.ndarray:

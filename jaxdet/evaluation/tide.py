@@ -22,7 +22,7 @@ _RECALLS = np.linspace(0, 1, 101)
 class ErrorCost(NamedTuple):
     """How often an error is made, and what it costs."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # tuples' own is not needed
     dap50: float  # AP50 without these errors, less AP50; in [0, 1]
 
 
