@@ -43,9 +43,9 @@ def value_and_gradient(branch, pyramid, boxes, sizes, upstream, monkeypatch, **o
     ],
 )
 def test_matrices_agree_with_gathers(rng, monkeypatch, samples, aligned, dtype):
-    # Four blocks of rows on the finest level, one on the coarsest, the last ones not
-    # full; 8 chunks of boxes, and the last one not full.
-    monkeypatch.setattr(roi_align_matrices, "_BYTES", 2**15)
+    # Four blocks of rows on the finest level, one on the coarser ones; one box a chunk,
+    # and in the gradient several, the last chunk not full.
+    monkeypatch.setattr(roi_align_matrices, "_BYTES", 2**13)
     sizes = np.array([[149, 203], [97, 120]], np.int32)
     pyramid = {
         level: jnp.asarray(
