@@ -16,7 +16,9 @@ from typing import NamedTuple
 CLOCK = 1.5e9  # cycles a second of one TPU v5e
 BANDWIDTH = 819e9  # bytes a second of its memory
 _SUBLANES, _LANES = 8, 128  # of a tile
-_ROUNDS = 16  # of RoI Align at most: four samples a bin, each between four cells
+# At most, of loops that end where data says: four samples a bin, each between four
+# cells; 128 positive RoIs an image, 16 at a time.
+_ROUNDS = {"ops/roi_align": 16, "ops/chunks": 8}
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
 _COPIES = {"copy", "transpose", "reshape", "concatenate", "pad", "slice"}
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -58,7 +60,7 @@ def operations(text: str) -> list[Operation]:
     """Returns the operations of a compiled program, in order.
 
     Branches of a conditional all count. Loops whose length depends on data count once,
-    but for RoI Align's: see `_ROUNDS`.
+    but for those of `_ROUNDS`.
 
     Args:
       text: of the HLO module, after optimization.
@@ -109,8 +111,8 @@ def _trip_count(loop: _Instruction, computations: dict, stacks: dict) -> int:
     limits = [x.rest for x in condition if x.kind == "constant"]
     if len(limits) == 1 and {x.kind for x in condition} - _FREE == {"compare"}:
         return int(limits[0].partition(")")[0])  # it counts from 0 to this
-    align = any("ops/roi_align" in place for place in _stack(loop, stacks))
-    return _ROUNDS if align else 1
+    stack = "".join(_stack(loop, stacks))
+    return next((rounds for file, rounds in _ROUNDS.items() if file in stack), 1)
 
 
 def _stack(one: _Instruction, stacks: dict[str, list[str]]) -> list[str]:
