@@ -95,7 +95,8 @@ def losses(
         "l1_loss": config.l1_weight,
         "giou_loss": config.giou_weight,
     }
-    per_layer = sum(weight * parts[name] for name, weight in weights.items())
+    weighted = (weight * parts[name] for name, weight in weights.items())
+    per_layer = sum(weighted, jnp.float32(0))
     metrics = {name: part[-1] for name, part in parts.items()}
     if config.auxiliary:
         metrics["auxiliary_loss"] = jnp.sum(per_layer[:-1])

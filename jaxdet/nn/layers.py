@@ -103,11 +103,10 @@ def max_pool(
       `[B, ceil(H / stride), ceil(W / stride), C]` where the padding sums to
       `window - 1`, fewer cells where to less.
     """
-    options = {"window": window, "padding": padding, "stride": stride}
     return lax.platform_dependent(
         x,
-        cpu=functools.partial(max_pool_by_shifts, **options),
-        default=functools.partial(max_pool_by_windows, **options),
+        cpu=lambda x: max_pool_by_shifts(x, window, padding, stride),
+        default=lambda x: max_pool_by_windows(x, window, padding, stride),
     )
 
 

@@ -60,7 +60,7 @@ def _pool(maps, extents, level, rows, columns):
 
     def pool_some(boxes):
         level, rows, columns = boxes
-        total = 0.0
+        total = jnp.float32(0)
         for index, features in enumerate(maps):
             y, x = _matrices(rows, columns, level == index, features.shape)
             read = product("rtw,hwc->rthc", x, features)
