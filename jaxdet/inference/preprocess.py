@@ -30,6 +30,24 @@ class ImageDetections(NamedTuple):
     names: tuple[str, ...]  # D class names
     masks: np.ndarray | None = None  # [D, H, W] bool, of a detector that finds them
 
+    def to_supervision(self) -> Any:
+        """Returns the `supervision.Detections`, for its trackers and drawings.
+
+        Raises:
+          ImportError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("needs supervision: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array(self.names, str)},
+        )
+
 
 class ResizeSpec(NamedTuple):
     """How images become arrays of one shape; the fields are those of `InputConfig`."""

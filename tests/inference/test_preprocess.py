@@ -1,10 +1,13 @@
 """Images are put on canvases, and detections moved back into the images."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from jaxdet.data.dataset import DataError, Proposals
 from jaxdet.inference import preprocess
+from tests.optional import need
 
 SPEC = preprocess.ResizeSpec(canvases=((64, 64), (32, 96)))
 
@@ -94,3 +97,37 @@ def test_masks_are_of_the_whole_image(count):
         assert mask[:8, left : left + 8].all()
         mask[:9, max(left - 1, 0) : left + 9] = False  # pasting blurs edges by a cell
         assert not mask.any()
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("count", [0, 2])
+def test_detections_of_supervision_are_the_same_and_are_tracked(count):
+    need("supervision", "supervision")
+    import supervision
+
+    boxes = np.array([[0, 0, 10, 20], [30, 40, 50, 60]], np.float32)[:count]
+    scores, labels = np.array([0.9, 0.8], np.float32)[:count], np.array([1, 0])[:count]
+    masks = np.zeros((count, 70, 80), bool)
+    found = preprocess.ImageDetections(
+        boxes, scores, labels.astype(np.int32), ("dog", "cat")[:count], masks
+    )
+    converted = found.to_supervision()
+    np.testing.assert_array_equal(converted.xyxy, boxes)
+    np.testing.assert_array_equal(converted.confidence, scores)
+    np.testing.assert_array_equal(converted.class_id, labels)
+    assert list(converted.data["class_name"]) == list(found.names)
+    assert converted.mask.shape == masks.shape
+    without = found._replace(masks=None).to_supervision()
+    assert without.mask is None
+    tracker = supervision.ByteTrack()
+    first = tracker.update_with_detections(without)
+    second = tracker.update_with_detections(without)
+    assert len(set(first.tracker_id)) == count
+    np.testing.assert_array_equal(first.tracker_id, second.tracker_id)
+
+
+def test_supervision_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    empty = preprocess.ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), ())
+    with pytest.raises(ImportError, match="pip install supervision"):
+        empty.to_supervision()
