@@ -20,6 +20,10 @@ the pictures, cost time and find a little more,
 
 python -m experiments.detect photo.jpg --tiles 640 --overlap 0.2
 
+and a video is written frame by frame, with a line of json for each beside it:
+
+python -m experiments.detect VIDEO.mp4 --output annotated.mp4
+
 Where the detector needs region proposals, selective search makes them.
 """
 
@@ -36,7 +40,7 @@ from tqdm import tqdm
 
 from experiments import command_line
 from experiments.views_option import ONE_VIEW, ViewsOption
-from jaxdet.data import image_files, masks
+from jaxdet.data import image_files, masks, video
 from jaxdet.data.dataset import DataError
 from jaxdet.data.image_files import DEFAULTS as DECODE_DEFAULTS
 from jaxdet.data.image_files import DecodeOptions
@@ -64,8 +68,9 @@ def main(
     views: Annotated[ViewsOption, tyro.conf.arg(name="")] = ONE_VIEW,
     decoding: Annotated[DecodeOptions, tyro.conf.arg(name="")] = DECODE_DEFAULTS,
     step: int | Literal["best", "latest"] = "best",
+    every: int = 1,
 ):
-    """Detects objects in image files, and in all images of folders.
+    """Detects objects in image files, in all images of folders, or in a video.
 
     A picture that cannot be read is named and passed over. No picture is overwritten,
     and none is looked for in the output folder, if that lies within another.
@@ -73,19 +78,21 @@ def main(
     Args:
       pictures: image files and folders, for a pretrained SSD-MobileNetV2. If the first
         is the run folder that training wrote, its detector is used for the others. A
-        picture of more than 178,956,970 pixels is left out.
+        picture of more than 178,956,970 pixels is left out. Or one video.
       weights: the name of one of torchvision's detectors on COCO, or its checkpoint
         (.pth, .safetensors or .npz), instead of the SSD.
       artifact: a detector that experiments.export has written, instead of the SSD.
-      output: folder for the pictures with boxes.
+      output: folder for the pictures with boxes; or the video with boxes.
       json_file: where to write the detections in COCO's format; `detections.json` in
-        the output folder if not given.
+        the output folder if not given. Of a video, a line of json for each frame;
+        beside the video with boxes if not given.
       min_score: lower scores are left out; "best": below that of the highest F1, which
         `python -m experiments.evaluate RUN --report FOLDER` has measured for the run.
       views: what is detected in beside each picture as a whole.
       decoding: how image files are decoded.
       step: which checkpoint of the run; "best" is that of the highest AP,
         or whatever its run measured first.
+      every: detect in the first of so many frames of a video, and write those alone.
 
     Raises:
       DataError: for options that do not go together, and if no picture can be read.
@@ -101,16 +108,96 @@ def main(
         raise DataError(f"{' and '.join(named)}; one detector at a time")
     if min_score == "best":
         min_score = _best_min_score(workdir, step, named)
-    files = _list_pictures(pictures, output)
-    targets = _name_drawings(files, output)
+    clip = _find_video(pictures, output, every)
+    if clip is None:
+        files = _list_pictures(pictures, output)
+        targets = _name_drawings(files, output)
     if artifact is not None:
         loaded = _load_artifact(artifact, min_score, views)
     else:
         loaded = _load_detector(workdir or weights, step, min_score, views)
+    if clip is not None:
+        _detect_video(loaded, *clip, json_file, every)
+        return
     output.mkdir(parents=True, exist_ok=True)
     json_file = json_file or output / "detections.json"
     json_file.parent.mkdir(parents=True, exist_ok=True)
     _detect_all(loaded, files, targets, json_file, decoding)
+
+
+def _find_video(
+    pictures: Sequence[pathlib.Path], output: pathlib.Path, every: int
+) -> tuple[pathlib.Path, pathlib.Path] | None:
+    """Returns the video among the arguments, and where it is written with boxes.
+
+    Raises:
+      DataError: if it is not alone, cannot be read or would be overwritten, and for
+        options of videos without one.
+    """
+    if every < 1:
+        raise DataError(f"--every is {every}; it must be at least 1")
+    videos = [path for path in pictures if video.has_video_suffix(path)]
+    if not videos:
+        for option, value, wrong in (
+            ("--every", every, every > 1),
+            ("--output", output, video.has_video_suffix(output)),
+        ):
+            if wrong:
+                raise DataError(f"{option} {value} without a video")
+        return None
+    file = videos[0]
+    if len(pictures) > 1:
+        raise DataError(f"{file} is a video; it must be the only one that is named")
+    target = output
+    if not video.has_video_suffix(output):
+        target = output / f"{file.stem}.mp4"
+    if _resolve(file) == _resolve(target):
+        raise DataError(f"{file} would be overwritten; name another --output")
+    video.read_info(file)
+    return file, target
+
+
+def _detect_video(
+    loaded: Loaded,
+    file: pathlib.Path,
+    target: pathlib.Path,
+    json_file: pathlib.Path | None,
+    every: int,
+) -> None:
+    """Writes a video with boxes, and a line of json for each frame, as they come.
+
+    An interruption leaves what has been written, playable.
+    """
+    json_file = json_file or target.with_suffix(".jsonl")
+    for path in (target, json_file):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    rate, count = video.read_info(file)
+    with (
+        video.open_writer(target, rate / every) as write,
+        json_file.open("w") as lines,
+        tqdm(total=-(-count // every) or None, unit="frame") as progress,
+    ):
+        for frame in video.read_frames(file, every):
+            detections = loaded.detect(frame.image)
+            line = {"frame": frame.number, "seconds": round(frame.seconds, 6)}
+            lines.write(json.dumps(line | _as_json(detections)) + "\n")
+            lines.flush()
+            drawn = draw_detections(frame.image, detections, loaded.class_names)
+            write(np.asarray(drawn))
+            progress.update()
+    print(f"{progress.n} frames: see {target} and {json_file}")
+
+
+def _as_json(detections: ImageDetections) -> dict:
+    fields = {
+        "boxes": detections.boxes.tolist(),
+        "labels": detections.labels.tolist(),
+        "names": detections.names,
+        "scores": detections.scores.tolist(),
+    }
+    if detections.masks is not None:
+        fields["masks"] = [masks.encode_rle(mask) for mask in detections.masks]
+    return fields
 
 
 def _detect_all(
