@@ -9,16 +9,19 @@ python -m experiments.export --weights fasterrcnn_resnet50_fpn
 python -m experiments.detect --artifact model.jaxdet photo.jpg
 
 jax reads programs that a jax of the last six months has written; later, export again.
+With `--format onnx` it is an ONNX file for one canvas, of RetinaNet, FCOS, SSD or
+Faster R-CNN (`pip install jax2onnx onnxruntime`, in an environment of its own).
 """
 
 import pathlib
 from typing import Literal
 
 import tyro
+from skimage import data
 
 from experiments import command_line
 from jaxdet.data.dataset import DataError
-from jaxdet.inference import export, load
+from jaxdet.inference import export, load, onnx_export
 
 
 def main(
@@ -28,7 +31,8 @@ def main(
     step: int | Literal["best", "latest"] = "best",
     canvases: tuple[tuple[int, int], ...] = (),
     batch_size: int = 1,
-    output: pathlib.Path = pathlib.Path("model.jaxdet"),
+    format: Literal["jaxdet", "onnx"] = "jaxdet",
+    output: pathlib.Path | None = None,
 ):
     """Writes an exported detector.
 
@@ -44,7 +48,9 @@ def main(
         where it has up to 80 that hold their image more tightly.
       batch_size: images at a time, for programs of your own: experiments.detect gives
         it one.
-      output: the file.
+      format: a file for jax, of all canvases, or for ONNX, of the first; the latter is
+        compared with jax on a photograph before it is written.
+      output: the file; if not given, model.jaxdet or model.onnx.
 
     Raises:
       DataError: for a run folder and `weights` together, and a batch or canvas without
@@ -62,7 +68,15 @@ def main(
     trained = load.load_detector(source, step=step)
     if weights is not None and trained.input.min_max_size:
         canvases = canvases or ((800, 1344), (1344, 800))
-    export.save(output, trained, canvases=canvases or None, batch_size=batch_size)
+    output = output or pathlib.Path(f"model.{format}")
+    if format == "onnx":
+        canvas = (canvases or trained.input.canvases)[0]
+        count = onnx_export.save(
+            output, trained, data.astronaut(), canvas=canvas, batch_size=batch_size
+        )
+        print(f"canvas {canvas}: onnxruntime detects the same {count} objects as jax")
+    else:
+        export.save(output, trained, canvases=canvases or None, batch_size=batch_size)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 
