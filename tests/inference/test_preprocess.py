@@ -101,10 +101,8 @@ def test_masks_are_of_the_whole_image(count):
 
 @pytest.mark.optional
 @pytest.mark.parametrize("count", [0, 2])
-def test_detections_of_supervision_are_the_same_and_are_tracked(count):
+def test_detections_of_supervision_are_the_same(count):
     need("supervision", "supervision")
-    import supervision
-
     boxes = np.array([[0, 0, 10, 20], [30, 40, 50, 60]], np.float32)[:count]
     scores, labels = np.array([0.9, 0.8], np.float32)[:count], np.array([1, 0])[:count]
     masks = np.zeros((count, 70, 80), bool)
@@ -119,11 +117,20 @@ def test_detections_of_supervision_are_the_same_and_are_tracked(count):
     assert converted.mask.shape == masks.shape
     without = found._replace(masks=None).to_supervision()
     assert without.mask is None
-    tracker = supervision.ByteTrack()
-    first = tracker.update_with_detections(without)
-    second = tracker.update_with_detections(without)
-    assert len(set(first.tracker_id)) == count
-    np.testing.assert_array_equal(first.tracker_id, second.tracker_id)
+
+
+@pytest.mark.optional
+def test_objects_that_stay_are_tracked():
+    need("trackers", "supervision trackers")
+    import trackers
+
+    boxes = np.array([[0, 0, 10, 20], [30, 40, 50, 60]], np.float32)
+    scores, labels = np.array([0.9, 0.8], np.float32), np.array([1, 0], np.int32)
+    found = preprocess.ImageDetections(boxes, scores, labels, ("dog", "cat"))
+    tracker = trackers.ByteTrackTracker()
+    numbers = [tracker.update(found.to_supervision()).tracker_id for _ in range(3)]
+    assert set(numbers[2]) == {0, 1}  # known from the second frame on
+    np.testing.assert_array_equal(numbers[1], numbers[2])
 
 
 def test_supervision_is_asked_for(monkeypatch):
