@@ -162,11 +162,16 @@ def test_ctrl_c_ends_quietly_even_in_a_callback_and_during_imports(tmp_path):
 
 
 def test_a_command_that_is_over_counts_no_interrupts(exits):
-    exits(functools.partial(command_line.run, raising(ConfigError("refused"))))
-    for _ in range(4):  # the third would end this process
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        time.sleep(0.05)
+    # Tests that a shell started in the background would ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        exits(functools.partial(command_line.run, raising(ConfigError("refused"))))
+        for _ in range(4):  # the third would end this process
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_faults_of_ours_keep_their_traceback(exits):
