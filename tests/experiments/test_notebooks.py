@@ -8,6 +8,9 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 
 import jax
 import nbclient
@@ -144,6 +147,82 @@ def test_the_first_cell_of_all_is_the_same():
     notebooks = [nbformat.read(file, as_version=4) for file in FILES]
     assert {file.stem for file in FILES} == set(SMALL)
     assert len({code_of(notebook)[0].source for notebook in notebooks}) == 1
+
+
+class Colab:
+    """Runs the first cell as Colab's shell does, but keeps what it would execute."""
+
+    def __init__(self):
+        cell = code_of(nbformat.read(FILES[0], as_version=4))[0].source
+        self.source = TransformerManager().transform_cell(cell)
+        self.names = {"get_ipython": lambda: self}
+        self.installed = []
+
+    def run(self):
+        exec(self.source, self.names)
+        return self.installed[0]
+
+    def system(self, line):
+        assert "git clone" in line
+
+    def run_line_magic(self, name, line):
+        if name == "pip":
+            self.installed.append(shlex.split(line.format(**self.names)))
+
+
+@pytest.fixture
+def colab(monkeypatch, request):
+    """With the chip that a test is given."""
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    chip = request.param
+    monkeypatch.setattr("glob.glob", lambda path: [path] if chip == "tpu" else [])
+    gpu = "/usr/bin/nvidia-smi" if chip == "cuda12" else None
+    monkeypatch.setattr("shutil.which", lambda name: gpu)
+    return chip, Colab()
+
+
+CHIPS = pytest.mark.parametrize("colab", ["", "cuda12", "tpu"], indirect=True)
+
+
+@CHIPS
+def test_colab_restarts_where_another_jax_is_loaded(colab, monkeypatch):
+    chip, colab = colab
+    command = ["install", "--quiet", "-r", "requirements.txt", f"jax[{chip}]"]
+    assert colab.run()[:5] == command
+    monkeypatch.setattr(jax, "__version__", "0.7.2")
+    with pytest.raises(SystemExit, match=r"Restart session.* jax 0\.7\.2 was loaded"):
+        colab.run()
+    monkeypatch.delitem(sys.modules, "jax")
+    colab.run()
+
+
+@pytest.mark.slow
+@pytest.mark.optional
+@CHIPS
+def test_colab_installs_versions_that_agree(colab, tmp_path):
+    chip, colab = colab
+    command, *packages = colab.run()
+    pip = [sys.executable, "-m", "pip", "--retries", "1", "--timeout", "15"]
+    if subprocess.run(
+        [*pip, "index", "versions", "jax"], capture_output=True
+    ).returncode:
+        pytest.skip("needs pip and a package index")
+    report = tmp_path / "report.json"
+    options = ["--dry-run", "--ignore-installed", "--report", report]
+    process = subprocess.run(
+        [*pip, command, *options, *packages],
+        cwd=FOLDER.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert not process.returncode, process.stderr
+    metadata = (one["metadata"] for one in json.loads(report.read_text())["install"])
+    pins = {one["name"]: one["version"] for one in metadata}
+    print({name: pins[name] for name in pins if re.match("jax|libtpu|numpy", name)})
+    plugins = {"": (), "cuda12": ("jax-cuda12-plugin", "jax-cuda12-pjrt")}
+    for name in ("jaxlib", *plugins.get(chip, ())):
+        assert pins[name] == pins["jax"]
+    assert ("libtpu" in pins) == (chip == "tpu")
 
 
 def needs_weights(cell):
