@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxdet.nn.depthwise import convolve_depthwise
 from jaxdet.nn.layers import Conv, Norm, maybe_remat, zero_outside
 
 _STEM = 32  # channels
@@ -146,8 +147,8 @@ class DepthwiseConv(nn.Module):
     """One square filter a channel.
 
     Parameters are named and shaped as those of `flax.linen.Conv` with as many groups as
-    channels. It is computed as a sum of shifted copies: the same numbers, ten times
-    faster on CPU than XLA's grouped convolution.
+    channels. It is computed as a sum of shifted copies (`nn/depthwise.py`): the same
+    numbers, ten times faster on CPU than XLA's grouped convolution.
     """
 
     kernel: int = 3  # side in cells, odd
@@ -170,15 +171,9 @@ class DepthwiseConv(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", init, (side, side, 1, channels))
         kernel = kernel.astype(self.dtype)
-        rows, columns = (-(-extent // step) for extent in x.shape[1:3])
+        extents = tuple(-(-extent // step) for extent in x.shape[1:3])
         x = pad(x.astype(self.dtype), side, step, self.padding, sizes, stride)
-        total = jnp.zeros((), jnp.float32)  # as convolutions add up, in any dtype
-        for i in range(side):
-            for j in range(side):
-                last = (i + step * (rows - 1) + 1, j + step * (columns - 1) + 1)
-                shifted = x[:, i : last[0] : step, j : last[1] : step]
-                total += shifted * kernel[None, None, i, j]
-        return total.astype(self.dtype)
+        return convolve_depthwise(x, kernel[:, :, 0], step, extents).astype(self.dtype)
 
 
 def pad(

@@ -1,0 +1,42 @@
+"""Depthwise convolutions by loops, as on CPUs, against XLA's grouped convolution."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxdet.nn import depthwise
+
+
+@pytest.mark.parametrize("spare", [0, 1], ids=["exact", "spare"])
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("way", ["by_loops", "_unrolled"])
+def test_both_ways_agree_with_grouped_convolution(rng, way, side, stride, spare):
+    extents = (5, 4)
+    height, width = (stride * (extent - 1) + side + spare for extent in extents)
+
+    def drawn(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    x, kernel = drawn(2, height, width, 3), drawn(side, side, 3)
+
+    def grouped(x, kernel):
+        output = lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (stride, stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=3,
+        )
+        return output[:, : extents[0], : extents[1]]
+
+    def with_gradients(function):
+        output, gradients = jax.vjp(function, x, kernel)
+        return output, gradients(jnp.sin(output))
+
+    ours = with_gradients(partial(getattr(depthwise, way), stride, extents))
+    chex.assert_trees_all_close(ours, with_gradients(grouped), rtol=1e-5, atol=1e-5)
