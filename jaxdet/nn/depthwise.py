@@ -39,7 +39,7 @@ def _unrolled(stride, extents, x, kernel):
     for i in range(len(kernel)):
         for j in range(len(kernel)):
             covered = x[:, i : i + reaches[0] : stride, j : j + reaches[1] : stride]
-            total += covered * kernel[None, None, i, j]
+            total += covered * kernel[i, j][None, None, None]
     return total
 
 
@@ -62,7 +62,9 @@ def by_loops(
 
     def add(tap, total):
         i, j = tap // side, tap % side
-        return total + _shifted(x, i, j, stride, extents) * kernel[i, j]
+        return (
+            total + _shifted(x, i, j, stride, extents) * kernel[i, j][None, None, None]
+        )
 
     zeros = jnp.zeros((len(x), *extents, x.shape[-1]), jnp.float32)
     return lax.fori_loop(0, side**2, add, zeros)
