@@ -15,6 +15,7 @@ import flax.linen as nn
 from jaxdet.config import ConfigError
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors import (
+    detr,
     fast_rcnn,
     faster_rcnn,
     fcos,
@@ -42,6 +43,7 @@ BUILDERS = {
     fcos.FCOSConfig: fcos.fcos,
     ssd.SSDConfig: ssd.ssd,
     retinanet.RetinaNetConfig: retinanet.retinanet,
+    detr.DETRConfig: detr.detr,
 }
 
 

@@ -13,6 +13,7 @@ from jaxdet.weights import transfer
 from jaxdet.weights.state_dict import WeightsError
 from jaxdet.weights.transfer import Weights
 from tests.detectors import scenes
+from tests.detectors.test_detr import small_detr
 from tests.detectors.test_fast_rcnn import small_fast_rcnn
 from tests.detectors.test_faster_rcnn import small_faster_rcnn
 from tests.detectors.test_fcos import small_fcos
@@ -38,6 +39,7 @@ def sigmoid_ssd(config=SIGMOID_SSD):
 CLASSIFIERS = (
     small_retinanet,
     small_fcos,
+    small_detr,
     small_ssd,
     sigmoid_ssd,
     small_rcnn,
@@ -91,6 +93,7 @@ def test_the_layers_of_classes_are_those_whose_shapes_depend_on_them(make):
             small_fcos,
             small_ssd,
             sigmoid_ssd,
+            small_detr,
             small_mask_rcnn,
         )
     ],
