@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.benchmarks.timing import random_boxes
-from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
+from jaxdet.detectors import detr, faster_rcnn, fcos, mask_rcnn, retinanet, ssd
 from jaxdet.detectors.detector import Detector
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.heads import FCHead
@@ -27,7 +27,9 @@ from jaxdet.training.config import TrainingConfig
 TRAINING = TrainingConfig(learning_rate=1e-4, warmup_steps=0)
 MASK_CELLS = 56  # a side of the objects' masks
 DETECTIONS_PER_IMAGE = 50
-_CLASSES = r".*(class_head/output|head/classes|box_predictor/classes|classes\d)/kernel"
+_CLASSES = (
+    r".*(class_head(/output)?|head/classes|box_predictor/classes|classes\d)/kernel"
+)
 _BOXES = r".*(box_head/output|head/ltrb|deltas\d?)/kernel"
 _LTRB_BIAS = "head/ltrb/bias"
 _RESIDUALS = r"(backbone|box_head)/stage\d_block\d+/conv3/kernel"
@@ -57,6 +59,7 @@ class Model(NamedTuple):
 # Torchvision's networks: 91 outputs, of which the R-CNNs and SSD call one background.
 _RETINANET = replace(retinanet.TORCHVISION, num_classes=91)
 _FCOS = replace(fcos.TORCHVISION, num_classes=91)
+_DETR = replace(detr.TRANSFORMERS, num_classes=91)
 _SSD = replace(ssd.TORCHVISION, num_classes=90)
 _FASTER = replace(faster_rcnn.TORCHVISION, num_classes=90)
 _C4 = replace(faster_rcnn.DETECTRON2_C4, num_classes=90)
@@ -84,6 +87,7 @@ MODELS = {
         rival="ssd300_vgg16",
         canvas=(300, 300),
     ),
+    "detr": Model("DETR", detr.detr, _DETR, _RESNET),
 }
 
 

@@ -51,7 +51,9 @@ from jaxdet.ops import lookup, nms, roi_align
 from jaxdet.structs import Batch, GroundTruth
 from jaxdet.training.step import create_state, make_train_step, train_step
 
-Name = Literal["retinanet", "fcos", "faster_rcnn", "faster_rcnn_c4", "mask_rcnn", "ssd"]
+Name = Literal[
+    "retinanet", "fcos", "faster_rcnn", "faster_rcnn_c4", "mask_rcnn", "ssd", "detr"
+]
 Task = Literal["predict", "train"]
 FLOPS = 197e12  # bfloat16, a second of one TPU v5e
 MEMORY = 15.75 * 2**30  # bytes that the compiler gives to a program, of 16 GiB

@@ -16,6 +16,7 @@ and the command says why. `anatomy_figures` draws each idea, for notebooks too.
 import math
 import pathlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -36,6 +37,8 @@ from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
 from jaxdet.data.selective_search import selective_search
 from jaxdet.detectors.detector import Detector
+from jaxdet.detectors.detector import preprocess as preprocess_pixels
+from jaxdet.detectors.detr import DETRConfig, DETRNetwork
 from jaxdet.detectors.faster_rcnn import FasterRCNNConfig, FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork
 from jaxdet.detectors.retinanet import RetinaNetConfig, RetinaNetNetwork
@@ -68,6 +71,7 @@ IDEAS = {
     "loss_shares": "the share of the loss that easy negatives have",
     "centerness": "the centerness of the points in an object",
     "fcos_maps": "FCOS's class score, centerness, and the product of both",
+    "attention": "where the decoder of a DETR looks for each of its best queries",
     "detections": "what is detected in the end",
 }
 WITHOUT_NETWORK = InputConfig(canvases=((512, 512),))
@@ -76,6 +80,7 @@ LONGER_SIDE = 800  # at most, of the picture with detections; pixels
 MAX_PROPOSALS = 60  # before non-maximum suppression
 
 _NETWORKS = {
+    "detr": DETRNetwork,
     "faster_rcnn": FasterRCNNNetwork,
     "fcos": FCOSNetwork,
     "mask_rcnn": FasterRCNNNetwork,
@@ -89,6 +94,7 @@ _NEEDS = {
     "proposals": "an RPN, alone or in Faster or Mask R-CNN",
     "loss_shares": "a RetinaNet, or an SSD with sigmoids, and a detected object",
     "fcos_maps": "an FCOS",
+    "attention": "a DETR",
     "detections": "a trained network",
 }
 
@@ -235,8 +241,17 @@ def forward(network: nn.Module, variables: Any, batch: Batch) -> Any:
       batch: whose truth is not used.
 
     Returns:
-      Logits and boxes before they are decoded, as the heads return them.
+      Logits and boxes before they are decoded, as the heads return them; of a DETR
+      also the attention of its last decoder layer, `[1, heads, Q, cells]`.
     """
+    if isinstance(network, DETRNetwork):
+        pixels, sizes = preprocess_pixels(batch, network.config.preprocessing)
+        outputs, state = jax.jit(partial(network.apply, mutable="intermediates"))(
+            variables, pixels, sizes
+        )
+        last = f"decoder_{network.config.decoder_depth - 1}"
+        sown = state["intermediates"][last]["cross_attention"]
+        return *outputs, *sown["attention_weights"]
     trunk = getattr(network.config, "rpn", network.config)
     sizes = batch.sizes if getattr(trunk, "mask_padding", True) else None
     colors = vars(trunk.preprocessing)
@@ -332,7 +347,26 @@ def _fcos(scene: Scene, config: FCOSConfig, outputs: tuple) -> dict[str, Figure]
     return {"fcos_maps": figures.fcos_maps(maps)}
 
 
+def _attention(scene: Scene, config: DETRConfig, outputs: tuple) -> dict[str, Figure]:
+    """Draws the attention of the best queries, as Figure 6 of DETR's paper."""
+    del config
+    logits, boxes, weights = (np.asarray(x) for x in outputs)
+    scores = np.asarray(jax.nn.softmax(logits[-1, 0]))[:, :-1].max(axis=-1)
+    best = np.argsort(-scores)[: figures.QUERIES]
+    height, width = scene.batch.images.shape[1:3]
+    strides = (2**level for level in range(2, 8))
+    fits = (x for x in strides if -(-height // x) * -(-width // x) == weights.shape[-1])
+    stride = next(fits)
+    maps = weights[0].mean(axis=0)[best].reshape(len(best), -(-height // stride), -1)
+    height, width = scene.batch.sizes[0]
+    boxes = np.asarray(box_ops.cxcywh_to_xyxy(boxes[-1, 0, best]))
+    boxes = boxes * np.array([[width, height, width, height]])
+    figure = figures.attention(scene.picture, boxes, scores[best], maps, stride=stride)
+    return {"attention": figure}
+
+
 _KINDS = {
+    DETRNetwork: _attention,
     FCOSNetwork: _fcos,
     FasterRCNNNetwork: _proposals,
     RPNNetwork: _proposals,

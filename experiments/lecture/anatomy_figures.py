@@ -23,6 +23,7 @@ from jaxdet.ops.receptive_field import Field
 BINS, SAMPLES = 2, 2  # along each side of a region that is pooled, and of a bin
 POINT_STRIDE = 8  # pixels between points whose centerness is drawn
 MOST = 40  # boxes of a kind that are drawn
+QUERIES = 4  # whose attention is drawn
 EASY = 0.1  # a negative with a lower score is easy
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)  # Lin et al. 2017, Figure 1
 RED = "#c8102e"  # of regions and objects only
@@ -400,6 +401,36 @@ def fcos_maps(maps: dict[int, np.ndarray]) -> Figure:
         axes.set_xlabel("x, canvas pixels")
     for axes in rows[:, 0]:
         axes.set_ylabel("y, canvas pixels")
+    return figure
+
+
+def attention(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    maps: np.ndarray,
+    *,
+    stride: int,
+) -> Figure:
+    """Returns a figure of what queries attend to, and of the boxes that they predict.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      boxes: `[N, 4]` canvas pixels, of as many queries as there are panels.
+      scores: `[N]` in [0, 1].
+      maps: `[N, rows, columns]`, the weight of each cell.
+      stride: canvas pixels of a cell.
+    """
+    figure, panels = _canvas(picture, len(boxes))
+    height, width = picture.shape[:2]
+    for axes, box, score, weights in zip(
+        np.atleast_1d(panels), boxes, scores, maps, strict=True
+    ):
+        heat = _heat(axes, weights / weights.max(), stride)
+        heat.set_alpha(0.7)
+        axes.set(xlim=(0, width), ylim=(height, 0), title=f"score {score:.2f}")
+        _outline(axes, box[None], color="red")
+    figure.colorbar(heat, ax=panels, shrink=0.6, label="attention over its maximum")
     return figure
 
 

@@ -93,7 +93,6 @@ def test_the_layers_of_classes_are_those_whose_shapes_depend_on_them(make):
             small_fcos,
             small_ssd,
             sigmoid_ssd,
-            small_detr,
             small_mask_rcnn,
         )
     ],

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from experiments.benchmarks import models
 from experiments.benchmarks.models import MODELS
-from jaxdet.detectors import faster_rcnn, ssd
+from jaxdet.detectors import detr, faster_rcnn, ssd
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.heads import FCHead
@@ -56,6 +56,18 @@ TINY = {
         "backbone": small_ssd_backbone,
         "canvas": (64, 64),
     },
+    "detr": {
+        "config": detr.DETRConfig(
+            num_classes=4,
+            num_queries=8,
+            channels=8,
+            num_heads=2,
+            hidden=8,
+            encoder_depth=1,
+            decoder_depth=1,
+        ),
+        "backbone": partial(ResNet, 10, 4),
+    },
 }
 
 
@@ -81,6 +93,7 @@ def test_boxes_and_class_scores_and_residuals_are_scaled(name):
         "retinanet": {"box_head/output"},
         "fcos": {"head/ltrb"},
         "ssd": {f"deltas{level}" for level in range(3, 9)},
+        "detr": set(),
     }.get(name, {"rpn_head/deltas", "box_predictor/deltas"})
     assert still == {f"params/{layer}/kernel" for layer in expected}
     moved = {path for path, values in calibrated.items() if np.all(values == 3)}
@@ -94,6 +107,7 @@ def test_boxes_and_class_scores_and_residuals_are_scaled(name):
         "retinanet": {"class_head/output"},
         "fcos": {"head/classes"},
         "ssd": {f"classes{level}" for level in range(3, 9)},
+        "detr": {"class_head"},
     }.get(name, {"box_predictor/classes"})
     assert scaled == {f"params/{layer}/kernel" for layer in expected}
 

@@ -12,6 +12,7 @@ from jaxdet.config import Anchors
 from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
+from jaxdet.detectors.detr import detr
 from jaxdet.detectors.faster_rcnn import FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork, fcos
 from jaxdet.detectors.mask_rcnn import mask_rcnn
@@ -24,6 +25,7 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.weights import torchvision
 from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import WeightsError
+from tests.detectors.test_detr import SMALL as SMALL_DETR
 
 BACKBONE = ResNet(depth=10, width=8, norm="group", coarsest=4)
 INPUT = InputConfig(canvases=((64, 64),))
@@ -184,8 +186,9 @@ def test_one_stage_shows_its_loss(drawn_by):
     [
         (fcos(FCOS, BACKBONE), {"fcos_maps"}),
         (ssd(SSD, BACKBONE), {"anchors", "loss_shares"}),
+        (detr(SMALL_DETR, BACKBONE), {"attention"}),
     ],
-    ids=["fcos", "ssd"],
+    ids=["fcos", "ssd", "detr"],
 )
 def test_others_of_one_stage(detector, names, drawn_by):
     figures, _ = drawn_by(detector)
