@@ -15,7 +15,7 @@ import flax.linen as nn
 from jaxdet.config import ConfigError
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors import (
-    detr,
+    deformable_detr,
     fast_rcnn,
     faster_rcnn,
     fcos,
@@ -43,7 +43,7 @@ BUILDERS = {
     fcos.FCOSConfig: fcos.fcos,
     ssd.SSDConfig: ssd.ssd,
     retinanet.RetinaNetConfig: retinanet.retinanet,
-    detr.DETRConfig: detr.detr,
+    deformable_detr.DeformableDETRConfig: deformable_detr.deformable_detr,
 }
 
 

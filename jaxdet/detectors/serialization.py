@@ -17,6 +17,7 @@ ALLOWED = frozenset(
     f"jaxdet.{module}:{name}"
     for module, names in {
         "config": "Anchors Postprocessing Preprocessing",
+        "detectors.deformable_detr": "DeformableDETRConfig deformable_detr",
         "detectors.detr": "DETRConfig detr",
         "detectors.fast_rcnn": "FastRCNNConfig fast_rcnn",
         "detectors.faster_rcnn": "FasterRCNNConfig faster_rcnn",

@@ -234,6 +234,7 @@ class MLP(nn.Module):
     outputs: int  # of the last
     depth: int = 3  # layers
     kernel_init: nn.initializers.Initializer = TORCH_UNIFORM  # of the last layer
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros  # of the last layer
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
@@ -244,7 +245,10 @@ class MLP(nn.Module):
             layer = dense(self.hidden, kernel_init=TORCH_UNIFORM, name=f"layer{index}")
             x = nn.relu(layer(x))
         last = dense(
-            self.outputs, kernel_init=self.kernel_init, name=f"layer{self.depth - 1}"
+            self.outputs,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name=f"layer{self.depth - 1}",
         )
         return last(x)
 

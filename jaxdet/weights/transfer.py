@@ -80,7 +80,7 @@ CLASS_LAYERS = {
     r"box_predictor/classes": ClassLayer(),  # R-CNNs
     r"box_predictor/deltas": ClassLayer(numbers=4),
     r"mask_head/output": ClassLayer(),
-    r"class_head": ClassLayer(),  # DETR
+    r"class_heads_\d+": ClassLayer(),  # Deformable DETR
 }
 """Patterns of the paths below "params" of all layers that depend on the classes."""
 

@@ -13,7 +13,7 @@ from jaxdet.weights import transfer
 from jaxdet.weights.state_dict import WeightsError
 from jaxdet.weights.transfer import Weights
 from tests.detectors import scenes
-from tests.detectors.test_detr import small_detr
+from tests.detectors.test_deformable_detr import small_deformable_detr
 from tests.detectors.test_fast_rcnn import small_fast_rcnn
 from tests.detectors.test_faster_rcnn import small_faster_rcnn
 from tests.detectors.test_fcos import small_fcos
@@ -39,7 +39,6 @@ def sigmoid_ssd(config=SIGMOID_SSD):
 CLASSIFIERS = (
     small_retinanet,
     small_fcos,
-    small_detr,
     small_ssd,
     sigmoid_ssd,
     small_rcnn,
@@ -47,6 +46,7 @@ CLASSIFIERS = (
     small_fast_rcnn,
     small_faster_rcnn,
     small_mask_rcnn,
+    small_deformable_detr,
 )
 
 

@@ -1,0 +1,98 @@
+"""The deformable transformer's layers, against NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdet.nn.deformable_transformer import (
+    DeformableAttention,
+    LevelProjections,
+    Maps,
+)
+from tests.nn.test_transformer import softmax
+
+SHAPES = ((3, 5), (2, 3))
+EXTENTS = np.array([[[3, 4], [2, 2]]])
+HEADS, POINTS, CHANNELS = 2, 3, 8
+
+
+@pytest.fixture
+def maps(rng):
+    features = rng.normal(size=(1, 21, CHANNELS)).astype(np.float32)
+    return Maps(features, EXTENTS, SHAPES)
+
+
+def dense(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def sample(cells, x, y):
+    """The bilinear value of `[rows, columns, D]` at a point; 0 beyond."""
+    total = 0.0
+    for i, j in np.ndindex(cells.shape[:2]):
+        total += (
+            cells[i, j] * max(0, 1 - abs(x - j - 0.5)) * max(0, 1 - abs(y - i - 0.5))
+        )
+    return total
+
+
+def attend(params, query, reference, features):
+    """Equation 3 of the paper for one query, and A.4's points around boxes."""
+    layout = HEADS, len(SHAPES), POINTS
+    offsets = dense(params["sampling_offsets"], query).reshape(*layout, 2)
+    weights = dense(params["attention_weights"], query).reshape(HEADS, -1)
+    weights = softmax(weights).reshape(layout)
+    values = dense(params["value"], features).reshape(-1, HEADS, CHANNELS // HEADS)
+    heads = np.zeros((HEADS, CHANNELS // HEADS))
+    for head, level, point in np.ndindex(layout):
+        rows, columns = SHAPES[level]
+        start = sum(h * w for h, w in SHAPES[:level])
+        cells = values[start : start + rows * columns, head].reshape(rows, columns, -1)
+        height, width = EXTENTS[0, level]
+        offset = offsets[head, level, point]
+        if len(reference) == 4:
+            offset = offset / POINTS * reference[2:] / 2 * [width, height]
+        x, y = reference[:2] * [width, height] + offset
+        inside = sample(cells[:height, :width], x, y)
+        heads[head] += weights[head, level, point] * inside
+    return dense(params["out"], heads.reshape(-1))
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_attention_agrees_with_numpy(rng, maps, coordinates):
+    queries = rng.normal(size=(1, 4, CHANNELS)).astype(np.float32)
+    references = rng.uniform(0.1, 0.9, (1, 4, coordinates)).astype(np.float32)
+    layer = DeformableAttention(HEADS, POINTS)
+    params = layer.init(jax.random.key(0), queries, references, maps)["params"]
+    params = jax.tree.map(lambda p: np.float32(rng.normal(p, 0.3)), params)
+    ours = layer.apply({"params": params}, queries, references, maps)[0]
+    for query, reference, attended in zip(queries[0], references[0], ours, strict=True):
+        theirs = attend(params, query, reference, maps.features[0])
+        np.testing.assert_allclose(attended, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_start_out_in_different_directions(maps):
+    layer = DeformableAttention(4, 2)
+    queries = maps.features[:, :1]
+    references = np.zeros((1, 1, 2), np.float32)
+    params = layer.init(jax.random.key(0), queries, references, maps)["params"]
+    offsets = params["sampling_offsets"]["bias"].reshape(4, len(SHAPES), 2, 2)
+    steps = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+    for level in range(len(SHAPES)):
+        np.testing.assert_allclose(offsets[:, level, 0], steps, atol=1e-6)
+        np.testing.assert_allclose(offsets[:, level, 1], 2 * steps, atol=1e-6)
+
+
+def test_centers_of_cells_are_fractions_of_the_image(maps):
+    centers = np.asarray(maps.centers())[0]
+    np.testing.assert_allclose(centers[:2], [[1 / 8, 1 / 6], [3 / 8, 1 / 6]], rtol=1e-6)
+    np.testing.assert_allclose(centers[-3], [1 / 4, 3 / 4], rtol=1e-6)
+
+
+def test_missing_levels_are_made_but_not_the_finest(rng):
+    stages = {level: rng.normal(size=(1, 8 >> level, 4, 6)) for level in (1, 2)}
+    layer = LevelProjections((2, 3, 4), 8)
+    features, _ = layer.init_with_output(jax.random.key(0), stages)
+    assert [x.shape for x in features] == [(1, 2, 4, 8), (1, 1, 2, 8), (1, 1, 1, 8)]
+    with pytest.raises(ValueError, match=r"level is 3.* levels \[1, 2\]"):
+        LevelProjections((3, 4), 8).init(jax.random.key(0), stages)
