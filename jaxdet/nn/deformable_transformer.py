@@ -4,6 +4,7 @@ Tokens are the cells of several maps, one map after the other, or object queries
 are as in transformer.py.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -96,12 +97,13 @@ class DeformableAttention(nn.Module):
         batch, count, channels = queries.shape
         layout = self.heads, len(maps.shapes), self.points
         samples = math.prod(layout)
-        options = {"dtype": self.dtype, "kernel_init": nn.initializers.zeros}
-        offsets = nn.Dense(
+        linear = functools.partial(nn.Dense, dtype=self.dtype)
+        zeros = functools.partial(linear, kernel_init=nn.initializers.zeros)
+        xavier = functools.partial(linear, kernel_init=transformer.XAVIER)
+        offsets = zeros(
             2 * samples,
             bias_init=lambda *_: _initial_offsets(layout),
             name="sampling_offsets",
-            **options,
         )(queries)
         offsets = offsets.reshape(batch, count, *layout, 2).astype(jnp.float32)
         scale = maps.extents[:, None, None, :, None, ::-1].astype(jnp.float32)
@@ -109,11 +111,10 @@ class DeformableAttention(nn.Module):
         if references.shape[-1] == 4:
             offsets = offsets / self.points * references[..., 2:] * 0.5 * scale
         points = references[..., :2] * scale + offsets
-        weights = nn.Dense(samples, name="attention_weights", **options)(queries)
+        weights = zeros(samples, name="attention_weights")(queries)
         weights = weights.reshape(batch, count, self.heads, -1).astype(jnp.float32)
         weights = nn.softmax(weights).reshape(batch, count, *layout)
-        options["kernel_init"] = transformer.XAVIER
-        values = nn.Dense(channels, name="value", **options)(maps.features)
+        values = xavier(channels, name="value")(maps.features)
         values = values.reshape(batch, -1, self.heads, channels // self.heads)
 
         def attend(values, points, weights, extents):
@@ -123,7 +124,7 @@ class DeformableAttention(nn.Module):
 
         attended = jax.vmap(attend)(values, points, weights, maps.extents)
         attended = attended.reshape(batch, count, channels)
-        return nn.Dense(channels, name="out", **options)(attended)
+        return xavier(channels, name="out")(attended)
 
 
 class DeformableEncoderLayer(nn.Module):

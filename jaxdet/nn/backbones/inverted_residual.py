@@ -171,9 +171,10 @@ class DepthwiseConv(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", init, (side, side, 1, channels))
         kernel = kernel.astype(self.dtype)
-        extents = tuple(-(-extent // step) for extent in x.shape[1:3])
+        height, width = (-(-extent // step) for extent in x.shape[1:3])
         x = pad(x.astype(self.dtype), side, step, self.padding, sizes, stride)
-        return convolve_depthwise(x, kernel[:, :, 0], step, extents).astype(self.dtype)
+        x = convolve_depthwise(x, kernel[:, :, 0], step, (height, width))
+        return x.astype(self.dtype)
 
 
 def pad(
