@@ -76,7 +76,7 @@ def load(recipe: Recipe, source: str) -> Weights:
         return Weights(variables, source, sha256, preprocessing=pixels, hint=hint)
     state = read_state_dict(file)
     try:
-        if any(name.startswith("backbone.") for name in state):
+        if any(name.startswith(("backbone.", "model.backbone.")) for name in state):
             return _of_torchvision_detector(state, source, sha256)
         weights = Weights({}, source, sha256, preprocessing=Preprocessing())
         return _of_classifier(recipe, state, weights)

@@ -16,6 +16,7 @@ from jaxdet.config import ConfigError
 from jaxdet.data.dataset import DataSet
 from jaxdet.detectors import (
     deformable_detr,
+    detr,
     fast_rcnn,
     faster_rcnn,
     fcos,
@@ -44,6 +45,7 @@ BUILDERS = {
     ssd.SSDConfig: ssd.ssd,
     retinanet.RetinaNetConfig: retinanet.retinanet,
     deformable_detr.DeformableDETRConfig: deformable_detr.deformable_detr,
+    detr.DETRConfig: detr.detr,
 }
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdet.config import (
+    ConfigError,
     Count,
     Levels,
     NonNegative,
@@ -297,7 +298,7 @@ def _default_boxes(canvas, sizes, deltas, config: SSDConfig):
     maps = {level: deltas[level].shape for level in config.levels}  # B, H, W, S, 4
     for stride, (level, shape) in zip(config.strides, maps.items(), strict=True):
         if shape[1:3] != num_cells(canvas, stride):
-            raise ValueError(
+            raise ConfigError(
                 f"strides is {config.strides}; on the canvas {canvas} level {level} "
                 f"has {shape[1]} x {shape[2]} cells, whose stride must be about "
                 f"{canvas[0] / shape[1]:g} pixels, not {stride:g}"

@@ -38,6 +38,8 @@ class TrainingConfig:
     """For `reference_batch_size` images per step; scaled linearly to `batch_size`."""
     reference_batch_size: Count = 16
     """Images per step for which `learning_rate` is given."""
+    backbone_multiplier: Positive = 1.0
+    """Of the learning rate, for the parameters of the backbone."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     momentum: Annotated[float, InRange(0, 1, below=True)] = 0.9

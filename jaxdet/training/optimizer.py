@@ -59,13 +59,25 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         direction = optax.chain(decay, optax.trace(config.momentum))
     else:
         direction = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999), decay)
-    return optax.chain(
+    steps = [
         optax.clip_by_global_norm(config.clip_norm)
         if config.clip_norm is not None
         else optax.identity(),
         direction,
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
-    )
+    ]
+    if config.backbone_multiplier != 1:
+
+        def multiply(updates, parameters=None):
+            del parameters
+            factor = config.backbone_multiplier
+            return {
+                path: update * factor if path.startswith("backbone/") else update
+                for path, update in updates.items()
+            }
+
+        steps.append(optax.stateless(multiply))
+    return optax.chain(*steps)
 
 
 def partition(

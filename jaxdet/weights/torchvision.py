@@ -1,10 +1,10 @@
-"""Converts torchvision's detectors to ours, and back.
+"""Converts torchvision's detectors, and transformers' DETR, to ours, and back.
 
 detector = torchvision.with_coco_labels("fasterrcnn_resnet50_fpn")
 variables = torchvision.load("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
 
-Its networks have 91 outputs, for COCO's category ids and the ids that COCO leaves out;
-`build` makes detectors with all of them, `with_coco_labels` of COCO's 80 classes.
+Their networks have 91 outputs, for COCO's category ids and the ids that COCO leaves
+out; `build` makes detectors with all of them, `with_coco_labels` of COCO's 80 classes.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ import numpy as np
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
 from jaxdet.data.transforms import canvases_from_min_max
-from jaxdet.detectors import faster_rcnn, fcos, mask_rcnn, retinanet, ssd
+from jaxdet.detectors import detr, faster_rcnn, fcos, mask_rcnn, retinanet, ssd
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import serialize
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.heads import ConvFCHead, FCHead
 from jaxdet.ops import nms
 from jaxdet.structs import Batch, Detections
-from jaxdet.weights import mapping, torchvision_maps
+from jaxdet.weights import mapping, torchvision_maps, transformers_maps
 from jaxdet.weights.mapping import NetworkMap
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
 
@@ -39,15 +39,16 @@ MIN_MAX_SIZE = (800, 1333)
 
 
 class Published(NamedTuple):
-    """A checkpoint that torchvision publishes, and its documented AP on val2017."""
+    """A published checkpoint, and its documented AP on val2017."""
 
     file: str
     box_ap: float  # of 100
     mask_ap: float | None = None
+    url: str | None = None  # where it is published; None: with torchvision's others
 
 
 class Model(NamedTuple):
-    """A detector of torchvision."""
+    """A detector of another library."""
 
     make: Callable[..., Detector]  # from its backbone
     backbone: nn.Module
@@ -57,11 +58,12 @@ class Model(NamedTuple):
     canvas: tuple[int, int] | None = None  # that images fill; None: they keep shape
 
 
-# Label i of RetinaNet and FCOS is their output i, of which 0 is never predicted; that
+# Label i of RetinaNet, FCOS and DETR is their output i, 0 is never predicted; that
 # of SSD and the R-CNNs is output i + 1, and output 0 the background.
 RETINANET = dataclasses.replace(retinanet.TORCHVISION, num_classes=OUTPUTS)
 RETINANET_V2 = dataclasses.replace(retinanet.TORCHVISION_V2, num_classes=OUTPUTS)
 FCOS = dataclasses.replace(fcos.TORCHVISION, num_classes=OUTPUTS)
+DETR = dataclasses.replace(detr.TRANSFORMERS, num_classes=OUTPUTS)
 SSD300 = dataclasses.replace(ssd.TORCHVISION, num_classes=OUTPUTS - 1)
 FASTER_RCNN = dataclasses.replace(faster_rcnn.TORCHVISION, num_classes=OUTPUTS - 1)
 FASTER_RCNN_V2 = dataclasses.replace(
@@ -138,13 +140,26 @@ _MODELS = (
         first_id=1,
         published=Published("maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 47.4, 41.8),
     ),
+    Model(
+        partial(detr.detr, DETR),
+        _RESNET,
+        NetworkMap("detr_resnet50", tuple(transformers_maps.detr())),
+        first_id=0,
+        published=Published(
+            "detr-resnet-50-830f5e2e.safetensors",
+            42.0,
+            url="https://huggingface.co/facebook/detr-resnet-50/resolve/main/"
+            "model.safetensors",
+        ),
+    ),
 )
 MODELS = {model.network.name: model for model in _MODELS}
-"""By the names of torchvision's functions."""
+"""By the names of torchvision's functions; `detr_resnet50` is facebook/detr-resnet-50
+of Hugging Face."""
 
 
 def build(name: str, *, epsilon: float | None = None) -> Detector:
-    """Returns one of torchvision's detectors, with all its outputs.
+    """Returns one of the detectors, with all its outputs.
 
     Args:
       name: one of `MODELS`.
@@ -162,7 +177,7 @@ def build(name: str, *, epsilon: float | None = None) -> Detector:
 
 
 def with_coco_labels(name: str) -> Detector:
-    """Returns one of torchvision's detectors as one of COCO's 80 classes.
+    """Returns one of the detectors as one of COCO's 80 classes.
 
     It has the same variables, and the labels of `coco.CLASS_NAMES`. Detections of ids
     that COCO leaves out are discarded.

@@ -81,6 +81,7 @@ CLASS_LAYERS = {
     r"box_predictor/deltas": ClassLayer(numbers=4),
     r"mask_head/output": ClassLayer(),
     r"class_heads_\d+": ClassLayer(),  # Deformable DETR
+    r"class_head": ClassLayer(),  # DETR
 }
 """Patterns of the paths below "params" of all layers that depend on the classes."""
 

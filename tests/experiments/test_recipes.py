@@ -258,7 +258,7 @@ def test_fine_tuning_replaces_the_backbone_and_freezes_its_first_stages(
 
 
 @pytest.mark.parametrize("name", FINE_TUNED)
-def test_the_layers_that_torchvision_freezes_are_frozen(name):
+def test_the_layers_that_others_freeze_are_frozen(name):
     """Those of its defaults; all batch norms are constants."""
     recipe = recipes.load(name)
     paths = {
@@ -266,7 +266,8 @@ def test_the_layers_that_torchvision_freezes_are_frozen(name):
         for tensor in torchvision.MODELS[recipe.weights].network.tensors
         if tensor.ours.startswith("params/")
     }
-    first = re.compile(r"backbone\.(body\.(conv1|layer1)|features\.[02])\.")
+    resnet = r"(body|conv_encoder\.model)\.(conv1|layer1)"
+    first = re.compile(rf"(model\.)?backbone\.({resnet}|features\.[02])\.")
     trainable, frozen = optimizer.partition(
         unflatten_dict(paths, sep="/"), recipe.frozen
     )

@@ -69,6 +69,14 @@ def test_two_steps_of_sgd_by_hand():
     np.testing.assert_allclose(after["bias"], [0.42], rtol=1e-6)
 
 
+def test_the_backbone_has_a_rate_of_its_own():
+    parameters = {"backbone/bias": jnp.ones(1), "head/backbone/bias": jnp.ones(1)}
+    gradient = jax.tree.map(jnp.full_like, parameters, {x: 2.0 for x in parameters})
+    after = updates(plain(backbone_multiplier=0.1), [gradient], parameters)
+    np.testing.assert_allclose(after["backbone/bias"], [0.98], rtol=1e-6)
+    np.testing.assert_allclose(after["head/backbone/bias"], [0.8], rtol=1e-6)
+
+
 def test_one_step_of_adamw_by_hand():
     parameters = {"kernel": jnp.array([[1.0]]), "bias": jnp.array([1.0])}
     gradient = {"kernel": jnp.array([[-3.0]]), "bias": jnp.array([7.0])}

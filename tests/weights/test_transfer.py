@@ -14,6 +14,7 @@ from jaxdet.weights.state_dict import WeightsError
 from jaxdet.weights.transfer import Weights
 from tests.detectors import scenes
 from tests.detectors.test_deformable_detr import small_deformable_detr
+from tests.detectors.test_detr import small_detr
 from tests.detectors.test_fast_rcnn import small_fast_rcnn
 from tests.detectors.test_faster_rcnn import small_faster_rcnn
 from tests.detectors.test_fcos import small_fcos
@@ -39,6 +40,7 @@ def sigmoid_ssd(config=SIGMOID_SSD):
 CLASSIFIERS = (
     small_retinanet,
     small_fcos,
+    small_detr,
     small_ssd,
     sigmoid_ssd,
     small_rcnn,
