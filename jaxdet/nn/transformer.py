@@ -98,11 +98,12 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
 def attention(heads: int, dtype: jnp.dtype, name: str) -> nn.Module:
     """Returns multi-head attention `(queries, keys, values, mask=...)`.
 
-    The softmax is float32, and the initial parameters are those of the paper's code.
+    The softmax of half precision is float32; the initial parameters are those of the
+    paper's code.
 
     Args:
       heads: which share the channels.
-      dtype: of the arithmetic but the softmax; parameters stay float32.
+      dtype: of the arithmetic; parameters stay float32.
       name: of the layer among the parameters.
     """
     return nn.MultiHeadDotProductAttention(
@@ -110,7 +111,7 @@ def attention(heads: int, dtype: jnp.dtype, name: str) -> nn.Module:
         dtype=dtype,
         kernel_init=_JOINT_XAVIER,
         out_kernel_init=XAVIER,
-        force_fp32_for_softmax=True,
+        force_fp32_for_softmax=jnp.finfo(dtype).bits < 32,
         name=name,
     )
 
