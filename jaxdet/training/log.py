@@ -63,7 +63,9 @@ class Log:
         )
         if self._active:
             self._file = (self.workdir / "log.txt").open("a", encoding="utf-8")
-            self._board = EventsWriter(str(self.workdir / "events"))
+            # Its own name has whole seconds: a run within one would replace the last's.
+            suffix = f".{time.time_ns()}"
+            self._board = EventsWriter(str(self.workdir / "events"), suffix)
             self._flushed = time.monotonic()
             log = SessionLog(status=SessionLog.START)  # hides the steps from here on
             self._add_event(start + 1, session_log=log)

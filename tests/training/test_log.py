@@ -40,6 +40,15 @@ def log(tmp_path):
     opened.close()
 
 
+def test_runs_within_a_second_keep_each_other_s_events(monkeypatch, tmp_path):
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1e9)
+    for start in (0, 4):
+        opened = Log(tmp_path, start=start, config=toy.config())
+        opened.progress(start + 2, VALUES)
+        opened.close()
+    assert {step for step, _, _ in events(tmp_path)} == {2, 6}
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
