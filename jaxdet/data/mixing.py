@@ -119,7 +119,7 @@ def paste(example: Example, source: Example, corner: np.ndarray) -> Example:
 
     Covered objects lose what is covered of their masks, and their boxes end where the
     rest does; with less than a quarter of their pixels, or for crowds none, they are
-    dropped.
+    dropped. Objects too small for a pixel are not pasted.
 
     Args:
       example: gets the objects; not modified. It has masks.
@@ -132,9 +132,12 @@ def paste(example: Example, source: Example, corner: np.ndarray) -> Example:
     size = example.image.shape[:2]
     pasted = _shifted(source, corner)
     covered = np.zeros(size, bool)
-    for mask, box in zip(pasted.masks, pasted.boxes, strict=True):
+    seen = np.zeros(len(pasted.boxes), bool)
+    for index, (mask, box) in enumerate(zip(pasted.masks, pasted.boxes, strict=True)):
         window, pixels = draw_mask(mask, box, size)
         covered[window] |= pixels
+        seen[index] = pixels.any()
+    pasted = select_objects(pasted, seen)
     image = example.image.copy()
     height, width = source.image.shape[:2]
     region = slice(corner[0], corner[0] + height), slice(corner[1], corner[1] + width)

@@ -104,6 +104,13 @@ def test_only_the_pixels_of_an_object_are_pasted():
     np.testing.assert_allclose(shares, 20 * 19 / 2, rtol=0.03)
 
 
+def test_what_is_too_small_for_a_pixel_is_not_pasted():
+    source = painted(20, 20, [(0, 0, 20, 20)], [7])
+    source = source._replace(boxes=np.array([[1.6, 1.6, 2.4, 2.4]], np.float32))
+    joined = mixing.paste(painted(20, 20, [], []), source, np.zeros(2, int))
+    assert (joined.image == 200).all() and len(joined.boxes) == 0
+
+
 def random_example(rng, first):
     """An image of unlike size with one to four boxes apart, colored from `first` on."""
     height, width = rng.integers(60, 140, 2)
