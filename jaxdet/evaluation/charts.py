@@ -106,7 +106,7 @@ def bar_chart(bars: Sequence[tuple[str, float]], label: str) -> str:
     """
     left, row, top = 112, 26, 6
     bottom = top + row * len(bars)
-    limit = max(*(value for _, value in bars), 1e-9)
+    limit = max(value for _, value in bars) or 1.0
     step = 10 ** math.floor(math.log10(limit))
     step *= next(factor for factor in (0.25, 0.5, 1, 2, 5) if limit / step / factor < 5)
     scale = (WIDTH - left - 48) / max(limit, step)
