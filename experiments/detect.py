@@ -108,7 +108,7 @@ def main(
         raise DataError(f"{' and '.join(named)}; one detector at a time")
     if min_score == "best":
         min_score = _best_min_score(workdir, step, named)
-    clip = _find_video(pictures, output, every)
+    clip = _find_video(pictures, output, json_file, every)
     if clip is None:
         files = _list_pictures(pictures, output)
         targets = _name_drawings(files, output)
@@ -126,7 +126,10 @@ def main(
 
 
 def _find_video(
-    pictures: Sequence[pathlib.Path], output: pathlib.Path, every: int
+    pictures: Sequence[pathlib.Path],
+    output: pathlib.Path,
+    json_file: pathlib.Path | None,
+    every: int,
 ) -> tuple[pathlib.Path, pathlib.Path] | None:
     """Returns the video among the arguments, and where it is written with boxes.
 
@@ -153,6 +156,8 @@ def _find_video(
         target = output / f"{file.stem}.mp4"
     if _resolve(file) == _resolve(target):
         raise DataError(f"{file} would be overwritten; name another --output")
+    if json_file and _resolve(json_file) in (_resolve(file), _resolve(target)):
+        raise DataError(f"{json_file} would be overwritten; name another --json")
     video.read_info(file)
     return file, target
 

@@ -96,6 +96,7 @@ def test_what_is_refused(clip, tmp_path):
         ((tmp_path,), {"output": pathlib.Path("a.mp4")}, r"a\.mp4 without a video"),
         ((clip,), {"output": clip}, r"clip\.mp4 would be overwritten"),
         ((clip,), {"output": tmp_path}, r"clip\.mp4 would be overwritten"),
+        ((clip,), {"json_file": clip}, r"clip\.mp4 would be .* another --json"),
         ((other,), {}, r"no\.mp4: no such file"),
         ((clip,), {"output": tmp_path / "a.webm"}, r"a\.webm: no video is written so"),
     ):
