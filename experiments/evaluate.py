@@ -111,8 +111,8 @@ def main(
       batch_size: images at a time.
       json_file: where to write the detections in COCO's format.
       report: folder for a page that shows why the detector fails, `report.html`, and
-        its numbers, `report.json`. The run keeps the minimum score of the highest F1,
-        which `--min-score best` of experiments.detect takes.
+        its numbers, `report.json`. Without further views the run keeps the minimum
+        score of the highest F1, which `--min-score best` of experiments.detect takes.
       pictures: how many images to draw, the first ones.
       output: folder for these pictures.
       min_score: lower scores are not drawn; they count in the numbers.
@@ -176,7 +176,9 @@ def main(
         print(_beside_published(measured, documented))
     if report is not None:
         print(f"why it fails: see {report / 'report.html'}")
-        _keep_best_min_score(numbers["boxes"]["best_f1"], workdir, step, data_set.name)
+        # Merged detections of several views have scores of another kind.
+        run = workdir if views == ONE_VIEW else None
+        _keep_best_min_score(numbers["boxes"]["best_f1"], run, step, data_set.name)
     if pictures:
         shown = [one for one in detections if one["score"] >= min_score]
         names = label_names(detector, data_set.class_names)
