@@ -54,6 +54,8 @@ def save(
       DataError: if jax2onnx is not installed, if the detector needs proposals or finds
         masks, or if onnxruntime detects something else.
     """
+    file = pathlib.Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         import jax2onnx
         import onnxruntime
@@ -89,7 +91,7 @@ def save(
     wanted = {one.name: arrays[one.name] for one in session.get_inputs()}
     found = session.run(list(OUTPUTS), wanted)
     compare(found, jax.device_get(predict(*arrays.values())))
-    write_atomically(pathlib.Path(file), lambda stream: stream.write(content))
+    write_atomically(file, lambda stream: stream.write(content))
     return int(found[3][0].sum())
 
 

@@ -72,7 +72,7 @@ class Evaluator:
         best = max(sorted(self._history), key=self._quality)
         if sum(other > best for other in self._history) < patience:
             return None
-        name = next(iter(self._history[best]))
+        name = next(iter(self._history[best]), "the first number")
         return (
             f"stopped early after step {step}: {name} was not better than "
             f"{self._quality(best):.4g}, of step {best}, in {patience} evaluations"
