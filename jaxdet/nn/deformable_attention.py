@@ -49,7 +49,8 @@ def multi_scale_deformable_attention(
     def read(index: jax.Array, share: jax.Array) -> jax.Array:
         return share[..., None] * jnp.take(flat, index, axis=0, mode="clip")
 
-    total = jnp.zeros((*points.shape[:2], depth), shares.dtype)
+    dtype = jnp.promote_types(shares.dtype, values.dtype)
+    total = jnp.zeros((*points.shape[:2], depth), dtype)
     total, _ = jax.lax.scan(lambda x, slot: (x + read(*slot), None), total, slots)
     return total.astype(values.dtype)
 

@@ -56,7 +56,7 @@ def by_loops(
       kernel: `[side, side, C]`.
 
     Returns:
-      float32 `[B, *extents, C]`.
+      `[B, *extents, C]`, float32 or, of such, float64.
     """
     side = len(kernel)
 
@@ -66,7 +66,8 @@ def by_loops(
             total + _shifted(x, i, j, stride, extents) * kernel[i, j][None, None, None]
         )
 
-    zeros = jnp.zeros((len(x), *extents, x.shape[-1]), jnp.float32)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    zeros = jnp.zeros((len(x), *extents, x.shape[-1]), dtype)
     return lax.fori_loop(0, side**2, add, zeros)
 
 
@@ -88,7 +89,8 @@ def _backward(stride, extents, kept, gradient):
         (side - 1, length - reach, stride - 1)
         for length, reach in zip(x.shape[1:3], _reaches(stride, extents), strict=True)
     ]
-    spread = lax.pad(gradient, jnp.float32(0), ((0, 0, 0), *around, (0, 0, 0)))
+    zero = jnp.zeros((), gradient.dtype)
+    spread = lax.pad(gradient, zero, ((0, 0, 0), *around, (0, 0, 0)))
     of_x = by_loops(1, x.shape[1:3], spread, kernel[::-1, ::-1])
     return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
 

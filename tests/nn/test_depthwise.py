@@ -11,15 +11,17 @@ from jax import lax
 from jaxdet.nn import depthwise
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("spare", [0, 1], ids=["exact", "spare"])
 @pytest.mark.parametrize(("side", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize("way", ["by_loops", "_unrolled"])
-def test_both_ways_agree_with_grouped_convolution(rng, way, side, stride, spare):
+@jax.enable_x64(True)
+def test_both_ways_agree_with_grouped_convolution(rng, way, side, stride, spare, dtype):
     extents = (5, 4)
     height, width = (stride * (extent - 1) + side + spare for extent in extents)
 
     def drawn(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+        return jnp.asarray(rng.normal(size=shape), dtype)
 
     x, kernel = drawn(2, height, width, 3), drawn(side, side, 3)
 
