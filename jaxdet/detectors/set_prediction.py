@@ -240,8 +240,9 @@ def _class_loss_per_query(logits, labels, positive, config: SetLossConfig):
     if config.class_loss == "cross_entropy":
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return loss, jnp.where(positive, 1.0, config.no_object_weight)
-    targets = jax.nn.one_hot(labels, logits.shape[-1])  # zeros for no object
-    loss = optax.losses.sigmoid_focal_loss(
+    # None is true where there is no object.
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    loss = loss_ops.focal_loss(
         logits, targets, alpha=config.focal_alpha, gamma=config.focal_gamma
     )
     return jnp.sum(loss, axis=-1), jnp.ones(labels.shape)
