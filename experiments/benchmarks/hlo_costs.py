@@ -109,8 +109,10 @@ def _trip_count(loop: _Instruction, computations: dict, stacks: dict) -> int:
     condition = re.search(r"condition=%([\w.\-]+)", loop.rest)[1]
     condition = computations.get(condition, [])
     limits = [x.rest for x in condition if x.kind == "constant"]
-    if len(limits) == 1 and {x.kind for x in condition} - _FREE == {"compare"}:
-        return int(limits[0].partition(")")[0])  # it counts from 0 to this
+    below = [x for x in condition if "direction=LT" in x.rest]
+    kinds = {x.kind for x in condition} - _FREE
+    if len(limits) == 1 and below and kinds == {"compare"}:
+        return int(limits[0].partition(")")[0])  # if it counts from 0 to this
     stack = "".join(_stack(loop, stacks))
     return next((rounds for file, rounds in _ROUNDS.items() if file in stack), 1)
 

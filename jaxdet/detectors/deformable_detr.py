@@ -91,10 +91,6 @@ class DeformableDETRConfig:
         yield "set_loss", self.set_loss.class_loss == "focal", 'of class_loss "focal"'
 
 
-TRANSFORMERS = DeformableDETRConfig(num_classes=91, mask_padding=False)
-"""What SenseTime/deformable-detr was trained by, on ids 0 to 90 of COCO."""
-
-
 class DeformableDETRNetwork(nn.Module):
     """Backbone, deformable transformer, and heads for classes and boxes (Figure 1)."""
 

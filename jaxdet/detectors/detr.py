@@ -74,7 +74,7 @@ class DETRConfig:
 
 
 TRANSFORMERS = DETRConfig(mask_padding=False)
-"""What facebook/detr-resnet-50 was trained by, on ids 0 to 90 of COCO."""
+"""What facebook/detr-resnet-50 was trained by, but for its 91 classes, ids of COCO."""
 
 
 class Memory(NamedTuple):

@@ -58,8 +58,8 @@ class Model(NamedTuple):
     canvas: tuple[int, int] | None = None  # that images fill; None: they keep shape
 
 
-# Label i of RetinaNet, FCOS and DETR is their output i, 0 is never predicted; that
-# of SSD and the R-CNNs is output i + 1, and output 0 the background.
+# Label i of RetinaNet, FCOS and DETR is their output i, of which 0 is never predicted;
+# that of SSD and the R-CNNs is output i + 1, and output 0 the background.
 RETINANET = dataclasses.replace(retinanet.TORCHVISION, num_classes=OUTPUTS)
 RETINANET_V2 = dataclasses.replace(retinanet.TORCHVISION_V2, num_classes=OUTPUTS)
 FCOS = dataclasses.replace(fcos.TORCHVISION, num_classes=OUTPUTS)
