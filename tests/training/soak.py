@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 
-from jaxdet.training import train
+from jaxdet.training import evaluator, train
 from jaxdet.training.checkpoint import Checkpoints
 from jaxdet.training.log import Log
 from tests.training import toy
@@ -46,7 +46,7 @@ def run(workdir, killed_in=None, *, occurrence=0, delay=0.0):
         return call
 
     train.check_run = marked("startup", train.check_run)
-    train.evaluate = marked("evaluation", train.evaluate)
+    evaluator.evaluate = marked("evaluation", evaluator.evaluate)
     Checkpoints.save = marked("writing", Checkpoints.save)
     Log.pictures = marked("pictures", Log.pictures)
     Log.advance = marked("step", Log.advance)

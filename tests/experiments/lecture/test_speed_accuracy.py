@@ -107,7 +107,7 @@ def test_a_detector_is_trained_and_timed(tmp_path, capsys):
         TRAINING.input, canvases=((64, 64),), multi_scale=(0.5, 1.0)
     )
     training = dataclasses.replace(TRAINING, **FIRST_FOUR, input=two)
-    main(training=training, names=("ssd",), timed=2, workdir=tmp_path)
+    main(training=training, names=("ssd",), depths=(10,), timed=2, workdir=tmp_path)
     assert "evaluation at step 4" in (tmp_path / "ssd_resnet10" / "log.txt").read_text()
     points = json.loads((tmp_path / "speed_accuracy.json").read_text())["points"]
     assert [point["canvas"] for point in points] == [[32, 32], [64, 64]]
