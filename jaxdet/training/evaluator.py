@@ -118,9 +118,11 @@ class Evaluator:
             log.line(stopped(step))
             raise
         self._remember(step, numbers)
-        self._checkpoints.save(step, state, numbers)
-        log.evaluation(step, numbers)
-        log.pictures(step, pictures)
+        try:
+            log.pictures(step, pictures)
+            log.evaluation(step, numbers)
+        finally:  # after which it is not made again: a kill in between costs no line
+            self._checkpoints.save(step, state, numbers)
         if step < config.steps and (reason := self.reason_to_stop(step)):
             log.line(reason)
 

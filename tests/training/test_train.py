@@ -16,7 +16,7 @@ import pytest
 from jaxdet import parallel
 from jaxdet.data.dataset import DataError
 from jaxdet.data.input_config import InputConfig
-from jaxdet.training.checkpoint import load_variables
+from jaxdet.training.checkpoint import Checkpoints, load_variables
 from jaxdet.training.train import train
 from jaxdet.weights.transfer import Weights
 from tests.training import toy
@@ -221,6 +221,28 @@ def test_numbers_are_handed_over_and_what_that_raises_loses_no_step(unbroken, tm
         (5, "validation/AP"),
         (8, "classes/AP/thing"),
     } <= shown
+
+
+def test_a_run_that_dies_with_its_numbers_saved_has_logged_them(tmp_path, monkeypatch):
+    class Dies(BaseException):
+        """Stands for a kill."""
+
+    def save(checkpoints, step, state, metrics=None):
+        whole(checkpoints, step, state, metrics)
+        if metrics is not None and not died:
+            died.append(step)
+            raise Dies
+
+    whole, died = Checkpoints.save, []
+    monkeypatch.setattr(Checkpoints, "save", save)
+    config = dataclasses.replace(CONFIG, evaluate_every=5, pictures=1)
+    options = {"config": config, "validation": toy.data_set(6)}
+    with pytest.raises(Dies):
+        run(tmp_path, **options)
+    run(tmp_path, **options)
+    log = (tmp_path / "log.txt").read_text()
+    assert re.findall(r"evaluation at step (\d)", log) == ["5", "8"]
+    assert len(list((tmp_path / "pictures").glob("*5_*"))) == 2
 
 
 def test_hosts_must_begin_with_the_same_parameters(tmp_path, monkeypatch):
