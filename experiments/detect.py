@@ -6,7 +6,7 @@ writes it as a COCO-format json. The detector is SSD-MobileNetV2 of COCO's 80 cl
 
 python -m experiments.detect runs/quickstart photo.jpg folder/of/photos
 
-or one of torchvision's, which is downloaded,
+or a published one, which is downloaded,
 
 python -m experiments.detect --weights fasterrcnn_resnet50_fpn photo.jpg
 
@@ -79,7 +79,7 @@ def main(
       pictures: image files and folders, for a pretrained SSD-MobileNetV2. If the first
         is the run folder that training wrote, its detector is used for the others. A
         picture of more than 178,956,970 pixels is left out. Or one video.
-      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+      weights: the name of a published detector on COCO, or its checkpoint
         (.pth, .safetensors or .npz), instead of the SSD.
       artifact: a detector that experiments.export has written, instead of the SSD.
       output: folder for the pictures with boxes; or the video with boxes.

@@ -3,7 +3,7 @@
 On the digits' validation split by default, or on any data set that `--data` takes.
 `--pictures 20` also draws as many of its images, the truth beside the detections. The
 pretrained SSD-MobileNetV2 on COCO's validation images (val2017 and annotations, in one
-folder), or one of torchvision's detectors, which is downloaded, and whose documented AP
+folder), or a published detector, which is downloaded, and whose documented AP
 is then printed beside the measured one:
 
 python -m experiments.evaluate --data coco
@@ -52,7 +52,7 @@ from jaxdet.inference.load import detect_data_set, load_detector, make_detect
 from jaxdet.inference.tiles import TilesConfig
 from jaxdet.training.run_folder import save_min_score
 from jaxdet.visualize import truth_beside_detections
-from jaxdet.weights import published, torchvision
+from jaxdet.weights import detectors, published
 from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import read_state_dict
 
@@ -91,7 +91,7 @@ def main(
       workdir: the run folder that training wrote; without one and without `--weights`
         the pretrained SSD-MobileNetV2 is evaluated.
       source: the images to evaluate on.
-      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+      weights: the name of a published detector on COCO, or its checkpoint
         (.pth, .safetensors or .npz), instead of a run.
       canvas_multiple: of which heights and widths of its canvases are; if not given 32,
         which is exactly as torchvision has it; more needs fewer compilations.
@@ -209,8 +209,8 @@ def _check_options(
         )
     if canvas_multiple is not None and weights is None:
         raise DataError(
-            f"--canvas-multiple {canvas_multiple} without --weights, a checkpoint of "
-            "torchvision's"
+            f"--canvas-multiple {canvas_multiple} without --weights, a published "
+            "checkpoint"
         )
 
 
@@ -291,17 +291,17 @@ def _load_data(
 
 def _load_published(
     weights: str | None, canvas_multiple: int | None
-) -> tuple[TrainedDetector, torchvision.Published | None]:
-    """Loads a checkpoint of torchvision's with its documented AP, or the SSD."""
+) -> tuple[TrainedDetector, detectors.Published | None]:
+    """Loads a published checkpoint with its documented AP, or the SSD."""
     if weights in (None, "ssd_mobilenet_v2"):
         return load_detector("ssd_mobilenet_v2"), None
-    by_name = weights in torchvision.MODELS
+    by_name = weights in detectors.MODELS
     state = read_state_dict(published.weights_file(weights) if by_name else weights)
-    name = torchvision.recognize(state)
-    trained = published.torchvision_detector(
+    name = detectors.recognize(state)
+    trained = published.coco_detector(
         state, name, canvas_multiple=canvas_multiple or 32
     )
-    return trained, torchvision.MODELS[name].published
+    return trained, detectors.MODELS[name].published
 
 
 def _require_same_classes(
@@ -316,7 +316,7 @@ def _require_same_classes(
 
 
 def _beside_published(
-    measured: dict[str, float], checkpoint: torchvision.Published
+    measured: dict[str, float], checkpoint: detectors.Published
 ) -> str:
     """Returns the documented AP and the measured one's distance from it, in percent."""
     parts = []
@@ -326,7 +326,7 @@ def _beside_published(
             here = 100 * measured[name]
             parts.append(f"{name} {target}, here {here:.1f} ({here - target:+.1f})")
     return (
-        f"torchvision documents for {checkpoint.file}, on the 5,000 images of val2017: "
+        f"documented for {checkpoint.file}, on the 5,000 images of val2017: "
         + "; ".join(parts)
     )
 

@@ -2,8 +2,8 @@
 
 The file holds weights, class names, how images are prepared, and `predict`, NMS
 included, compiled for CPUs, CUDA GPUs and TPUs up to where they differ. Without a run
-folder it is SSD-MobileNetV2 of COCO's 80 classes; with `--weights` one of torchvision's
-detectors, which is downloaded:
+folder it is SSD-MobileNetV2 of COCO's 80 classes; with `--weights` a published
+detector, which is downloaded:
 
 python -m experiments.export --weights fasterrcnn_resnet50_fpn
 python -m experiments.detect --artifact model.jaxdet photo.jpg
@@ -39,7 +39,7 @@ def main(
     Args:
       workdir: the run folder that training wrote; without one and without `--weights`
         it is the pretrained SSD-MobileNetV2.
-      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+      weights: the name of a published detector on COCO, or its checkpoint
         (.pth, .safetensors or .npz), instead of a run.
       step: which checkpoint of the run; "best" is that of the highest AP, or whatever
         its run measured first.

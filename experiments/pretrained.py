@@ -23,7 +23,7 @@ from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.backbones.vgg import VGG16, VGG16SSD
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.training.run_folder import load_run
-from jaxdet.weights import backbones, mapping, published, torchvision, transfer
+from jaxdet.weights import backbones, detectors, mapping, published, transfer
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
 from jaxdet.weights.transfer import Weights
 
@@ -37,9 +37,9 @@ def load(recipe: Recipe, source: str) -> Weights:
     Args:
       recipe: which backbone and heads a file for ImageNet is for.
       source: a name of `published.FILES` or `PACKAGES`; a run folder, whose best
-        checkpoint is taken; or a file of one of torchvision's detectors, of any number
-        of classes, or of its AlexNet, VGG-16, ResNets or MobileNetV2 for ImageNet
-        (.pth, .safetensors, .npz).
+        checkpoint is taken; or a file of one of `detectors.MODELS`, of any number of
+        classes, or of torchvision's AlexNet, VGG-16, ResNets or MobileNetV2 for
+        ImageNet (.pth, .safetensors, .npz).
 
     Raises:
       WeightsError: if they cannot be read, or are of no known network.
@@ -77,7 +77,7 @@ def load(recipe: Recipe, source: str) -> Weights:
     state = read_state_dict(file)
     try:
         if any(name.startswith(("backbone.", "model.backbone.")) for name in state):
-            return _of_torchvision_detector(state, source, sha256)
+            return _of_coco_detector(state, source, sha256)
         weights = Weights({}, source, sha256, preprocessing=Preprocessing())
         return _of_classifier(recipe, state, weights)
     except WeightsError as error:  # which names no file
@@ -136,16 +136,16 @@ def _parts(detector: Detector) -> Iterator[dict[str, Any]]:
         rest += part if isinstance(part, list) else ()
 
 
-def _of_torchvision_detector(
+def _of_coco_detector(
     state: Mapping[str, np.ndarray], source: str, sha256: str
 ) -> Weights:
-    name = torchvision.recognize(state)
-    model = torchvision.MODELS[name]
+    name = detectors.recognize(state)
+    model = detectors.MODELS[name]
     names = dict(zip(CATEGORY_IDS, CLASS_NAMES, strict=True))
-    numbers = range(model.first_id, torchvision.OUTPUTS)
+    numbers = range(model.first_id, detectors.OUTPUTS)
     class_names = tuple(map(names.get, numbers))
     try:
-        variables = torchvision.load(state, name)
+        variables = detectors.load(state, name)
     except WeightsError:  # fine-tuned on other classes, whose names no file tells
         variables, class_names = mapping.to_variables(state, model.network), ()
     fields = vars(model.backbone)
@@ -155,7 +155,7 @@ def _of_torchvision_detector(
         sha256,
         class_names,
         {option: fields[option] for option in OPTIONS if option in fields},
-        _preprocessing(torchvision.build(name)),
+        _preprocessing(detectors.build(name)),
         _hint(name),
     )
 

@@ -52,8 +52,8 @@ Args:
   training: numbers of the training.
   source: the images to train on.
   validation: the images to evaluate on.
-  weights: what the network starts from: a published name, of one of torchvision's
-    detectors for COCO (fasterrcnn_resnet50_fpn) or networks for ImageNet (resnet50),
+  weights: what the network starts from: a published name, of a detector for COCO
+    (fasterrcnn_resnet50_fpn) or a network for ImageNet (resnet50),
     ssd_mobilenet_v2 or efficientnet_lite0; such a file (.pth, .safetensors, .npz), also
     one that torchvision has fine-tuned; a run folder; or scratch: random numbers, with
     group norm and nothing frozen. What does not fit, such as layers for other classes,

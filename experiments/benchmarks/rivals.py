@@ -28,7 +28,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from jaxdet.config import ConfigError
 from jaxdet.structs import Batch
-from jaxdet.weights import torchvision as translation
+from jaxdet.weights import detectors as translation
 
 SETTINGS = ("eager", "channels last", "compiled")
 _WITHOUT_BACKGROUND = ("retinanet_resnet50_fpn", "fcos_resnet50_fpn")

@@ -55,7 +55,7 @@ from jaxdet.ops import anchors, box_coding, images, matching, nms, receptive_fie
 from jaxdet.ops import boxes as box_ops
 from jaxdet.ops.matching import Matches
 from jaxdet.structs import Batch
-from jaxdet.weights import published, torchvision
+from jaxdet.weights import detectors, published
 from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import WeightsError
 
@@ -123,7 +123,7 @@ def main(
       photo: an image file; if not given, a scene of digits for the run of a detector of
         digits, with its truth, and scikit-image's astronaut for others.
       run: the run folder of a trained detector.
-      weights: the name of one of torchvision's detectors on COCO, or its checkpoint
+      weights: the name of a published detector on COCO, or its checkpoint
         (.pth, .safetensors or .npz), instead of a run.
       output: folder for the pictures.
       min_score: detections that score lower are discarded.
@@ -223,8 +223,8 @@ def network_of(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]
     recipe, outputs = detector.recipe, None
     if recipe is not None and recipe["call"].endswith(":with_coco_labels"):
         (name,) = recipe["arguments"]
-        recipe = torchvision.build(name).recipe
-        outputs = np.array(CATEGORY_IDS) - torchvision.MODELS[name].first_id
+        recipe = detectors.build(name).recipe
+        outputs = np.array(CATEGORY_IDS) - detectors.MODELS[name].first_id
     kind = "" if recipe is None else recipe["call"].partition(":")[2]
     if kind not in _NETWORKS:
         return None, outputs

@@ -39,7 +39,7 @@ ALLOWED = frozenset(
         "nn.backbones.vgg": "VGG16 VGG16SSD",
         "nn.extra_stages": "ExtraStages",
         "nn.heads": "ConvFCHead FCHead",
-        "weights.torchvision": "with_coco_labels",
+        "weights.detectors": "with_coco_labels",
     }.items()
     for name in names.split()
 )

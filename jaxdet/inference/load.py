@@ -74,9 +74,9 @@ def load_detector(
     """Returns a detector with its variables.
 
     Args:
-      source: the folder of a run; a checkpoint of torchvision's on COCO, a `.pth`,
-        `.safetensors` or `.npz` file; or a name in `published.DETECTORS`, of which
-        torchvision's are downloaded.
+      source: the folder of a run; a published checkpoint on COCO, a `.pth`,
+        `.safetensors` or `.npz` file; or a name in `published.DETECTORS`, most of
+        which are downloaded.
       step: which checkpoint of a run; "best" is that of the highest AP, or whatever its
         run measured first.
 
@@ -163,7 +163,7 @@ def _load(source: str | os.PathLike, step: int | str) -> TrainedDetector:
     if source in published.DETECTORS:
         return published.DETECTORS[source]()
     if pathlib.Path(source).suffix in SUFFIXES or pathlib.Path(source).is_file():
-        return published.torchvision_detector(source)
+        return published.coco_detector(source)
     if not pathlib.Path(source).is_dir():
         raise RunError(
             f"{source} is no folder of a run, no file, and none of the published "

@@ -23,7 +23,7 @@ from jaxdet.data.input_config import InputConfig
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.ssd import SSDConfig, ssd, tensorflow_box_sizes
 from jaxdet.nn.backbones.mobilenet import MobileNetV2
-from jaxdet.weights import backbones, download, tensorflow, torchvision
+from jaxdet.weights import backbones, detectors, download, tensorflow
 from jaxdet.weights.state_dict import WeightsError, read_state_dict
 
 
@@ -80,7 +80,7 @@ BACKBONES = {
 """torchvision's files of networks for ImageNet, of which detectors take parts; those of
 the plain names are its `IMAGENET1K_V1`."""
 FILES = BACKBONES | {
-    name: model.published.file for name, model in torchvision.MODELS.items()
+    name: model.published.file for name, model in detectors.MODELS.items()
 }
 """torchvision's files by the names of its functions, and `detr_resnet50`."""
 
@@ -124,28 +124,28 @@ def ssd_mobilenet_v2() -> TrainedDetector:
     return _of_coco(detector, variables, SSD_MOBILENET_V2_INPUT)
 
 
-def torchvision_detector(
+def coco_detector(
     source: str | os.PathLike | Mapping[str, np.ndarray],
     name: str | None = None,
     *,
     canvas_multiple: int = 32,
 ) -> TrainedDetector:
-    """Returns one of torchvision's detectors for COCO's 80 classes.
+    """Returns one of `detectors.MODELS` for COCO's 80 classes.
 
     Args:
-      source: as of `torchvision.load`.
-      name: as of `torchvision.load`.
-      canvas_multiple: as of `torchvision.input_config`.
+      source: as of `detectors.load`.
+      name: as of `detectors.load`.
+      canvas_multiple: as of `detectors.input_config`.
 
     Raises:
-      WeightsError: as `torchvision.load`.
+      WeightsError: as `detectors.load`.
     """
     state = source if isinstance(source, Mapping) else read_state_dict(source)
-    name = name or torchvision.recognize(state)
+    name = name or detectors.recognize(state)
     return _of_coco(
-        torchvision.with_coco_labels(name),
-        torchvision.load(state, name),
-        torchvision.input_config(name, canvas_multiple=canvas_multiple),
+        detectors.with_coco_labels(name),
+        detectors.load(state, name),
+        detectors.input_config(name, canvas_multiple=canvas_multiple),
     )
 
 
@@ -155,12 +155,12 @@ def _of_coco(detector: Detector, variables: Any, config: InputConfig):
     )
 
 
-def _torchvision_detector_by_name(name: str) -> TrainedDetector:
-    return torchvision_detector(weights_file(name), name)
+def _coco_detector_by_name(name: str) -> TrainedDetector:
+    return coco_detector(weights_file(name), name)
 
 
 DETECTORS = {"ssd_mobilenet_v2": ssd_mobilenet_v2} | {
-    name: partial(_torchvision_detector_by_name, name) for name in torchvision.MODELS
+    name: partial(_coco_detector_by_name, name) for name in detectors.MODELS
 }
 """What loads the detector of each name."""
 
@@ -194,7 +194,7 @@ def weights_file(name: str) -> pathlib.Path:
     if name not in FILES:
         allowed = ", ".join([*PACKAGES, *FILES])
         raise WeightsError(f"no published weights {name!r}; allowed: {allowed}")
-    model = torchvision.MODELS.get(name)
+    model = detectors.MODELS.get(name)
     return download.weights_file(FILES[name], model and model.published.url)
 
 

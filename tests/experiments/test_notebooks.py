@@ -24,7 +24,7 @@ from experiments import execute_notebook
 from jaxdet.data.files import CACHE_VARIABLE
 from jaxdet.data.formats.coco import CATEGORY_IDS, CLASS_NAMES
 from jaxdet.structs import Batch
-from jaxdet.weights import published, torchvision
+from jaxdet.weights import detectors, published
 from tests import optional
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "notebooks"
@@ -235,12 +235,12 @@ def coco_with_weights(folder):
     rng = np.random.default_rng(0)
     image = jax.ShapeDtypeStruct((1, 300, 300, 3), np.uint8)
     blank = Batch(image, sizes=None, scales=None, image_ids=None)
-    detector = torchvision.build("ssd300_vgg16")
+    detector = detectors.build("ssd300_vgg16")
     shapes = jax.eval_shape(detector.init, jax.random.key(0), blank)
     variables = jax.tree.map(
         lambda x: rng.standard_normal(x.shape, np.float32) / 100, shapes
     )
-    state = torchvision.export(variables, "ssd300_vgg16")
+    state = detectors.export(variables, "ssd300_vgg16")
     np.savez(folder / "ssd300_vgg16.npz", **state)
 
 

@@ -18,7 +18,7 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.structs import Batch
 from jaxdet.training.run_folder import RunError, load_run, save_run
-from jaxdet.weights import torchvision, transfer
+from jaxdet.weights import detectors, transfer
 from jaxdet.weights.state_dict import WeightsError
 from jaxdet.weights.transfer import Transfer
 from tests.conftest import GOLDEN
@@ -214,7 +214,7 @@ def test_a_detector_of_torchvision_learns_other_classes(photographs):
         for part in ("kernel", "bias")
     }
     assert set(started.new) == of_classes and started.class_names == ("Cat",)
-    before = flatten_dict(torchvision.load(state), sep="/")
+    before = flatten_dict(detectors.load(state), sep="/")
     after = flatten_dict(load_detector(workdir).variables, sep="/")
     for path in after.keys() - of_classes:
         np.testing.assert_allclose(after[path], before[path], atol=1e-6)

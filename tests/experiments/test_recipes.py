@@ -25,16 +25,14 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.training import optimizer
 from jaxdet.training.run_folder import load_run
 from jaxdet.training.step import create_state
-from jaxdet.weights import backbones, published, torchvision, transfer
+from jaxdet.weights import backbones, detectors, published, transfer
 from jaxdet.weights.transfer import Weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = tuple(recipes.summaries())
 DIGITS = [name for name in NAMES if name.endswith("_digits")]
 SMALL = [name for name in NAMES if name.endswith("_small")]
-FINE_TUNED = [
-    name for name in NAMES if recipes.load(name).weights in torchvision.MODELS
-]
+FINE_TUNED = [name for name in NAMES if recipes.load(name).weights in detectors.MODELS]
 SHORT = {
     "steps": 4,
     "batch_size": 4,
@@ -263,7 +261,7 @@ def test_the_layers_that_others_freeze_are_frozen(name):
     recipe = recipes.load(name)
     paths = {
         tensor.ours.removeprefix("params/"): tensor.theirs
-        for tensor in torchvision.MODELS[recipe.weights].network.tensors
+        for tensor in detectors.MODELS[recipe.weights].network.tensors
         if tensor.ours.startswith("params/")
     }
     resnet = r"(body|conv_encoder\.model)\.(conv1|layer1)"

@@ -225,7 +225,7 @@ def test_published_names_and_files(tmp_path, monkeypatch):
     made = trained(predict)
     monkeypatch.setitem(published.DETECTORS, "some_detector", lambda: made)
     assert load.load_detector("some_detector") is made
-    monkeypatch.setattr(published, "torchvision_detector", {"some.pth": made}.get)
+    monkeypatch.setattr(published, "coco_detector", {"some.pth": made}.get)
     assert load.load_detector("some.pth") is made
     monkeypatch.undo()
     (tmp_path / "weights.txt").touch()

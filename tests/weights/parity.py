@@ -13,7 +13,7 @@ from jaxdet.detectors.detector import preprocess
 from jaxdet.nn.heads import MaskHead
 from jaxdet.ops import anchors, masks, roi_align, sampling
 from jaxdet.structs import Batch, GroundTruth
-from jaxdet.weights import torchvision
+from jaxdet.weights import detectors
 from tests.conftest import GOLDEN
 from tests.golden import replay
 
@@ -31,8 +31,8 @@ class Parity:
     def __init__(self, name):
         self.name = name
         self.state, self.golden, about = replay.load(GOLDEN / f"{name}_s0.npz")
-        self.variables = torchvision.load(self.state)
-        model = torchvision.MODELS[name]
+        self.variables = detectors.load(self.state)
+        model = detectors.MODELS[name]
         self.backbone, self.epsilon = model.backbone, None
         if model.canvas is None:  # a ResNet's; all golden ones have this epsilon
             self.backbone, self.epsilon = model.backbone.clone(epsilon=1e-5), 1e-5
@@ -40,7 +40,7 @@ class Parity:
         else:
             self.rule = {"keep_aspect": False}
         self.canvas = model.canvas or CANVAS
-        self.detector = torchvision.build(name, epsilon=self.epsilon)
+        self.detector = detectors.build(name, epsilon=self.epsilon)
         self.first_id = model.first_id
         self.two_stages, self.masks = "rcnn" in name, name.startswith("maskrcnn")
         (self.config,) = model.make.args
@@ -89,7 +89,7 @@ class Parity:
         """The model's layers."""
         if not self.two_stages:
             return ONE_STAGE[self.name.split("_")[0]][1](self.config, self.backbone)
-        box_head = torchvision.MODELS[self.name].make.keywords["box_head"]
+        box_head = detectors.MODELS[self.name].make.keywords["box_head"]
         mask_head = MaskHead(90, norm=self.config.mask_norm) if self.masks else None
         return faster_rcnn.FasterRCNNNetwork(
             self.box_config, self.backbone, box_head, mask_head

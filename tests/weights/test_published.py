@@ -16,7 +16,7 @@ from jaxdet.evaluation.coco import box_and_mask_metrics
 from jaxdet.evaluation.evaluate import detect_all
 from jaxdet.inference import load
 from jaxdet.nn.backbones.efficientnet import EfficientNetLite0
-from jaxdet.weights import published, torchvision
+from jaxdet.weights import detectors, published
 from jaxdet.weights.state_dict import WeightsError
 from tests import optional, oracles
 from tests.weights import torch_files
@@ -79,10 +79,10 @@ def test_detectors_know_their_classes_and_input(monkeypatch):
 
 
 def test_torchvisions_detectors_have_cocos_classes(monkeypatch):
-    monkeypatch.setattr(torchvision, "load", lambda state, name: {})
-    tensors = torchvision.MODELS["fasterrcnn_resnet50_fpn"].network.tensors
+    monkeypatch.setattr(detectors, "load", lambda state, name: {})
+    tensors = detectors.MODELS["fasterrcnn_resnet50_fpn"].network.tensors
     state = {tensor.theirs: np.zeros(0) for tensor in tensors}
-    trained = published.torchvision_detector(state, canvas_multiple=448)
+    trained = published.coco_detector(state, canvas_multiple=448)
     assert deserialize(trained.detector.recipe).num_classes == 80
     assert len(trained.input.canvases) == 5
     assert (trained.class_names[11], trained.category_ids[11]) == ("stop sign", 13)
@@ -93,7 +93,7 @@ def test_torchvisions_detectors_are_loaded_by_name(tmp_path, monkeypatch):
     torch_files.write({"weight": np.ones(2)}, file)
     files = {"fcos_resnet50_fpn": file}
     monkeypatch.setattr(published, "weights_file", files.get)
-    monkeypatch.setattr(torchvision, "load", lambda state, name: {name: state})
+    monkeypatch.setattr(detectors, "load", lambda state, name: {name: state})
     trained = load.load_detector("fcos_resnet50_fpn")
     loaded = trained.variables["fcos_resnet50_fpn"]
     np.testing.assert_array_equal(loaded["weight"], [1, 1])

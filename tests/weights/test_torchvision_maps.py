@@ -5,14 +5,14 @@ import re
 import numpy as np
 import pytest
 
-from jaxdet.weights import torchvision
+from jaxdet.weights import detectors
 
 
 def test_layouts_by_hand(rng):
     layouts = {
         tensor.theirs: tensor.layout
         for name in ("maskrcnn_resnet50_fpn", "ssd300_vgg16")
-        for tensor in torchvision.MODELS[name].network.tensors
+        for tensor in detectors.MODELS[name].network.tensors
     }
 
     def ours(name, theirs):
@@ -56,9 +56,9 @@ OLD_NAMES = {
 
 @pytest.mark.parametrize("name", OLD_NAMES)
 def test_names_of_its_first_checkpoints(name):
-    tensors = torchvision.MODELS[name].network.tensors
+    tensors = detectors.MODELS[name].network.tensors
     state = {tensor.theirs: np.zeros(0) for tensor in tensors}
     for new_name, old_name in OLD_NAMES[name].items():
         assert any(re.search(new_name, key) for key in state)
         state = {re.sub(new_name, old_name, key): x for key, x in state.items()}
-    assert torchvision.recognize(state) == name
+    assert detectors.recognize(state) == name

@@ -13,12 +13,12 @@ from jaxdet.nn import layers
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import images
 from jaxdet.structs import Batch, GroundTruth
-from jaxdet.weights import mapping, torchvision, transformers_maps
+from jaxdet.weights import detectors, mapping, transformers_maps
 from jaxdet.weights.mapping import NetworkMap
 from tests.conftest import GOLDEN
 from tests.golden import replay
 from tests.golden.record_transformers import CONFIG, SIZES
-from tests.weights.test_torchvision import (
+from tests.weights.test_detectors import (
     NO_OPTIMIZATION,
     assert_close,
     convolve_in_float64,
@@ -146,6 +146,6 @@ def test_every_variable_there_and_back(golden):
         np.testing.assert_array_equal(tensor, state[name], err_msg=name)
     shapes = json.loads((GOLDEN / "detr_s0.json").read_text())["detr_resnet50"]
     state = {x: np.broadcast_to(np.float32(0), shape) for x, shape in shapes.items()}
-    assert torchvision.recognize(state) == "detr_resnet50"
-    back = torchvision.export(torchvision.load(state), "detr_resnet50")
+    assert detectors.recognize(state) == "detr_resnet50"
+    back = detectors.export(detectors.load(state), "detr_resnet50")
     assert {name: list(x.shape) for name, x in back.items()} == shapes

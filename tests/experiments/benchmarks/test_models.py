@@ -20,7 +20,7 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.heads import FCHead
 from jaxdet.structs import Batch
-from jaxdet.weights import torchvision
+from jaxdet.weights import detectors
 
 RPN = {"pre_nms_topk": 12, "pre_nms_topk_train": 12}
 RPN |= {"post_nms_topk": 6, "post_nms_topk_train": 6, "channels": 4}
@@ -115,7 +115,7 @@ def test_boxes_and_class_scores_and_residuals_are_scaled(name):
 @pytest.mark.parametrize("name", [name for name, m in MODELS.items() if m.rival])
 def test_the_networks_are_torchvisions(name):
     """So that its weights are ours."""
-    theirs = torchvision.build(MODELS[name].rival).init
+    theirs = detectors.build(MODELS[name].rival).init
     theirs = jax.eval_shape(theirs, jax.random.key(0), any_batch(name))
     chex.assert_trees_all_equal_shapes(shapes(name), theirs)
 

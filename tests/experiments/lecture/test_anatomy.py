@@ -22,7 +22,7 @@ from jaxdet.detectors.rpn import RPNConfig, rpn
 from jaxdet.detectors.ssd import SSDConfig, ssd
 from jaxdet.inference import load
 from jaxdet.nn.backbones.resnet import ResNet
-from jaxdet.weights import torchvision
+from jaxdet.weights import detectors
 from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import WeightsError
 from tests.detectors.test_detr import SMALL as SMALL_DETR
@@ -54,7 +54,7 @@ def test_a_photo_comes_onto_its_canvas_with_its_objects():
 
 def test_networks_of_detectors():
     network, outputs = anatomy.network_of(
-        torchvision.with_coco_labels("fcos_resnet50_fpn")
+        detectors.with_coco_labels("fcos_resnet50_fpn")
     )
     assert type(network) is FCOSNetwork and network.config.num_classes == 91
     np.testing.assert_array_equal(outputs, CATEGORY_IDS)

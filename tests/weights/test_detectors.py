@@ -16,7 +16,7 @@ from jaxdet.evaluation.evaluate import paste_masks, rescale_to_original
 from jaxdet.nn import layers
 from jaxdet.ops import images, masks, matching
 from jaxdet.structs import Batch, Detections, GroundTruth
-from jaxdet.weights import torchvision
+from jaxdet.weights import detectors
 from jaxdet.weights.state_dict import WeightsError
 from tests.conftest import GOLDEN
 from tests.golden import record_float64
@@ -31,7 +31,7 @@ from tests.weights.parity import (
 NO_OPTIMIZATION = {"xla_backend_optimization_level": 0}  # what runs only once
 FAST = "retinanet_resnet50_fpn"
 NAMES = [
-    name for name, model in torchvision.MODELS.items() if model.published.url is None
+    name for name, model in detectors.MODELS.items() if model.published.url is None
 ]  # the others are transformers'
 MODELS = [
     name if name == FAST else pytest.param(name, marks=pytest.mark.slow)
@@ -274,7 +274,7 @@ def test_gradients_in_float64(parity, monkeypatch):
         gradient = jax.jit(gradient, compiler_options=NO_OPTIMIZATION)
         (_, parts), gradients = gradient(variables, batch)
     assert_losses(parts, golden, f"{name}/loss")
-    gradients = torchvision.export(gradients, name)
+    gradients = detectors.export(gradients, name)
     names = [key for key in sorted(gradients) if "running" not in key]
     norms = [np.linalg.norm(gradients[key]) for key in names]
     np.testing.assert_allclose(norms, golden[f"{name}/grad_norm"], rtol=1e-4)
@@ -299,7 +299,7 @@ def in_float64(parity):
         config = dataclasses.replace(box_config, **parts)
         if parity.masks:
             config = dataclasses.replace(parity.config, faster_rcnn=config)
-    make = torchvision.MODELS[parity.name].make
+    make = detectors.MODELS[parity.name].make
     heads = {key: head.clone(dtype=jnp.float64) for key, head in make.keywords.items()}
     if parity.name == "ssd300_vgg16":
         backbone = ssd.vgg16_300(dtype=jnp.float64)
@@ -329,7 +329,7 @@ def convolve_in_float64(x, kernel, stride, margins, dilation=1):
 
 
 def test_back_and_there(parity):
-    state = torchvision.export(parity.variables, parity.name)
+    state = detectors.export(parity.variables, parity.name)
     for key, tensor in state.items():
         expected = parity.state[key]
         for unused, rows in (
@@ -346,11 +346,11 @@ def test_back_and_there(parity):
 def test_every_variable_there_and_back(name):
     """Zeros of the right shapes, and the names and shapes of the golden files."""
     blank = Batch(np.zeros((1, 300, 300, 3), np.uint8), None, None, None)
-    shapes = jax.eval_shape(torchvision.build(name).init, jax.random.key(0), blank)
+    shapes = jax.eval_shape(detectors.build(name).init, jax.random.key(0), blank)
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
-    state = torchvision.export(zeros, name)
+    state = detectors.export(zeros, name)
     assert len(state) == len(jax.tree.leaves(shapes))
-    assert torchvision.recognize(state) == name
+    assert detectors.recognize(state) == name
     weights = json.loads((GOLDEN / f"{name}_s0.json").read_text())["weights"]
     golden = {
         key: tuple(weight["shape"])
@@ -361,13 +361,13 @@ def test_every_variable_there_and_back(name):
 
 
 def test_checkpoints_of_something_else():
-    tensors = torchvision.MODELS["retinanet_resnet50_fpn"].network.tensors
+    tensors = detectors.MODELS["retinanet_resnet50_fpn"].network.tensors
     state = {tensor.theirs: np.zeros(0) for tensor in tensors}
     with pytest.raises(WeightsError, match=r"no model 'yolo'; allowed: retinanet"):
-        torchvision.load(state, "yolo")
+        detectors.load(state, "yolo")
     del state["backbone.body.conv1.weight"]
     with pytest.raises(WeightsError, match=r"nearest is .*fpn,.*body\.conv1\.weight"):
-        torchvision.load(state)
+        detectors.load(state)
 
 
 def test_classes_of_coco(data_folder):
@@ -379,7 +379,7 @@ def test_classes_of_coco(data_folder):
 
 @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
 def test_other_classes_than_cocos_are_discarded(monkeypatch, name):
-    first_id = torchvision.MODELS[name].first_id
+    first_id = detectors.MODELS[name].first_id
     ids = np.array([[90, 12, 13, 1, 91]])  # toothbrush, nothing, stop sign, person
     found = Detections(
         boxes=np.arange(20.0).reshape(1, 5, 4),
@@ -393,8 +393,8 @@ def test_other_classes_than_cocos_are_discarded(monkeypatch, name):
         predict=lambda variables, batch: found,
         num_classes=91 - first_id,
     )
-    monkeypatch.setattr(torchvision, "build", lambda name: toy)
-    detector = torchvision.with_coco_labels(name)
+    monkeypatch.setattr(detectors, "build", lambda name: toy)
+    detector = detectors.with_coco_labels(name)
     assert detector.num_classes == 80
     predicted = jax.jit(detector.predict)({}, None)
     np.testing.assert_array_equal(predicted.valid, [[True, True, True, False, False]])
@@ -409,11 +409,11 @@ def test_other_classes_than_cocos_are_discarded(monkeypatch, name):
 
 
 def test_input_is_resized_as_torchvision_does():
-    config = torchvision.input_config("fasterrcnn_resnet50_fpn")
+    config = detectors.input_config("fasterrcnn_resnet50_fpn")
     assert config.min_max_size == (800, 1333) and config.float_pixels
     assert (800, 1088) in config.canvases  # of 640x480, a photograph
-    fewer = torchvision.input_config("fasterrcnn_resnet50_fpn", canvas_multiple=448)
+    fewer = detectors.input_config("fasterrcnn_resnet50_fpn", canvas_multiple=448)
     assert len(fewer.canvases) == 5
-    config = torchvision.input_config("ssd300_vgg16")
+    config = detectors.input_config("ssd300_vgg16")
     assert config.canvases == ((300, 300),)
     assert not config.keep_aspect and config.float_pixels

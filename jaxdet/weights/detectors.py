@@ -1,7 +1,7 @@
-"""Converts torchvision's detectors, and transformers' DETR, to ours, and back.
+"""Converts detectors of torchvision and of transformers to ours, and back.
 
-detector = torchvision.with_coco_labels("fasterrcnn_resnet50_fpn")
-variables = torchvision.load("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+detector = detectors.with_coco_labels("fasterrcnn_resnet50_fpn")
+variables = detectors.load("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
 
 Their networks have 91 outputs, for COCO's category ids and the ids that COCO leaves
 out; `build` makes detectors with all of them, `with_coco_labels` of COCO's 80 classes.
@@ -183,9 +183,7 @@ def with_coco_labels(name: str) -> Detector:
     that COCO leaves out are discarded.
     """
     detector, model = build(name), _model(name)
-    outputs = (
-        np.array(CATEGORY_IDS) - model.first_id
-    )  # torchvision's label of each class
+    outputs = np.array(CATEGORY_IDS) - model.first_id  # their label of each class
     classes = np.full(detector.num_classes, -1)
     classes[outputs] = np.arange(len(outputs))
 
@@ -259,7 +257,7 @@ def recognize(state: Mapping[str, np.ndarray]) -> str:
 
 
 def input_config(name: str, *, canvas_multiple: int = 32) -> InputConfig:
-    """Returns how torchvision makes pixels of images for one of its detectors.
+    """Returns how images become the pixels of one of the detectors.
 
     Args:
       name: one of `MODELS`.
