@@ -17,7 +17,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.benchmarks.timing import random_boxes
-from jaxdet.detectors import detr, faster_rcnn, fcos, mask_rcnn, retinanet, ssd
+from jaxdet.detectors import (
+    deformable_detr,
+    detr,
+    faster_rcnn,
+    fcos,
+    mask_rcnn,
+    retinanet,
+    ssd,
+)
 from jaxdet.detectors.detector import Detector
 from jaxdet.nn.backbones.resnet import ResNet, ResNetHead
 from jaxdet.nn.heads import FCHead
@@ -28,7 +36,8 @@ TRAINING = TrainingConfig(learning_rate=1e-4, warmup_steps=0)
 MASK_CELLS = 56  # a side of the objects' masks
 DETECTIONS_PER_IMAGE = 50
 _CLASSES = (
-    r".*(class_head(/output)?|head/classes|box_predictor/classes|classes\d)/kernel"
+    r".*(class_head(s_\d)?(/output)?|head/classes|box_predictor/classes|classes\d)"
+    r"/kernel"
 )
 _BOXES = r".*(box_head/output|head/ltrb|deltas\d?)/kernel"
 _LTRB_BIAS = "head/ltrb/bias"
@@ -60,6 +69,7 @@ class Model(NamedTuple):
 _RETINANET = replace(retinanet.TORCHVISION, num_classes=91)
 _FCOS = replace(fcos.TORCHVISION, num_classes=91)
 _DETR = replace(detr.TRANSFORMERS, num_classes=91)
+_DEFORMABLE_DETR = deformable_detr.DeformableDETRConfig(num_classes=91)
 _SSD = replace(ssd.TORCHVISION, num_classes=90)
 _FASTER = replace(faster_rcnn.TORCHVISION, num_classes=90)
 _C4 = replace(faster_rcnn.DETECTRON2_C4, num_classes=90)
@@ -88,6 +98,10 @@ MODELS = {
         canvas=(300, 300),
     ),
     "detr": Model("DETR", detr.detr, _DETR, _RESNET),
+    "deformable_detr": Model(
+        *("Deformable DETR", deformable_detr.deformable_detr),
+        *(_DEFORMABLE_DETR, _RESNET),
+    ),
 }
 
 

@@ -52,7 +52,14 @@ from jaxdet.structs import Batch, GroundTruth
 from jaxdet.training.step import create_state, make_train_step, train_step
 
 Name = Literal[
-    "retinanet", "fcos", "faster_rcnn", "faster_rcnn_c4", "mask_rcnn", "ssd", "detr"
+    "retinanet",
+    "fcos",
+    "faster_rcnn",
+    "faster_rcnn_c4",
+    "mask_rcnn",
+    "ssd",
+    "detr",
+    "deformable_detr",
 ]
 Task = Literal["predict", "train"]
 FLOPS = 197e12  # bfloat16, a second of one TPU v5e

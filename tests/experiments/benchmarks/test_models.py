@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from experiments.benchmarks import models
 from experiments.benchmarks.models import MODELS
-from jaxdet.detectors import detr, faster_rcnn, ssd
+from jaxdet.detectors import deformable_detr, detr, faster_rcnn, ssd
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.heads import FCHead
@@ -68,6 +68,20 @@ TINY = {
         ),
         "backbone": partial(ResNet, 10, 4),
     },
+    "deformable_detr": {
+        "config": deformable_detr.DeformableDETRConfig(
+            num_classes=4,
+            levels=(3, 4),
+            num_queries=8,
+            channels=8,
+            num_heads=2,
+            num_points=2,
+            hidden=8,
+            encoder_depth=1,
+            decoder_depth=1,
+        ),
+        "backbone": partial(ResNet, 10, 4),
+    },
 }
 
 
@@ -94,6 +108,7 @@ def test_boxes_and_class_scores_and_residuals_are_scaled(name):
         "fcos": {"head/ltrb"},
         "ssd": {f"deltas{level}" for level in range(3, 9)},
         "detr": set(),
+        "deformable_detr": set(),
     }.get(name, {"rpn_head/deltas", "box_predictor/deltas"})
     assert still == {f"params/{layer}/kernel" for layer in expected}
     moved = {path for path, values in calibrated.items() if np.all(values == 3)}
@@ -108,6 +123,7 @@ def test_boxes_and_class_scores_and_residuals_are_scaled(name):
         "fcos": {"head/classes"},
         "ssd": {f"classes{level}" for level in range(3, 9)},
         "detr": {"class_head"},
+        "deformable_detr": {"class_heads_0"},
     }.get(name, {"box_predictor/classes"})
     assert scaled == {f"params/{layer}/kernel" for layer in expected}
 
