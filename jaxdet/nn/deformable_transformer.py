@@ -88,6 +88,10 @@ class DeformableAttention(nn.Module):
     ) -> jax.Array:
         """`[B, Q, C]` -> `[B, Q, C]`.
 
+        References `[B, Q, 1, 1, 1, 2 or 4]`, points in fractions of the image
+        `[B, Q, H, L, P, 2]` and weights `[B, Q, H, L, P]` of H heads, L maps and P
+        points are sown as "samples" of the collection "intermediates".
+
         Args:
           queries: what points and weights follow from.
           references: what the points lie around, in fractions of the image: (x, y), or
@@ -114,6 +118,7 @@ class DeformableAttention(nn.Module):
         weights = zeros(samples, name="attention_weights")(queries)
         weights = weights.reshape(batch, count, self.heads, -1).astype(jnp.float32)
         weights = nn.softmax(weights).reshape(batch, count, *layout)
+        self.sow("intermediates", "samples", (references, points / scale, weights))
         values = xavier(channels, name="value")(maps.features)
         values = values.reshape(batch, -1, self.heads, channels // self.heads)
 

@@ -83,6 +83,22 @@ def test_heads_start_out_in_different_directions(maps):
         np.testing.assert_allclose(offsets[:, level, 1], 2 * steps, atol=1e-6)
 
 
+def test_what_is_sampled_is_sown(maps):
+    """At first all points weigh the same; the first head's lie on the right."""
+    layer, queries = DeformableAttention(4, 2), maps.features[:, :1]
+    references = np.full((1, 1, 2), 0.5, np.float32)
+    variables = layer.init(jax.random.key(0), queries, references, maps)
+    _, state = layer.apply(
+        variables, queries, references, maps, mutable=["intermediates"]
+    )
+    ((center, points, weights),) = state["intermediates"]["samples"]
+    np.testing.assert_array_equal(center.ravel(), [0.5, 0.5])
+    np.testing.assert_allclose(weights, np.full((1, 1, 4, 2, 2), 1 / 4))
+    # By one and two cells, of four in the first map's image and two in the second's.
+    right = [[[0.75, 0.5], [1.0, 0.5]], [[1.0, 0.5], [1.5, 0.5]]]
+    np.testing.assert_allclose(points[0, 0, 0], right)
+
+
 def test_centers_of_cells_are_fractions_of_the_image(maps):
     centers = np.asarray(maps.centers())[0]
     np.testing.assert_allclose(centers[:2], [[1 / 8, 1 / 6], [3 / 8, 1 / 6]], rtol=1e-6)
