@@ -1,10 +1,10 @@
 """Measures what the time of a detector goes into: `benchmarks.speed --parts`.
 
-Three parts: the backbone; the neck and the heads that run on whole images; and all
-else, from anchors to losses or NMS, and in R-CNNs what happens to each region. The
-first two are timed in turns with the whole call, so that all meet the same machine,
-and are subtracted from it. `benchmarks.ops` times the operators among the rest by
-themselves.
+Three parts: the backbone; the neck and the heads that run on whole images, among them
+a DETR's transformer; and all else, from anchors to losses or NMS, and in R-CNNs what
+happens to each region. The first two are timed in turns with the whole call, so that
+all meet the same machine, and are subtracted from it. `benchmarks.ops` times the
+operators among the rest by themselves.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,22 @@ import jax
 from experiments.benchmarks.models import Model
 from experiments.benchmarks.timing import medians, with_gradient
 from jaxdet.config import Preprocessing
+from jaxdet.detectors.deformable_detr import DeformableDETRNetwork
 from jaxdet.detectors.detector import preprocess
+from jaxdet.detectors.detr import DETRNetwork
 from jaxdet.detectors.faster_rcnn import FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSNetwork
 from jaxdet.detectors.retinanet import RetinaNetNetwork
 from jaxdet.detectors.ssd import SSDNetwork
 from jaxdet.structs import Batch
 
-DENSE = {"retinanet": RetinaNetNetwork, "fcos": FCOSNetwork, "ssd": SSDNetwork}
+ONE_STAGE = {
+    "retinanet": RetinaNetNetwork,
+    "fcos": FCOSNetwork,
+    "ssd": SSDNetwork,
+    "detr": DETRNetwork,
+    "deformable_detr": DeformableDETRNetwork,
+}
 
 
 def measure(
@@ -74,8 +82,8 @@ def _layers(model: Model, precision: str) -> tuple[nn.Module, Callable]:
     Of R-CNNs it runs those before the first proposal.
     """
     layers = model.layers(precision)
-    if model.make.__name__ in DENSE:
-        network = DENSE[model.make.__name__](model.config, *layers)
+    if model.make.__name__ in ONE_STAGE:
+        network = ONE_STAGE[model.make.__name__](model.config, *layers)
         return network, lambda network, pixels: network(pixels)
     config = getattr(model.config, "faster_rcnn", model.config)
     network = FasterRCNNNetwork(config, *layers)

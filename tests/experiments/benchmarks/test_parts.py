@@ -15,6 +15,7 @@ from tests.experiments.benchmarks.test_models import TINY
         pytest.param("ssd", True, marks=pytest.mark.slow),
         pytest.param("faster_rcnn", False, marks=pytest.mark.slow),
         pytest.param("faster_rcnn", True, marks=pytest.mark.slow),
+        pytest.param("deformable_detr", False, marks=pytest.mark.slow),
     ],
 )
 def test_the_parts_are_what_is_between_the_layers(name, training, monkeypatch):
