@@ -16,7 +16,6 @@ and the command says why. `anatomy_figures` draws each idea, for notebooks too.
 import math
 import pathlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -36,6 +35,10 @@ from jaxdet.data.formats import digits
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
 from jaxdet.data.selective_search import selective_search
+from jaxdet.detectors.deformable_detr import (
+    DeformableDETRConfig,
+    DeformableDETRNetwork,
+)
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.detector import preprocess as preprocess_pixels
 from jaxdet.detectors.detr import DETRConfig, DETRNetwork
@@ -72,6 +75,7 @@ IDEAS = {
     "centerness": "the centerness of the points in an object",
     "fcos_maps": "FCOS's class score, centerness, and the product of both",
     "attention": "where the decoder of a DETR looks for each of its best queries",
+    "sampling_points": "what a Deformable DETR samples for each of its best queries",
     "detections": "what is detected in the end",
 }
 WITHOUT_NETWORK = InputConfig(canvases=((512, 512),))
@@ -80,6 +84,7 @@ LONGER_SIDE = 800  # at most, of the picture with detections; pixels
 MAX_PROPOSALS = 60  # before non-maximum suppression
 
 _NETWORKS = {
+    "deformable_detr": DeformableDETRNetwork,
     "detr": DETRNetwork,
     "faster_rcnn": FasterRCNNNetwork,
     "fcos": FCOSNetwork,
@@ -95,6 +100,7 @@ _NEEDS = {
     "loss_shares": "a RetinaNet, or an SSD with sigmoids, and a detected object",
     "fcos_maps": "an FCOS",
     "attention": "a DETR",
+    "sampling_points": "a Deformable DETR",
     "detections": "a trained network",
 }
 
@@ -241,17 +247,24 @@ def forward(network: nn.Module, variables: Any, batch: Batch) -> Any:
       batch: whose truth is not used.
 
     Returns:
-      Logits and boxes before they are decoded, as the heads return them; of a DETR
-      also the attention of its last decoder layer, `[1, heads, Q, cells]`.
+      Logits and boxes before they are decoded, as the heads return them; of both DETRs
+      also what the cross-attention of the last decoder layer sows: weights
+      `[1, heads, Q, cells]`, or references, points and weights.
     """
-    if isinstance(network, DETRNetwork):
-        pixels, sizes = preprocess_pixels(batch, network.config.preprocessing)
-        outputs, state = jax.jit(partial(network.apply, mutable="intermediates"))(
-            variables, pixels, sizes
-        )
+    if isinstance(network, DETRNetwork | DeformableDETRNetwork):
         last = f"decoder_{network.config.decoder_depth - 1}"
-        sown = state["intermediates"][last]["cross_attention"]
-        return *outputs, *sown["attention_weights"]
+
+        @jax.jit
+        def run(variables, pixels, sizes):
+            outputs, state = network.apply(
+                variables, pixels, sizes, mutable=["intermediates"]
+            )
+            return outputs, state["intermediates"][last]["cross_attention"]
+
+        pixels = preprocess_pixels(batch, network.config.preprocessing)
+        outputs, sown = run(variables, *pixels)
+        ((own,),) = sown.values()
+        return *outputs, *(own if isinstance(own, tuple) else (own,))
     trunk = getattr(network.config, "rpn", network.config)
     sizes = batch.sizes if getattr(trunk, "mask_padding", True) else None
     colors = vars(trunk.preprocessing)
@@ -352,21 +365,51 @@ def _attention(scene: Scene, config: DETRConfig, outputs: tuple) -> dict[str, Fi
     del config
     logits, boxes, weights = (np.asarray(x) for x in outputs)
     scores = np.asarray(jax.nn.softmax(logits[-1, 0]))[:, :-1].max(axis=-1)
-    best = np.argsort(-scores)[: figures.QUERIES]
+    best, boxes = _best_queries(scene, scores, boxes)
     height, width = scene.batch.images.shape[1:3]
     strides = (2**level for level in range(2, 8))
     fits = (x for x in strides if -(-height // x) * -(-width // x) == weights.shape[-1])
     stride = next(fits)
     maps = weights[0].mean(axis=0)[best].reshape(len(best), -(-height // stride), -1)
-    height, width = scene.batch.sizes[0]
-    boxes = np.asarray(box_ops.cxcywh_to_xyxy(boxes[-1, 0, best]))
-    boxes = boxes * np.array([[width, height, width, height]])
     figure = figures.attention(scene.picture, boxes, scores[best], maps, stride=stride)
     return {"attention": figure}
 
 
+def _sampling_points(
+    scene: Scene, config: DeformableDETRConfig, outputs: tuple
+) -> dict[str, Figure]:
+    """Draws what the best queries sample, as Figure 6 of Deformable DETR's paper."""
+    del config
+    logits, boxes, references, points, weights = (np.asarray(x) for x in outputs)
+    scores = np.asarray(jax.nn.sigmoid(logits[-1, 0])).max(axis=-1)
+    best, boxes = _best_queries(scene, scores, boxes)
+    extent = scene.batch.sizes[0, ::-1]
+    centers = references[0, best].reshape(len(best), -1)[:, :2] * extent
+    points = points[0, best].reshape(len(best), -1, 2) * extent
+    weights = weights[0, best].reshape(len(best), -1)
+    arrays = scene.picture, boxes, scores[best], centers, points, weights
+    return {"sampling_points": figures.sampling_points(*arrays)}
+
+
+def _best_queries(
+    scene: Scene, scores: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the queries that score best, and their boxes in canvas pixels.
+
+    Args:
+      scene: that they belong to.
+      scores: `[Q]`.
+      boxes: `[L, 1, Q, 4]` of all layers, as a DETR predicts them.
+    """
+    best = np.argsort(-scores)[: figures.QUERIES]
+    height, width = scene.batch.sizes[0]
+    boxes = np.asarray(box_ops.cxcywh_to_xyxy(boxes[-1, 0, best]))
+    return best, boxes * np.array([width, height, width, height])
+
+
 _KINDS = {
     DETRNetwork: _attention,
+    DeformableDETRNetwork: _sampling_points,
     FCOSNetwork: _fcos,
     FasterRCNNNetwork: _proposals,
     RPNNetwork: _proposals,

@@ -421,17 +421,56 @@ def attention(
       maps: `[N, rows, columns]`, the weight of each cell.
       stride: canvas pixels of a cell.
     """
-    figure, panels = _canvas(picture, len(boxes))
-    height, width = picture.shape[:2]
-    for axes, box, score, weights in zip(
-        np.atleast_1d(panels), boxes, scores, maps, strict=True
-    ):
+    figure, panels = _query_panels(picture, boxes, scores)
+    for axes, weights in zip(panels, maps, strict=True):
         heat = _heat(axes, weights / weights.max(), stride)
         heat.set_alpha(0.7)
-        axes.set(xlim=(0, width), ylim=(height, 0), title=f"score {score:.2f}")
-        _outline(axes, box[None], color="red")
     figure.colorbar(heat, ax=panels, shrink=0.6, label="attention over its maximum")
     return figure
+
+
+def sampling_points(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    centers: np.ndarray,
+    points: np.ndarray,
+    weights: np.ndarray,
+) -> Figure:
+    """Returns a figure of the points that queries sample, and of the boxes predicted.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      boxes: `[N, 4]` canvas pixels, of as many queries as there are panels.
+      scores: `[N]` in [0, 1].
+      centers: `[N, 2]`, the reference points (x, y), which the others lie around.
+      points: `[N, P, 2]`, of all heads and levels; some may lie beyond the picture.
+      weights: `[N, P]`, of each point.
+    """
+    figure, panels = _query_panels(picture, boxes, scores)
+    for axes, center, around, weight in zip(
+        panels, centers, points, weights, strict=True
+    ):
+        order = np.argsort(weight)  # the heaviest on top
+        colors = weight[order] / weight.max()
+        style = {"s": 9, "cmap": "turbo", "vmin": 0, "vmax": 1, "zorder": 2}
+        dots = axes.scatter(*around[order].T, c=colors, **style)
+        style = {"color": BLACK, "markersize": 10, "markeredgewidth": 2}
+        axes.plot(*center, "+", **style, label="reference point")
+    parts = panels[0].get_legend_handles_labels()
+    figure.legend(*parts, loc="outside lower center", ncols=2)
+    figure.colorbar(dots, ax=panels, shrink=0.6, label="attention over its maximum")
+    return figure
+
+
+def _query_panels(picture: np.ndarray, boxes: np.ndarray, scores: np.ndarray):
+    """Makes a figure of panels with a query's box and score each."""
+    figure, panels = _canvas(picture, len(boxes))
+    panels, (height, width) = np.atleast_1d(panels), picture.shape[:2]
+    for axes, box, score in zip(panels, boxes, scores, strict=True):
+        axes.set(xlim=(0, width), ylim=(height, 0), title=f"score {score:.2f}")
+        _outline(axes, box[None], color="red", label="predicted box")
+    return figure, panels
 
 
 def _cells_around(

@@ -12,6 +12,7 @@ from jaxdet.config import Anchors
 from jaxdet.data.dataset import DataError, Objects
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
+from jaxdet.detectors.deformable_detr import deformable_detr
 from jaxdet.detectors.detr import detr
 from jaxdet.detectors.faster_rcnn import FasterRCNNNetwork
 from jaxdet.detectors.fcos import FCOSConfig, FCOSNetwork, fcos
@@ -25,6 +26,7 @@ from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.weights import detectors
 from jaxdet.weights.published import TrainedDetector
 from jaxdet.weights.state_dict import WeightsError
+from tests.detectors.test_deformable_detr import SMALL as SMALL_DEFORMABLE_DETR
 from tests.detectors.test_detr import SMALL as SMALL_DETR
 
 BACKBONE = ResNet(depth=10, width=8, norm="group", coarsest=4)
@@ -193,3 +195,25 @@ def test_one_stage_shows_its_loss(drawn_by):
 def test_others_of_one_stage(detector, names, drawn_by):
     figures, _ = drawn_by(detector)
     assert figures.keys() == ALWAYS | names | {"detections"}
+
+
+@pytest.mark.slow
+def test_a_deformable_detr_samples_points_around_its_boxes():
+    """At first: those of one head on the right of the center, of the other left."""
+    trained = fresh(deformable_detr(SMALL_DEFORMABLE_DETR, BACKBONE))
+    network, _ = anatomy.network_of(trained.detector)
+    scene = anatomy.scene_of(np.zeros((48, 64, 3), np.uint8), INPUT, None)
+    outputs = anatomy.forward(network, trained.variables, scene.batch)
+    drawn = anatomy._KINDS[type(network)](scene, network.config, outputs)
+    *panels, _ = drawn["sampling_points"].axes
+    assert len(panels) == 4
+    for axes in panels:
+        box = outlines_in(axes)[0]
+        center, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+        np.testing.assert_allclose(extent, np.array([64, 48]) / (1 + np.exp(2)), 1e-4)
+        np.testing.assert_allclose(np.ravel(axes.lines[0].get_data()), center, 1e-4)
+        dots = axes.collections[1].get_offsets()
+        steps = np.repeat([-1 / 2, -1 / 4, 1 / 4, 1 / 2], 2)  # on both levels
+        across = center[0] + steps * extent[0]
+        np.testing.assert_allclose(np.sort(dots[:, 0]), across, 1e-4)
+        np.testing.assert_allclose(dots[:, 1], center[1], 1e-4)
