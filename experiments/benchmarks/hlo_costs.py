@@ -7,6 +7,7 @@ touches, as in the compiler's count of bytes. Sorts and top-k carry none either,
 have no price; they are counted.
 """
 
+import collections
 import itertools
 import math
 import re
@@ -86,6 +87,18 @@ def all_reduces(text: str) -> list[tuple[str, int]]:
             values = sum(math.prod(_dims(x)) for x in dims)
             sums.append((dtypes[0], values * _bytes(dtypes[0])))
     return sorted(sums, key=lambda x: -x[1])
+
+
+def convolutions(text: str) -> dict[str, int]:
+    """Returns how many convolutions a GPU's program leaves to each call of cuDNN.
+
+    Args:
+      text: as in `operations`, but of a GPU's compiler; "convolution" are those that
+        are no calls.
+    """
+    calls = re.findall(r'custom_call_target="__cudnn\$(conv\w+)"', text)
+    calls += re.findall(r" (convolution)\(", text)
+    return dict(collections.Counter(calls).most_common())
 
 
 def _walk(name: str, trips: int, computations: dict, stacks: dict) -> Iterator:

@@ -12,6 +12,9 @@ compile, the memory they take of one TPU v5e's 16 GiB, and what they would cost 
     # The same on each of four chips, and what they add up.
     python -m experiments.benchmarks.tpu_compiler --detectors retinanet \
         --tasks train --batches 2 --devices 4
+    # Memory and cuDNN's calls on one H100; needs no GPU, but jax-cuda13-plugin and
+    # jax-cuda13-pjrt of jax's own version (pip install --no-deps).
+    python -m experiments.benchmarks.tpu_compiler --target h100 --detectors ssd
 
 Rows that the json file has are not compiled again. Nothing is executed, so nothing is
 measured: times are FLOPs at 197 TFLOP/s, bytes at 819 GB/s, and the compiler's estimate
@@ -62,9 +65,16 @@ Name = Literal[
     "deformable_detr",
 ]
 Task = Literal["predict", "train"]
+Target = Literal["v5e", "h100"]
+H100 = pathlib.Path(__file__).with_name("h100.txtpb")  # its limits, for XLA
+H100_MEMORY = 0.75 * 84_942_979_072  # bytes, of which JAX takes three quarters
 FLOPS = 197e12  # bfloat16, a second of one TPU v5e
 MEMORY = 15.75 * 2**30  # bytes that the compiler gives to a program, of 16 GiB
 OBJECTS = 20  # in every image
+COMPILERS = {  # module, package and extra of jax
+    "v5e": ("libtpu", "libtpu", "tpu"),
+    "h100": ("jax_cuda13_plugin", "jax-cuda13-plugin", "cuda13"),
+}
 HEADS = ("program", "compiled in, s (of CPU)", "peak, GiB", "temporaries, GiB")
 HEADS += ("largest batch", "TFLOP", "GB", "arithmetic / memory, ms")
 HEADS += ("operations + rows, ms", "sorts (no price)")
@@ -95,6 +105,7 @@ def main(
     canvas: tuple[int, int] = (800, 1344),
     devices: int = 1,
     small: bool = False,
+    target: Target = "v5e",
     output: pathlib.Path = pathlib.Path("runs/tpu"),
 ):
     """Compiles, and writes a json file and a table after each row.
@@ -106,22 +117,26 @@ def main(
       canvas: (height, width) in pixels; SSD has its own.
       devices: chips of a training step, at most 4.
       small: functions between a detector's layers instead, one by one.
+      target: a TPU v5e, or an H100, of which the compiler tells less.
       output: the two files, without their endings.
 
     Raises:
-      ConfigError: if the TPU's compiler is not installed.
+      ConfigError: if the target's compiler is not installed, or for several H100s.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError('the TPU\'s compiler is needed: pip install "jax[tpu]"')
+    if target == "h100" and devices > 1:
+        raise ConfigError(f"devices is {devices}; it must be 1 for an H100")
+    module, package, extra = COMPILERS[target]
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f'the compiler is needed: pip install "jax[{extra}]"')
     cases = small_functions() if small else _cases(detectors, tasks, batches, canvas)
-    cases = {_name(case, devices): case for case in cases}
+    cases = {_name(case, devices, target): case for case in cases}
     path = output.with_suffix(".json")
     rows = files.read_json(path)["rows"] if path.exists() else {}
-    versions = {x: importlib.metadata.version(x) for x in ("jax", "libtpu")}
+    versions = {x: importlib.metadata.version(x) for x in ("jax", package)}
     planned = {name: {} for name in cases}
     for name, case in cases.items():
         if name not in rows:
-            rows[name] = row = in_a_process(compile_row, case, devices)
+            rows[name] = row = in_a_process(compile_row, case, devices, target)
             report.write_text(output.with_suffix(".md"), markdown(planned | rows))
             files.write_json(path, {"versions": versions, "rows": rows}, indent=1)
             print(markdown({name: row}), flush=True)
@@ -138,7 +153,9 @@ def in_a_process(function: Callable, *arguments) -> dict[str, Any]:
             return {"error": str(error).partition("\n")[0] or type(error).__name__}
 
 
-def compile_row(case: Case | str, devices: int = 1) -> dict[str, Any]:
+def compile_row(
+    case: Case | str, devices: int = 1, target: Target = "v5e"
+) -> dict[str, Any]:
     """Returns what the compiler tells of a detector, or of a small function."""
     jax.config.update("jax_traceback_in_locations_limit", -1)  # of places in our code
     jax.config.update("jax_enable_compilation_cache", False)
@@ -152,25 +169,31 @@ def compile_row(case: Case | str, devices: int = 1) -> dict[str, Any]:
         batch = jax.eval_shape(partial(models.random_batch, *size, masks=masks))
         program = of_detector(detector, batch, case.task, devices)
     start, cpu_start = time.perf_counter(), time.process_time()
-    compiled = compile_for_tpu(program)
+    compiled = compile_for(program, target)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     fixed = memory.argument_size_in_bytes + memory.output_size_in_bytes
     fixed -= memory.alias_size_in_bytes  # the donated state
-    free = (MEMORY - fixed) * getattr(case, "batch", 0)
+    limit = MEMORY if target == "v5e" else H100_MEMORY
+    free = (limit - fixed) * getattr(case, "batch", 0)
     text = compiled.as_text()
+    row = {
+        "compile_seconds": seconds,
+        "compile_cpu_seconds": cpu_seconds,
+        "peak": memory.peak_memory_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "largest_batch": int(free / max(memory.temp_size_in_bytes, 1)),
+    }
+    if target == "h100":
+        return row | {"convolutions": hlo_costs.convolutions(text)}
+    costs = compiled.cost_analysis()
     operations = hlo_costs.operations(text)
     groups = {name: [0, 0.0, 0.0] for name in hlo_costs.GROUPS}
     for one in operations:
         group = groups[one.group]
         groups[one.group] = np.add(group, [1, one.seconds, one.row_seconds]).tolist()
     heaviest = sorted(operations, key=lambda x: -x.seconds - x.row_seconds)[:10]
-    return {
-        "compile_seconds": seconds,
-        "compile_cpu_seconds": cpu_seconds,
-        "peak": memory.peak_memory_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "largest_batch": int(free / max(memory.temp_size_in_bytes, 1)),
+    return row | {
         "flops": costs.get("flops", 0.0),
         "bytes": costs.get("bytes accessed", 0.0),
         "all_reduces": hlo_costs.all_reduces(text),  # types and bytes
@@ -179,11 +202,11 @@ def compile_row(case: Case | str, devices: int = 1) -> dict[str, Any]:
     }
 
 
-def compile_for_tpu(program: Program) -> Any:
-    """Compiles for one TPU v5e, or for those it is mapped over; see `in_a_process`."""
+def compile_for(program: Program, target: Target = "v5e") -> Any:
+    """Compiles for one chip, or for those it is mapped over; see `in_a_process`."""
     if program.mapped:
         return program.function.lower(*program.arguments).compile()
-    mesh = Mesh(np.array(_chips()[:1]), ("device",))
+    mesh = Mesh(np.array(_chips(target)[:1]), ("device",))
     jitted = jax.jit(
         program.function,
         in_shardings=NamedSharding(mesh, PartitionSpec()),
@@ -192,9 +215,12 @@ def compile_for_tpu(program: Program) -> Any:
     return jitted.lower(*program.arguments).compile()
 
 
-def _chips() -> list:
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    return topology.devices
+def _chips(target: Target = "v5e") -> list:
+    options = {"platform": "tpu", "topology_name": "v5e:2x2"}
+    if target == "h100":
+        one = dict.fromkeys(("topology_name", "topology"), "1x1x1")
+        options = {"platform": "cuda", "target_config": H100.read_text()} | one
+    return topologies.get_topology_desc(**options).devices
 
 
 def of_detector(
@@ -270,6 +296,9 @@ def markdown(rows: dict[str, dict]) -> str:
     """Returns the table, and for each row its groups and its heaviest operations."""
     text = report.table(HEADS, itertools.starmap(_cells, rows.items()))
     for name, row in rows.items():
+        if "convolutions" in row:
+            calls = (f"{n} {call}" for call, n in row["convolutions"].items())
+            text += f"\n{name}: convolutions: {', '.join(calls)}.\n"
         if "groups" not in row:
             continue
         if row["all_reduces"]:
@@ -292,14 +321,19 @@ def _heaviest(row: dict) -> Iterator[tuple[str, ...]]:
 
 
 def _cells(name: str, row: dict) -> list[str]:
-    if "groups" not in row:
+    if "peak" not in row:
         return [name, row.get("error", "not yet run"), *(len(HEADS) - 2) * [""]]
-    sums = np.sum([*row["groups"].values()], axis=0)
-    return [
+    cells = [
         name,
         f"{row['compile_seconds']:.0f} ({row['compile_cpu_seconds']:.0f})",
         *(f"{row[key] / 2**30:.2f}" for key in ("peak", "temporaries")),
         f"{row['largest_batch'] or ''}",
+    ]
+    if "groups" not in row:
+        return cells + (len(HEADS) - len(cells)) * [""]
+    sums = np.sum([*row["groups"].values()], axis=0)
+    return [
+        *cells,
         f"{row['flops'] / 1e12:.3g}",
         f"{row['bytes'] / 1e9:.3g}",
         f"{1e3 * row['flops'] / FLOPS:.3g} / "
@@ -316,9 +350,10 @@ def _cases(detectors, tasks, batches, canvas) -> list[Case]:
     ]
 
 
-def _name(case: Case | str, devices: int) -> str:
+def _name(case: Case | str, devices: int, target: Target) -> str:
     many = devices > 1 and getattr(case, "task", "") == "train"
-    return f"{case} on each of {devices} chips" if many else str(case)
+    name = f"{case} on each of {devices} chips" if many else str(case)
+    return name if target == "v5e" else f"{name}, {target}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,13 @@
 
 import pytest
 
-from experiments.benchmarks.hlo_costs import BANDWIDTH, CLOCK, all_reduces, operations
+from experiments.benchmarks.hlo_costs import (
+    BANDWIDTH,
+    CLOCK,
+    all_reduces,
+    convolutions,
+    operations,
+)
 
 HLO = """HloModule jit_step, is_scheduled=true
 
@@ -128,3 +134,12 @@ def test_places_are_those_of_our_own_code():
     assert match.place == "jaxdet/ops/matching.py:70 match"
     assert rows.place == "jaxdet/detectors/ssd.py:20 loss"
     assert sums.place == ""
+
+
+def test_convolutions_of_a_gpu():
+    call = ' custom-call(%a, %b), custom_call_target="__cudnn$'
+    lines = [f'%x.{n} = f32[8]{call}convForward"' for n in range(2)]
+    lines += [f'%y = f32[8]{call}convBackwardFilter"', f'%z = f32[8]{call}fmha"']
+    lines += ["%w = f32[8] convolution(%x.0, %y), dim_labels=b01f_01io->b01f"]
+    expected = {"convForward": 2, "convBackwardFilter": 1, "convolution": 1}
+    assert convolutions("\n".join(lines)) == expected

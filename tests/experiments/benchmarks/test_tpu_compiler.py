@@ -32,7 +32,7 @@ ROW = {
 def test_rows_are_compiled_once(monkeypatch, tmp_path):
     compiled = []
 
-    def compile_row(function, case, devices):
+    def compile_row(function, case, devices, target):
         compiled.append(str(case))
         return ROW if len(compiled) == 1 else {"error": "out of memory"}
 
@@ -52,6 +52,24 @@ def test_rows_are_compiled_once(monkeypatch, tmp_path):
     assert len(json.loads((tmp_path / "tpu.json").read_text())["rows"]) == 2
 
 
+def test_an_h100_tells_less(monkeypatch, tmp_path):
+    known = ("compile_seconds", "compile_cpu_seconds", "peak", "temporaries")
+    row = {name: ROW[name] for name in (*known, "largest_batch")}
+    row["convolutions"] = {"convForward": 2}
+    monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(tpu_compiler.importlib.metadata, "version", lambda name: "1")
+    monkeypatch.setattr(tpu_compiler, "in_a_process", lambda *arguments: row)
+    tpu_compiler.main(
+        detectors=("ssd",), tasks=("train",), target="h100", output=tmp_path / "gpu"
+    )
+    lines = (tmp_path / "gpu.md").read_text().splitlines()
+    name = "SSD, train, bfloat16, 300x300, batch 8, h100"
+    assert lines[2].startswith(f"| {name} | 3 (6) | 2.00 | 1.00 | 12 | ")
+    assert lines[-1] == f"{name}: convolutions: 2 convForward."
+    with pytest.raises(ConfigError, match="devices is 2"):
+        tpu_compiler.main(target="h100", devices=2)
+
+
 def test_without_the_compiler(monkeypatch):
     monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "jax\[tpu\]"'):
@@ -62,7 +80,7 @@ def _step_for_tpu(name: str) -> dict:
     detector = scaling.make(scaling.Setting(name, proposals=20, classes=5, width=4))
     batch = jax.eval_shape(partial(models.random_batch, 1, (64, 64), 5, 5))
     program = tpu_compiler.of_detector(detector, batch, "train", 4)
-    return {"text": tpu_compiler.compile_for_tpu(program).as_text()}
+    return {"text": tpu_compiler.compile_for(program).as_text()}
 
 
 @pytest.mark.slow
