@@ -121,7 +121,8 @@ def main(
       output: the two files, without their endings.
 
     Raises:
-      ConfigError: if the target's compiler is not installed, or for several H100s.
+      ConfigError: if the target's compiler is not installed, for several H100s, or if
+        the json file is of another form.
     """
     if target == "h100" and devices > 1:
         raise ConfigError(f"devices is {devices}; it must be 1 for an H100")
@@ -131,7 +132,7 @@ def main(
     cases = small_functions() if small else _cases(detectors, tasks, batches, canvas)
     cases = {_name(case, devices, target): case for case in cases}
     path = output.with_suffix(".json")
-    rows = files.read_json(path)["rows"] if path.exists() else {}
+    rows = _read_rows(path) if path.exists() else {}
     versions = {x: importlib.metadata.version(x) for x in ("jax", package)}
     planned = {name: {} for name in cases}
     for name, case in cases.items():
@@ -140,6 +141,20 @@ def main(
             report.write_text(output.with_suffix(".md"), markdown(planned | rows))
             files.write_json(path, {"versions": versions, "rows": rows}, indent=1)
             print(markdown({name: row}), flush=True)
+
+
+def _read_rows(path: pathlib.Path) -> dict[str, dict]:
+    """Returns the rows of an earlier run."""
+    contents = files.read_json(path)
+    try:
+        rows = contents["rows"]
+        markdown(rows)  # as it will be written
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is not of this form, and perhaps of an older one; move it away "
+            "or give another --output"
+        ) from error
+    return rows
 
 
 def in_a_process(function: Callable, *arguments) -> dict[str, Any]:

@@ -76,6 +76,16 @@ def test_without_the_compiler(monkeypatch):
         tpu_compiler.main()
 
 
+@pytest.mark.parametrize("key", ["largest_batch", "all_reduces", "rows"])
+def test_rows_of_an_older_form(monkeypatch, tmp_path, key):
+    row = {name: value for name, value in ROW.items() if name != key}
+    text = json.dumps({"rows": {"SSD": row}} if key != "rows" else [row])
+    (tmp_path / "tpu.json").write_text(text)
+    monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(ConfigError, match=r"tpu\.json is not of this form"):
+        tpu_compiler.main(output=tmp_path / "tpu")
+
+
 def _step_for_tpu(name: str) -> dict:
     detector = scaling.make(scaling.Setting(name, proposals=20, classes=5, width=4))
     batch = jax.eval_shape(partial(models.random_batch, 1, (64, 64), 5, 5))
