@@ -251,8 +251,16 @@ def check_detections(ground_truth: dict, detections: list[dict]) -> None:
       detections: COCO results with `image_id`, `category_id` and `score`.
 
     Raises:
-      DataError: for the first of them, naming its id or its numbers.
+      DataError: for the first of them, naming its id or its numbers, and for two
+        categories of one name, by which their numbers are returned.
     """
+    names = collections.Counter(one["name"] for one in ground_truth["categories"])
+    if len(names) < len(ground_truth["categories"]):
+        name, count = names.most_common(1)[0]
+        raise DataError(
+            f"{count} categories of the ground truth have the name {name!r}; allowed: "
+            "a name for each"
+        )
     for kind, key in (("image_id", "images"), ("category_id", "categories")):
         allowed = {entry["id"] for entry in ground_truth[key]}
         for detection in detections:
@@ -332,10 +340,10 @@ def with_run_lengths(ground_truth: dict) -> list[dict]:
         | {"segmentation": to_run_lengths(_parse(one, sizes), sizes[one["image_id"]])}
         for one in ground_truth["annotations"]
     ]
-    masks = [one["segmentation"] for one in annotations]
-    if empty := np.count_nonzero(run_lengths.area(masks) == 0) if masks else 0:
+    # One by one: of more than 255 at once, pycocotools makes an OverflowError.
+    if empty := sum(not run_lengths.area(one["segmentation"]) for one in annotations):
         warn_once(
-            f"{empty} of {len(masks)} objects have masks without a pixel, which no "
+            f"{empty} of {len(annotations)} objects have masks without a pixel, which no "
             "detection can match: even perfect ones score less than 1"
         )
     return annotations

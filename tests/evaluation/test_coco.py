@@ -280,6 +280,12 @@ def test_masks_without_a_pixel_are_named(caplog, monkeypatch):
     assert message.startswith("1 of 2 objects have masks without a pixel")
 
 
+def test_more_masks_than_a_byte_counts():
+    ground_truth = small_image([[30, 20, 60, 20, 60, 40, 30, 40]])
+    ground_truth["annotations"] *= 150
+    assert len(coco.with_run_lengths(ground_truth)) == 300
+
+
 def test_without_masks_on_both_sides_only_boxes_are_measured(caplog):
     ground_truth = truth(*[(image, 0, 0, 0, 9, 9) for image in range(3)])
     box = detection(0, 0, 0.9, 0, 0, 9, 9)
@@ -310,6 +316,12 @@ def test_nothing_is_printed_and_nothing_of_the_caller_changes(capsys):
     coco.coco_metrics(ground_truth, detections)
     assert (ground_truth, detections) == before
     assert capsys.readouterr().out == ""
+
+
+def test_two_categories_of_one_name():
+    ground_truth = truth((0, 0, 0, 0, 50, 50), categories=("cat", "cat"))
+    with pytest.raises(DataError, match=r"2 categories .* have the name 'cat'"):
+        coco.coco_metrics(ground_truth, [])
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id"])
