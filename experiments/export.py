@@ -10,7 +10,9 @@ python -m experiments.detect --artifact model.jaxdet photo.jpg
 
 jax reads programs that a jax of the last six months has written; later, export again.
 With `--format onnx` it is an ONNX file for one canvas, of RetinaNet, FCOS, SSD or
-Faster R-CNN (`pip install jax2onnx onnxruntime`, in an environment of its own).
+Faster R-CNN, in an environment of its own that reads the same run folders:
+
+pip install -r requirements.txt jax2onnx onnxruntime
 """
 
 import pathlib
@@ -20,6 +22,7 @@ import tyro
 from skimage import data
 
 from experiments import command_line
+from jaxdet.data import image_files
 from jaxdet.data.dataset import DataError
 from jaxdet.inference import export, load, onnx_export
 
@@ -32,6 +35,7 @@ def main(
     canvases: tuple[tuple[int, int], ...] = (),
     batch_size: int = 1,
     format: Literal["jaxdet", "onnx"] = "jaxdet",
+    picture: pathlib.Path | None = None,
     output: pathlib.Path | None = None,
 ):
     """Writes an exported detector.
@@ -49,12 +53,15 @@ def main(
       batch_size: images at a time, for programs of your own: experiments.detect gives
         it one.
       format: a file for jax, of all canvases, or for ONNX, of the first; the latter is
-        compared with jax on a photograph before it is written.
+        written once onnxruntime detects the same as jax in a picture: boxes to 0.1
+        pixels, scores to 0.001.
+      picture: this picture, with objects for the detector; if not given, a photograph
+        of an astronaut.
       output: the file; if not given, model.jaxdet or model.onnx.
 
     Raises:
-      DataError: for a run folder and `weights` together, and a batch or canvas without
-        images or pixels.
+      DataError: for a run folder and `weights` together, a batch or canvas without
+        images or pixels, and for what ONNX cannot hold or detects otherwise.
     """
     if batch_size < 1:
         raise DataError(f"--batch-size is {batch_size}; it must be at least 1")
@@ -64,6 +71,8 @@ def main(
         raise DataError(
             f"--weights {weights} and the run folder {workdir}; one detector at a time"
         )
+    if picture is not None and format != "onnx":
+        raise DataError(f"--picture {picture} is for --format onnx alone")
     source = workdir or weights or "ssd_mobilenet_v2"
     trained = load.load_detector(source, step=step)
     if weights is not None and trained.input.min_max_size:
@@ -71,8 +80,9 @@ def main(
     output = output or pathlib.Path(f"model.{format}")
     if format == "onnx":
         canvas = (canvases or trained.input.canvases)[0]
+        image = data.astronaut() if picture is None else image_files.read(picture)
         count = onnx_export.save(
-            output, trained, data.astronaut(), canvas=canvas, batch_size=batch_size
+            output, trained, image, canvas=canvas, batch_size=batch_size
         )
         print(f"canvas {canvas}: onnxruntime detects the same {count} objects as jax")
     else:
