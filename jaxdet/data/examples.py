@@ -128,7 +128,8 @@ class ExampleLoader:
             if example is not None:
                 return position, example
         raise DataError(
-            f"none of the {len(substitutes)} images of one canvas can be read"
+            f"data set {self._data_set.name!r}: none of the {len(substitutes)} images "
+            "that are put on the same canvas can be read"
         )
 
     def _read(self, position: int) -> np.ndarray | None:

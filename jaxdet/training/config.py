@@ -85,8 +85,11 @@ class TrainingConfig:
         at_most = f"at most steps ({self.steps})"
         yield "warmup_steps", self.warmup_steps <= self.steps, at_most
         evaluates = 0 < self.evaluate_every < self.steps
-        between = f"0 with evaluate_every {self.evaluate_every} of {self.steps} steps"
-        yield "patience", evaluates or not self.patience, between
+        unless = (
+            f"0 unless evaluate_every ({self.evaluate_every}) is above 0 and below "
+            f"steps ({self.steps}): otherwise only the end is evaluated"
+        )
+        yield "patience", evaluates or not self.patience, unless
 
 
 CHANGEABLE_ON_RESUME = frozenset(

@@ -49,7 +49,8 @@ class Log:
           workdir: the run folder, which exists.
           start: step at which the run starts or resumes; TensorBoard hides later ones.
           config: says how many steps there are, and images in each.
-          on_metrics: called with all scalars that TensorBoard gets, by the same names.
+          on_metrics: called with all scalars that TensorBoard gets, by the same names:
+            letters, digits, "_", "-", "." and "/"; "_" in place of others.
         """
         self.workdir = pathlib.Path(workdir)
         self._config, self._on_metrics = config, on_metrics
@@ -157,7 +158,11 @@ class Log:
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         # NaN is AP where there are no such objects.
-        known = {name: float(x) for name, x in values.items() if not np.isnan(x)}
+        known = {
+            re.sub(r"[^-/\w.]", "_", name): float(x)
+            for name, x in values.items()
+            if not np.isnan(x)
+        }
         for name, value in known.items():
             self._add_event(step, summary=summary.scalar(name, value))
         if self._on_metrics is not None:

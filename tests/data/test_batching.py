@@ -217,7 +217,7 @@ class TestUnreadable:
             chex.assert_trees_all_equal(alone, batch)
 
     def test_a_canvas_without_a_readable_image(self):
-        with pytest.raises(DataError, match="none of the 2 images of one canvas"):
+        with pytest.raises(DataError, match="none of the 2 images that are put"):
             train(in_memory_data_set([WIDE, WIDE]), changed(**SKIP), batch_size=2)
 
     def test_no_more_images_than_a_share_are_skipped(self, caplog):

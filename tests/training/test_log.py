@@ -121,6 +121,24 @@ def test_numbers_and_pictures_reach_tensorboard(log, tmp_path, capsys):
     assert "AP/cat   50.0\n" in (tmp_path / "log.txt").read_text()
 
 
+def test_names_are_those_of_tensorboard_and_allowed_by_trackers(tmp_path):
+    def on_metrics(step, numbers):
+        handed.extend((step, name, number) for name, number in numbers.items())
+
+    handed = []
+    log = Log(tmp_path, start=2, config=toy.config(), on_metrics=on_metrics)
+    log.evaluation(4, {"AP/R&D (new) + old": 0.5, "recall@0.5/64": 0.25})
+    log.close()
+    assert (
+        handed
+        == events(tmp_path)
+        == [
+            (4, "validation/recall_0.5/64", 0.25),
+            (4, "classes/AP/R_D__new____old", 0.5),
+        ]
+    )
+
+
 @pytest.mark.parametrize(
     ("profile_steps", "start", "steps", "traced"),
     [
