@@ -116,93 +116,66 @@ def main(
       pictures: how many images to draw, the first ones.
       output: folder for these pictures.
       min_score: lower scores are not drawn; they count in the numbers.
-      views: what is detected in beside each image as a whole.
+      views: what is detected in beside each image as a whole; tiles on one device of
+        each host, all else on all of them.
 
     Raises:
       DataError: for options that do not go together, and classes that are not the
         detector's.
     """
-    _check_options(
-        workdir,
-        weights,
-        canvas_multiple,
-        batch_size=batch_size,
-        pictures=pictures,
-        max_detections=max_detections,
-    )
+    _check_numbers(batch_size, canvas_multiple, pictures, max_detections)
+    _check_options(workdir, weights, canvas_multiple, views.tiles, proposal_file)
     tiles = views.tiles_config(batch_size=batch_size)
-    if tiles and proposal_file:
-        raise DataError(
-            f"--tiles {tiles.size} and --proposal-file {proposal_file}: its proposals "
-            "are of whole images; without a file each tile gets its own"
-        )
-    trained, documented = None, None
-    if workdir is not None:  # the run knows its classes, which VOC is read for
-        trained = load_detector(workdir, step=step)
-    data_set = _load_data(source, trained, proposal_file, validation_share)
-    if trained is None:
-        trained, documented = _load_published(weights, canvas_multiple)
-    detector_name = workdir or weights or "SSD-MobileNetV2"
+    trained, data_set, documented = _load(
+        (workdir, step),
+        (weights, canvas_multiple),
+        source,
+        proposal_file,
+        validation_share,
+    )
+    detector_name = str(workdir or weights or "SSD-MobileNetV2")
     _require_same_classes(trained, data_set, detector_name)
     trained = views.apply(trained)
     detector = trained.detector
     if report is not None and detector.num_classes is None:
         raise DataError(f"--report {report}: {detector_name} tells no classes apart")
     truth = load_ground_truth(detector, data_set, bad_masks=source.bad_boxes)
-    measure = _choose_metrics(detector, metrics, max_detections, coco_backend)
+    options = {"max_detections": max_detections, "backend": coco_backend}
+    measure = _choose_metrics(detector, metrics, **options)
     detections = _detect(trained, data_set, tiles, batch_size)
     if jax.process_index() > 0:
         return  # every host has all detections; the first one prints and writes
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(detections))
-    if report is None:
-        measured = measure(truth, detections)
-    else:
-        options = {"max_detections": max_detections, "backend": coco_backend}
-        numbers = write_report(
-            report,
-            data_set,
-            truth,
-            detections,
-            detector_name=str(detector_name),
-            **options,
+    explained = None
+    if report is not None:
+        inputs = data_set, truth, detections
+        explained = write_report(
+            report, *inputs, detector_name=detector_name, **options
         )
-        measured = numbers["metrics"]
-        if metrics not in (None, "coco"):
-            measured = measure(truth, detections)
+    as_coco = explained is not None and metrics in (None, "coco")
+    measured = explained["metrics"] if as_coco else measure(truth, detections)
     print(format_metrics(measured))
     if documented is not None and "AP" in measured:
         print(_beside_published(measured, documented))
-    if report is not None:
+    if explained is not None:
         print(f"why it fails: see {report / 'report.html'}")
         # Merged detections of several views have scores of another kind.
         run = workdir if views == ONE_VIEW else None
-        _keep_best_min_score(numbers["boxes"]["best_f1"], run, step, data_set.name)
+        _keep_best_min_score(explained["boxes"]["best_f1"], run, step, data_set.name)
     if pictures:
-        shown = [one for one in detections if one["score"] >= min_score]
-        names = label_names(detector, data_set.class_names)
-        _draw_first(pictures, data_set, shown, output, detection_names=names)
+        _draw_first(pictures, detector, data_set, detections, output, min_score)
 
 
 def _check_options(
     workdir: pathlib.Path | None,
     weights: str | None,
     canvas_multiple: int | None,
-    *,
-    batch_size: int,
-    pictures: int,
-    max_detections: int,
+    tiles: int | None,
+    proposal_file: pathlib.Path | None,
 ) -> None:
-    """Raises a DataError for numbers out of range and options that contradict."""
-    for name, value, least in (
-        ("batch-size", batch_size, 1),
-        ("canvas-multiple", canvas_multiple, 1),
-        ("pictures", pictures, 0),
-        ("max-detections", max_detections, 11),
-    ):
-        if value is not None and value < least:
-            raise DataError(f"--{name} is {value}; it must be at least {least}")
+    """Raises a DataError for options that contradict."""
     if workdir is not None and weights is not None:
         raise DataError(
             f"--weights {weights} and the run folder {workdir}; one detector at a time"
@@ -212,6 +185,25 @@ def _check_options(
             f"--canvas-multiple {canvas_multiple} without --weights, a published "
             "checkpoint"
         )
+    if tiles is not None and proposal_file is not None:
+        raise DataError(
+            f"--tiles {tiles} and --proposal-file {proposal_file}: its proposals are "
+            "of whole images; without a file each tile gets its own"
+        )
+
+
+def _check_numbers(
+    batch_size: int, canvas_multiple: int | None, pictures: int, max_detections: int
+) -> None:
+    """Raises a DataError for a number out of range."""
+    for name, value, least in (
+        ("batch-size", batch_size, 1),
+        ("canvas-multiple", canvas_multiple, 1),
+        ("pictures", pictures, 0),
+        ("max-detections", max_detections, 11),
+    ):
+        if value is not None and value < least:
+            raise DataError(f"--{name} is {value}; it must be at least {least}")
 
 
 def _detect(
@@ -270,6 +262,28 @@ def _keep_best_min_score(
         save_min_score(workdir, step, best | {"data_set": data_name})
 
 
+def _load(
+    run: tuple[pathlib.Path | None, int | str],
+    checkpoint: tuple[str | None, int | None],
+    source: DataOption,
+    proposal_file: pathlib.Path | None,
+    validation_share: float,
+) -> tuple[TrainedDetector, DataSet, torchvision.Published | None]:
+    """Loads the detector, the data set, and what is documented of the detector.
+
+    A run knows its classes, which VOC is read for; published weights may be a download,
+    before which the data is checked.
+    """
+    (workdir, step), trained = run, None
+    if workdir is not None:
+        trained = load_detector(workdir, step=step)
+    data_set = _load_data(source, trained, proposal_file, validation_share)
+    if trained is not None:
+        return trained, data_set, None
+    trained, documented = _load_published(*checkpoint)
+    return trained, data_set, documented
+
+
 def _load_data(
     source: DataOption,
     trained: TrainedDetector | None,
@@ -305,7 +319,7 @@ def _load_published(
 
 
 def _require_same_classes(
-    trained: TrainedDetector, data_set: DataSet, detector_name: pathlib.Path | str
+    trained: TrainedDetector, data_set: DataSet, detector_name: str
 ) -> None:
     names = trained.class_names
     if trained.detector.num_classes is not None and names != data_set.class_names:
@@ -333,16 +347,18 @@ def _beside_published(
 
 def _draw_first(
     count: int,
+    detector: Detector,
     data_set: DataSet,
     detections: list[dict],
     output: pathlib.Path,
-    *,
-    detection_names: tuple[str, ...] | None = None,
+    min_score: float,
 ) -> None:
     """Writes `POSITION_ID.png` for the first images; detections are COCO's results."""
+    detection_names = label_names(detector, data_set.class_names)
     of_image = collections.defaultdict(list)
     for detection in detections:
-        of_image[detection["image_id"]].append(detection)
+        if detection["score"] >= min_score:
+            of_image[detection["image_id"]].append(detection)
     labels = {number: label for label, number in enumerate(data_set.category_ids)}
     output.mkdir(parents=True, exist_ok=True)
     for position, image_id in enumerate(data_set.image_ids[:count]):

@@ -303,11 +303,11 @@ def _confusion(confusion: dict[str, Any]) -> str:
     names, matrix = confusion["classes"], confusion["matrix"]
     head = ["true class", *names]
     rows = []
-    for name, counts in zip(names, matrix, strict=True):
+    for row, counts in enumerate(matrix):
         total = max(sum(counts), 1)
-        cells = [f"<td>{escape(name)}</td>"]
-        for place, count in enumerate(counts):
-            color = "29,95,166" if names[place] == name else "184,72,10"
+        cells = [f"<td>{escape(names[row])}</td>"]
+        for column, count in enumerate(counts):
+            color = "29,95,166" if row == column else "184,72,10"
             # Light enough for dark digits.
             shade = f' style="background:rgba({color},{0.45 * count / total:.2f})"'
             cells.append(f"<td{shade if count else ''}>{count or ''}</td>")
