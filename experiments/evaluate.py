@@ -268,7 +268,7 @@ def _load(
     source: DataOption,
     proposal_file: pathlib.Path | None,
     validation_share: float,
-) -> tuple[TrainedDetector, DataSet, torchvision.Published | None]:
+) -> tuple[TrainedDetector, DataSet, detectors.Published | None]:
     """Loads the detector, the data set, and what is documented of the detector.
 
     A run knows its classes, which VOC is read for; published weights may be a download,

@@ -343,8 +343,8 @@ def with_run_lengths(ground_truth: dict) -> list[dict]:
     # One by one: of more than 255 at once, pycocotools makes an OverflowError.
     if empty := sum(not run_lengths.area(one["segmentation"]) for one in annotations):
         warn_once(
-            f"{empty} of {len(annotations)} objects have masks without a pixel, which no "
-            "detection can match: even perfect ones score less than 1"
+            f"{empty} of {len(annotations)} objects have masks without a pixel, which "
+            "no detection can match: even perfect ones score less than 1"
         )
     return annotations
 
