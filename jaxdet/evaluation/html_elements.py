@@ -24,7 +24,8 @@ nav a { margin-right: 14px; } a { color: #1d5fa6; }
 .pairs { max-width: 860px; }
 figure { margin: 0; max-width: 420px; } figcaption { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; }
-svg text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #1a1d21; }
+svg text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #1a1d21;
+  paint-order: stroke; stroke: #fff; stroke-width: 3px; }
 .scroll { overflow: auto; max-width: 100%; max-height: 560px; }
 tr:first-child th { position: sticky; top: 0; background: #fff; z-index: 1; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }

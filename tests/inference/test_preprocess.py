@@ -121,7 +121,7 @@ def test_detections_of_supervision_are_the_same(count):
 
 @pytest.mark.optional
 def test_objects_that_stay_are_tracked():
-    need("trackers", "supervision trackers")
+    need("trackers", "supervision; pip install --no-deps trackers")
     import trackers
 
     boxes = np.array([[0, 0, 10, 20], [30, 40, 50, 60]], np.float32)
