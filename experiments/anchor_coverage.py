@@ -227,7 +227,10 @@ def _configs(detector: Choice) -> tuple[DenseConfig, InputConfig, AllScalesConfi
     if run.recipe is not None:
         config, scales = dense_config_of(deserialize(run.recipe))
     if config is None:
-        raise RunError(f"{detector.workdir}: its detector has no anchors or points")
+        raise RunError(
+            f"{detector.workdir}: its detector has no anchors or points, as DETRs and "
+            "R-CNNs without an RPN; there is nothing to cover"
+        )
     return config, run.training.input, scales
 
 

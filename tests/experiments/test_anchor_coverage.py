@@ -15,6 +15,8 @@ from experiments.recipe import build
 from experiments.recipes.retinanet_digits import RECIPE
 from jaxdet.data.dataset import DataError
 from jaxdet.data.formats import digits
+from jaxdet.detectors.deformable_detr import DeformableDETRConfig, deformable_detr
+from jaxdet.detectors.detr import DETRConfig, detr
 from jaxdet.detectors.fast_rcnn import FastRCNNConfig, fast_rcnn
 from jaxdet.detectors.fcos import FCOSConfig
 from jaxdet.detectors.retinanet import RetinaNetConfig
@@ -70,10 +72,21 @@ def test_a_run_is_measured_by_its_own_numbers(tmp_path, capsys):
     text, _, _ = capsys.readouterr().out.partition("drawn: ")  # the rest is a path
     assert ">= 0.5" in text and "< 0.4" in text
     assert "32 to 64" in text and "128" not in text  # on the run's own canvas
-    regions = fast_rcnn(FastRCNNConfig(), RECIPE.backbone, FCHead())
-    save_run(tmp_path / "fast", regions, data_set, RECIPE.training)
-    with pytest.raises(RunError, match="its detector has no anchors or points"):
-        main(RunFolder(tmp_path / "fast"))
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        fast_rcnn(FastRCNNConfig(), RECIPE.backbone, FCHead()),
+        detr(DETRConfig(), RECIPE.backbone),
+        deformable_detr(DeformableDETRConfig(), RECIPE.backbone),
+    ],
+    ids=["fast_rcnn", "detr", "deformable_detr"],
+)
+def test_without_anchors_there_is_nothing_to_cover(detector, tmp_path):
+    save_run(tmp_path, detector, digits.load("train"), RECIPE.training)
+    with pytest.raises(RunError, match=r"no anchors or points.* nothing to cover"):
+        main(RunFolder(tmp_path))
 
 
 def test_objects_count_at_every_scale_of_training(tmp_path, monkeypatch):
