@@ -7,8 +7,9 @@ from functools import partial
 import jax
 import pytest
 
-from experiments.benchmarks import hlo_costs, models, scaling, tpu_compiler
+from experiments.benchmarks import hlo_costs, models, tpu_compiler
 from jaxdet.config import ConfigError
+from tests.experiments.benchmarks.test_models import TINY
 from tests.optional import need
 
 ROW = {
@@ -87,17 +88,18 @@ def test_rows_of_an_older_form(monkeypatch, tmp_path, key):
 
 
 def _step_for_tpu(name: str) -> dict:
-    detector = scaling.make(scaling.Setting(name, proposals=20, classes=5, width=4))
-    batch = jax.eval_shape(partial(models.random_batch, 1, (64, 64), 5, 5))
+    detector = models.MODELS[name]._replace(**TINY[name]).detector("bfloat16")
+    batch = jax.eval_shape(partial(models.random_batch, 1, (64, 64), 5, 4))
     program = tpu_compiler.of_detector(detector, batch, "train", 4)
     return {"text": tpu_compiler.compile_for(program).as_text()}
 
 
 @pytest.mark.slow
 @pytest.mark.optional
-def test_a_step_stays_on_its_tpus():
+@pytest.mark.parametrize("name", ["faster_rcnn", "detr", "deformable_detr"])
+def test_a_step_stays_on_its_tpus(name):
     need("libtpu", '"jax[tpu]"')
-    text = tpu_compiler.in_a_process(_step_for_tpu, "faster_rcnn")["text"]
+    text = tpu_compiler.in_a_process(_step_for_tpu, name)["text"]
     assert " convolution(" in text and " while(" in text
     forbidden = "infeed|outfeed|send|recv|conditional"
     assert not re.findall(rf" (?:{forbidden})\(.*", text)
