@@ -9,8 +9,8 @@ python -m experiments.export --weights fasterrcnn_resnet50_fpn
 python -m experiments.detect --artifact model.jaxdet photo.jpg
 
 jax reads programs that a jax of the last six months has written; later, export again.
-With `--format onnx` it is an ONNX file for one canvas, of RetinaNet, FCOS, SSD or
-Faster R-CNN, in an environment of its own that reads the same run folders:
+With `--format onnx` it is an ONNX file for one canvas, of RetinaNet, FCOS, SSD,
+Faster R-CNN or a DETR, in an environment of its own that reads the same run folders:
 
 pip install -r requirements.txt jax2onnx onnxruntime
 """
