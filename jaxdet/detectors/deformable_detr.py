@@ -91,6 +91,11 @@ class DeformableDETRConfig:
         yield "set_loss", self.set_loss.class_loss == "focal", 'of class_loss "focal"'
 
 
+TRANSFORMERS = DeformableDETRConfig(mask_padding=False)
+"""What SenseTime/deformable-detr was trained by, but for its 91 classes, ids of COCO;
+SenseTime/deformable-detr-with-box-refine has `refine_boxes`, too."""
+
+
 class DeformableDETRNetwork(nn.Module):
     """Backbone, deformable transformer, and heads for classes and boxes (Figure 1)."""
 

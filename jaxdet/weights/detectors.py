@@ -21,7 +21,15 @@ import numpy as np
 from jaxdet.data.formats.coco import CATEGORY_IDS
 from jaxdet.data.input_config import InputConfig
 from jaxdet.data.transforms import canvases_from_min_max
-from jaxdet.detectors import detr, faster_rcnn, fcos, mask_rcnn, retinanet, ssd
+from jaxdet.detectors import (
+    deformable_detr,
+    detr,
+    faster_rcnn,
+    fcos,
+    mask_rcnn,
+    retinanet,
+    ssd,
+)
 from jaxdet.detectors.detector import Detector
 from jaxdet.detectors.serialization import serialize
 from jaxdet.nn.backbones.resnet import ResNet
@@ -58,12 +66,14 @@ class Model(NamedTuple):
     canvas: tuple[int, int] | None = None  # that images fill; None: they keep shape
 
 
-# Label i of RetinaNet, FCOS and DETR is their output i, of which 0 is never predicted;
-# that of SSD and the R-CNNs is output i + 1, and output 0 the background.
+# Label i of RetinaNet, FCOS and the DETRs is their output i, of which 0 is never
+# predicted; that of SSD and the R-CNNs is output i + 1, and output 0 the background.
 RETINANET = dataclasses.replace(retinanet.TORCHVISION, num_classes=OUTPUTS)
 RETINANET_V2 = dataclasses.replace(retinanet.TORCHVISION_V2, num_classes=OUTPUTS)
 FCOS = dataclasses.replace(fcos.TORCHVISION, num_classes=OUTPUTS)
 DETR = dataclasses.replace(detr.TRANSFORMERS, num_classes=OUTPUTS)
+DEFORMABLE_DETR = dataclasses.replace(deformable_detr.TRANSFORMERS, num_classes=OUTPUTS)
+DEFORMABLE_DETR_REFINED = dataclasses.replace(DEFORMABLE_DETR, refine_boxes=True)
 SSD300 = dataclasses.replace(ssd.TORCHVISION, num_classes=OUTPUTS - 1)
 FASTER_RCNN = dataclasses.replace(faster_rcnn.TORCHVISION, num_classes=OUTPUTS - 1)
 FASTER_RCNN_V2 = dataclasses.replace(
@@ -74,6 +84,7 @@ MASK_RCNN_V2 = dataclasses.replace(mask_rcnn.TORCHVISION_V2, faster_rcnn=FASTER_
 _HEAD, _HEAD_V2 = FCHead(1024), ConvFCHead(1024, norm="frozen")
 # Those whose first checkpoints come from norms without an epsilon.
 _FIRST, _RESNET = ResNet(50, epsilon=0.0), ResNet(50)
+_HUGGING_FACE, _FILE = "https://huggingface.co", "resolve/main/model.safetensors"
 
 _MODELS = (
     Model(
@@ -148,14 +159,39 @@ _MODELS = (
         published=Published(
             "detr-resnet-50-830f5e2e.safetensors",
             42.0,
-            url="https://huggingface.co/facebook/detr-resnet-50/resolve/main/"
-            "model.safetensors",
+            url=f"{_HUGGING_FACE}/facebook/detr-resnet-50/{_FILE}",
+        ),
+    ),
+    Model(
+        partial(deformable_detr.deformable_detr, DEFORMABLE_DETR),
+        _RESNET,
+        NetworkMap("deformable_detr", tuple(transformers_maps.deformable_detr())),
+        first_id=0,
+        published=Published(
+            "deformable-detr-caf1e3e6.safetensors",
+            44.5,
+            url=f"{_HUGGING_FACE}/SenseTime/deformable-detr/{_FILE}",
+        ),
+    ),
+    Model(
+        partial(deformable_detr.deformable_detr, DEFORMABLE_DETR_REFINED),
+        _RESNET,
+        NetworkMap(
+            "deformable_detr_refined",
+            tuple(transformers_maps.deformable_detr(refine_boxes=True)),
+        ),
+        first_id=0,
+        published=Published(
+            "deformable-detr-with-box-refine-4113700f.safetensors",
+            46.2,
+            url=f"{_HUGGING_FACE}/SenseTime/deformable-detr-with-box-refine/{_FILE}",
         ),
     ),
 )
 MODELS = {model.network.name: model for model in _MODELS}
-"""By the names of torchvision's functions; `detr_resnet50` is facebook/detr-resnet-50
-of Hugging Face."""
+"""By the names of torchvision's functions; of Hugging Face, `detr_resnet50` is
+facebook/detr-resnet-50, `deformable_detr` is SenseTime/deformable-detr, and
+`deformable_detr_refined` SenseTime/deformable-detr-with-box-refine."""
 
 
 def build(name: str, *, epsilon: float | None = None) -> Detector:

@@ -35,12 +35,16 @@ class Layout(NamedTuple):
 
 
 class TensorMap(NamedTuple):
-    """Relates one tensor of the other library to one of ours."""
+    """Relates one tensor of the other library to one of ours.
+
+    Where several of ours are parts of one of theirs, each has a map with its name, and
+    layouts that leave zeros for the other parts, as `select_outputs` does.
+    """
 
     theirs: str
     ours: str  # "collection/module/.../name"
     layout: Layout
-    former: str | None = None  # its name in older files of the other library
+    former: str | None = None  # its name in other files of the other library
 
 
 class NetworkMap(NamedTuple):
@@ -227,12 +231,11 @@ def to_state_dict(
             f"{len(different)} variables do not fit {network.name}: "
             f"{sorted(different)[:5]}"
         )
-    return {
-        tensor.theirs: np.ascontiguousarray(
-            tensor.layout.to_theirs(np.asarray(ours[tensor.ours]))
-        )
-        for tensor in network.tensors
-    }
+    state: dict[str, np.ndarray] = {}
+    for theirs, path, layout, _ in network.tensors:
+        tensor = np.ascontiguousarray(layout.to_theirs(np.asarray(ours[path])))
+        state[theirs] = state[theirs] + tensor if theirs in state else tensor
+    return state
 
 
 def recognize(
@@ -290,8 +293,8 @@ def _differences(
     state: Mapping[str, np.ndarray], network: NetworkMap
 ) -> tuple[list[str], list[str]]:
     """Returns the names that a state dict lacks, and those that it has too many."""
-    names = [tensor.theirs for tensor in network.tensors]
-    surplus = sorted(state.keys() - set(names))
+    names = dict.fromkeys(tensor.theirs for tensor in network.tensors)
+    surplus = sorted(state.keys() - names)
     return (
         [name for name in names if name not in state],
         [name for name in surplus if not re.fullmatch(network.unused, name)],

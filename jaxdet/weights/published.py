@@ -82,7 +82,7 @@ the plain names are its `IMAGENET1K_V1`."""
 FILES = BACKBONES | {
     name: model.published.file for name, model in detectors.MODELS.items()
 }
-"""torchvision's files by the names of its functions, and `detr_resnet50`."""
+"""Files by the names of torchvision's functions, and of Hugging Face's DETRs."""
 
 # Of ssd_mobilenet_v2_coco_2018_03_29: 19, 10, 5, 3, 2 and 1 cells of 300 pixels.
 SSD_MOBILENET_V2_CONFIG = SSDConfig(

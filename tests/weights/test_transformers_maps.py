@@ -1,13 +1,14 @@
-"""DETR against transformers' own: stages, detections' parts, losses and gradients."""
+"""DETRs against transformers' own: stages, detections' parts, losses and gradients."""
 
-import json
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdet.detectors import detr, set_prediction
+from jaxdet.detectors import deformable_detr, detr, set_prediction
 from jaxdet.detectors.detector import preprocess
 from jaxdet.nn import layers
 from jaxdet.nn.backbones.resnet import ResNet
@@ -17,7 +18,7 @@ from jaxdet.weights import detectors, mapping, transformers_maps
 from jaxdet.weights.mapping import NetworkMap
 from tests.conftest import GOLDEN
 from tests.golden import replay
-from tests.golden.record_transformers import CONFIG, SIZES
+from tests.golden.record_transformers import CONFIGS as THEIR_CONFIGS
 from tests.weights.test_detectors import (
     NO_OPTIMIZATION,
     assert_close,
@@ -25,77 +26,116 @@ from tests.weights.test_detectors import (
     normalize_in_float64,
 )
 
-CANVAS = (128, 192)
-NETWORK = NetworkMap(
-    "a small DETR", tuple(transformers_maps.detr(resnet=18, depths=(2, 2), heads=4))
-)
-SMALL = detr.DETRConfig(
-    num_classes=CONFIG["num_labels"],
-    num_queries=CONFIG["num_queries"],
-    channels=CONFIG["d_model"],
-    num_heads=CONFIG["encoder_attention_heads"],
-    hidden=CONFIG["encoder_ffn_dim"],
-    encoder_depth=CONFIG["encoder_layers"],
-    decoder_depth=CONFIG["decoder_layers"],
-    dropout=0.0,
-    mask_padding=False,
-)
 LOSSES = {"class_loss": "loss_ce", "l1_loss": "loss_bbox", "giou_loss": "loss_giou"}
 
 
-@pytest.fixture(scope="module")
-def golden():
-    """The state dict, and what transformers computes of it."""
-    return replay.load(GOLDEN / "detr_s0.npz")[:2]
+def config_of(name):
+    theirs = THEIR_CONFIGS[name]
+    config, fields = detr.TRANSFORMERS, {}
+    if name != "detr":
+        config = deformable_detr.TRANSFORMERS
+        fields["refine_boxes"] = name == "deformable_detr_refined"
+        # The authors' weight of the class loss is 2, that of transformers 1.
+        fields["set_loss"] = dataclasses.replace(config.set_loss, class_weight=1.0)
+    return dataclasses.replace(
+        config,
+        num_classes=theirs["num_labels"],
+        num_queries=theirs["num_queries"],
+        channels=theirs["d_model"],
+        num_heads=theirs["encoder_attention_heads"],
+        hidden=theirs["encoder_ffn_dim"],
+        encoder_depth=theirs["encoder_layers"],
+        decoder_depth=theirs["decoder_layers"],
+        dropout=0.0,
+        **fields,
+    )
+
+
+class Golden:
+    """One of the networks, and what transformers computes of it."""
+
+    def __init__(self, name):
+        self.state, self.arrays, about = replay.load(GOLDEN / f"{name}_s0.npz")
+        self.published, self.config = about["published"], config_of(name)
+        small = {"resnet": 18, "depths": (2, 2), "heads": 4}
+        if name == "detr":
+            maps = transformers_maps.detr(**small)
+            self.make_network, self.make_detector = detr.DETRNetwork, detr.detr
+        else:
+            small["channels"] = self.config.channels
+            refine = self.config.refine_boxes
+            maps = transformers_maps.deformable_detr(**small, refine_boxes=refine)
+            self.make_network = deformable_detr.DeformableDETRNetwork
+            self.make_detector = deformable_detr.deformable_detr
+        self.map = NetworkMap(f"a small {name}", tuple(maps))
+
+
+@pytest.fixture(scope="module", params=THEIR_CONFIGS)
+def golden(request):
+    return Golden(request.param)
 
 
 def batch_of(arrays):
     """Both images, on one canvas, with slots of padding."""
-    pixels = np.zeros((2, *CANVAS, 3), np.uint8)
+    sizes = arrays["in/sizes"]
+    pixels = np.zeros((2, *np.max(sizes, axis=0), 3), np.uint8)
     boxes, labels = np.zeros((2, 4, 4), np.float32), np.zeros((2, 4), np.int32)
     valid = np.zeros((2, 4), bool)
-    for i, (height, width) in enumerate(SIZES):
+    for i, (height, width) in enumerate(sizes):
         pixels[i, :height, :width] = arrays[f"in/image{i}"]
         count = len(arrays[f"in/boxes{i}"])
         boxes[i, :count] = arrays[f"in/boxes{i}"]
         labels[i, :count], valid[i, :count] = arrays[f"in/labels{i}"], True
     truth = GroundTruth(boxes, labels, valid, np.zeros_like(valid))
     scales, ids = np.ones((2, 2), np.float32), np.arange(2, dtype=np.int32)
-    return Batch(pixels, np.array(SIZES, np.int32), scales, ids, truth)
+    return Batch(pixels, sizes.astype(np.int32), scales, ids, truth)
+
+
+def inside_images(memory):
+    """Which of the cells belong to their image, `[B, T, 1]`."""
+    if isinstance(memory, detr.Memory):
+        return np.asarray(memory.mask)[:, 0, 0, :, None]
+    return np.all((memory.centers() > 0) & (memory.centers() < 1), -1, keepdims=True)
 
 
 def test_every_stage(golden):
-    state, arrays = golden
-    variables = mapping.to_variables(state, NETWORK)
+    arrays, config = golden.arrays, golden.config
+    variables = mapping.to_variables(golden.state, golden.map)
     batch = batch_of(arrays)
-    network = detr.DETRNetwork(SMALL, ResNet(18))
-    run = jax.jit(
-        lambda variables, method, *given: network.apply(
-            variables, *given, method=method
-        ),
-        static_argnums=1,
-    )
-    pixels, sizes = preprocess(batch, SMALL.preprocessing)
-    memory = run(variables, "encode", pixels, sizes)
-    inside = np.asarray(memory.mask)[:, 0, 0, :, None]
-    assert np.sum(inside) == 4 * 5 + 3 * 6
+    network = golden.make_network(config, ResNet(18))
+    is_detr = isinstance(network, detr.DETRNetwork)
+    pixels, sizes = preprocess(batch, config.preprocessing)
+
+    def forward(pixels, sizes):
+        apply = functools.partial(network.apply, variables)
+        memory = apply(pixels, sizes, method="encode")
+        if is_detr:
+            queries = apply(memory, method="decode")
+            return memory, queries, *apply(queries, method="heads")
+        heads, sown = apply(memory, method="decode", capture_intermediates=True)
+        sown = sown["intermediates"]
+        queries = [sown[f"decoder_{i}"]["__call__"][0] for i in (0, 1)]
+        return memory, jnp.stack(queries), *heads
+
+    memory, queries, logits, boxes = jax.jit(forward)(pixels, sizes)
+    inside = inside_images(memory)
+    levels = (16 * 20 + 12 * 24) // 4, 4 * 5 + 3 * 6, 2 * 3 + 2 * 3, 1 * 2 + 1 * 2
+    assert np.sum(inside) == (levels[1] if is_detr else sum(levels))
     # Cells of padding, which nothing attends to, have other positions there.
     assert_close(memory.features * inside, arrays["float32/encoder"] * inside)
-    queries = run(variables, "decode", memory)
     assert_close(queries, arrays["float32/queries"])
-    logits, boxes = run(variables, "heads", queries)
     assert_close(logits, arrays["float32/logits"])
     assert_close(boxes, arrays["float32/boxes"])
     truth = set_prediction._in_fractions(batch.truth, sizes)
     for layer in range(2):
         match = jax.jit(set_prediction.match_queries, static_argnums=3)
-        index, positive = match(logits[layer], boxes[layer], truth, SMALL.set_loss)
+        index, positive = match(logits[layer], boxes[layer], truth, config.set_loss)
         for i in range(2):
             matched = np.flatnonzero(positive[i])
             pairs = np.stack([matched, index[i][matched]])
             np.testing.assert_array_equal(pairs, arrays[f"float32/matched/{layer}/{i}"])
     run = jax.jit(set_prediction.losses_per_layer, static_argnums=4)
-    parts = run(logits, boxes, batch.truth, sizes, SMALL.set_loss)
+    parts = run(logits, boxes, batch.truth, sizes, config.set_loss)
     for name, theirs in LOSSES.items():
         expected = [arrays[f"float32/loss/{theirs}{end}"] for end in ("_0", "")]
         np.testing.assert_allclose(parts[name], expected, rtol=1e-4)
@@ -103,7 +143,7 @@ def test_every_stage(golden):
 
 @pytest.mark.slow
 def test_gradients_in_float64(golden, monkeypatch):
-    state, arrays = golden
+    arrays = golden.arrays
 
     def normalize(pixels, sizes, **statistics):
         pixels = normalize_in_float64(pixels, sizes, **statistics)
@@ -112,8 +152,8 @@ def test_gradients_in_float64(golden, monkeypatch):
     monkeypatch.setattr(images, "normalize", normalize)
     monkeypatch.setattr(layers, "convolve", convolve_in_float64)
     with jax.enable_x64(True):
-        detector = detr.detr(SMALL, ResNet(18, dtype=jnp.float64))
-        variables = mapping.to_variables(state, NETWORK)
+        detector = golden.make_detector(golden.config, ResNet(18, dtype=jnp.float64))
+        variables = mapping.to_variables(golden.state, golden.map)
         variables = jax.tree.map(np.float64, variables)
 
         def loss(params, batch):
@@ -126,10 +166,10 @@ def test_gradients_in_float64(golden, monkeypatch):
     np.testing.assert_allclose(total, arrays["float64/loss"], rtol=1e-5)
     constants = variables["constants"]
     gradients = {"params": gradients, "constants": constants}
-    gradients = mapping.to_state_dict(gradients, NETWORK)
+    gradients = mapping.to_state_dict(gradients, golden.map)
     frozen = {
         tensor.theirs
-        for tensor in NETWORK.tensors
+        for tensor in golden.map.tensors
         if tensor.ours.startswith("constants")
     }
     norms = [np.linalg.norm(gradients[x]) for x in sorted(gradients.keys() - frozen)]
@@ -139,13 +179,31 @@ def test_gradients_in_float64(golden, monkeypatch):
 
 def test_every_variable_there_and_back(golden):
     """Of the small network its numbers, of the published one names and shapes."""
-    state, _ = golden
-    back = mapping.to_state_dict(mapping.to_variables(state, NETWORK), NETWORK)
+    state = golden.state
+    back = mapping.to_state_dict(mapping.to_variables(state, golden.map), golden.map)
     assert back.keys() == state.keys()
     for name, tensor in back.items():
         np.testing.assert_array_equal(tensor, state[name], err_msg=name)
-    shapes = json.loads((GOLDEN / "detr_s0.json").read_text())["detr_resnet50"]
+    shapes = golden.published
     state = {x: np.broadcast_to(np.float32(0), shape) for x, shape in shapes.items()}
-    assert detectors.recognize(state) == "detr_resnet50"
-    back = detectors.export(detectors.load(state), "detr_resnet50")
+    name = detectors.recognize(state)
+    back = detectors.export(detectors.load(state), name)
     assert {name: list(x.shape) for name, x in back.items()} == shapes
+    config = detectors.MODELS[name].make.args[0]
+    assert type(config) is type(golden.config)
+    assert vars(config).get("refine_boxes") == vars(golden.config).get("refine_boxes")
+
+
+def test_other_names_of_refined_heads_are_read():
+    """Those of files that older versions of transformers wrote."""
+    golden = Golden("deformable_detr_refined")
+    old = {
+        x.replace("model.decoder.bbox", "bbox"): golden.state[x] for x in golden.state
+    }
+    assert old.keys() != golden.state.keys()
+    variables = mapping.to_variables(old, golden.map)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        variables,
+        mapping.to_variables(golden.state, golden.map),
+    )
