@@ -15,6 +15,7 @@ from jaxdet.nn.layers import (
     FrozenBatchNorm,
     Norm,
     conv7x7_on_blocks,
+    conv7x7_on_pairs_of_rows,
     inside_mask,
     max_pool_by_shifts,
     max_pool_by_windows,
@@ -61,7 +62,8 @@ def test_agrees_with_flax(rng, kernel, stride, dilation, padding):
     )
 
 
-def test_stem_on_blocks_is_the_convolution(rng):
+@pytest.mark.parametrize("stem", [conv7x7_on_blocks, conv7x7_on_pairs_of_rows])
+def test_stem_on_blocks_is_the_convolution(rng, stem):
     x = rng.normal(size=(2, 15, 18, 3)).astype(np.float32)
     kernel = rng.normal(size=(7, 7, 3, 4)).astype(np.float32)
 
@@ -72,7 +74,7 @@ def test_stem_on_blocks_is_the_convolution(rng):
         return jax.jit(jax.value_and_grad(total, (0, 1)))(x, kernel)
 
     plain = partial(convolve, stride=2, margins=(3, 3))
-    results = map(total_and_gradients, (conv7x7_on_blocks, plain))
+    results = map(total_and_gradients, (stem, plain))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-3)
 
 
