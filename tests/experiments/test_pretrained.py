@@ -1,6 +1,7 @@
 """What `--weights` names, and a detector of torchvision that learns other classes."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -13,17 +14,20 @@ import jaxdet
 from experiments import pretrained, train
 from experiments import recipe as recipes
 from experiments.data_option import DataOption
+from jaxdet.detectors.detr import detr
 from jaxdet.inference.load import load_detector
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.structs import Batch
 from jaxdet.training.run_folder import RunError, load_run, save_run
-from jaxdet.weights import detectors, transfer
+from jaxdet.weights import detectors, transfer, transformers_maps
+from jaxdet.weights.mapping import NetworkMap
 from jaxdet.weights.state_dict import WeightsError
 from jaxdet.weights.transfer import Transfer
 from tests.conftest import GOLDEN
 from tests.golden import replay
 from tests.training import toy
+from tests.weights.test_transformers_maps import config_of
 
 
 @pytest.fixture
@@ -222,6 +226,54 @@ def test_a_detector_of_torchvision_learns_other_classes(photographs):
     bias = after["params/classes3/bias"].reshape(4, 3)
     theirs = state["head.classification_head.module_list.0.bias"].reshape(4, 91)
     np.testing.assert_allclose(bias[:, 1:], theirs[:, [17, 0]], atol=1e-6)
+    image = np.asarray(Image.open(photographs / "0.png"))
+    names = jaxdet.load(workdir)(image).names
+    assert names and set(names) <= {"widget", "Cat"}
+
+
+@pytest.mark.slow
+def test_a_detr_of_transformers_learns_other_classes(photographs, monkeypatch):
+    """A small one, in the place of the published, with its 92 outputs."""
+    state, _, _ = replay.load(GOLDEN / "detr_s0.npz")
+    rng = np.random.default_rng(0)
+    state["class_labels_classifier.weight"] = rng.normal(size=(92, 32)).astype("f4")
+    state["class_labels_classifier.bias"] = np.arange(92, dtype=np.float32)
+    file, workdir = photographs / "drawn.npz", photographs / "run"
+    np.savez(file, **state)
+    config = config_of("detr")
+    tensors = tuple(transformers_maps.detr(resnet=18, depths=(2, 2), heads=4))
+    small = detectors.MODELS["detr_resnet50"]._replace(
+        make=functools.partial(detr, dataclasses.replace(config, num_classes=91)),
+        backbone=ResNet(18),
+        network=NetworkMap("detr_resnet50", tensors),
+    )
+    monkeypatch.setitem(detectors.MODELS, "detr_resnet50", small)
+    published = recipes.load("detr")
+    inputs = dataclasses.replace(published.training.input, canvases=((64, 96),))
+    numbers = {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "pictures": 0}
+    training = dataclasses.replace(published.training, **numbers, input=inputs)
+    recipe = dataclasses.replace(
+        published, detector=config, backbone=ResNet(18), training=training
+    )
+    monkeypatch.setattr(recipes, "load", lambda name: recipe)
+    train.command("detr")(
+        source=DataOption((str(photographs / "all.json"),)),
+        validation=dataclasses.replace(train.VALIDATION, validation_share=0.0),
+        training=dataclasses.replace(training, frozen=("(backbone|encoder).*",)),
+        weights=str(file),
+        workdir=workdir,
+    )
+    started = load_run(workdir).weights
+    assert set(started.new) == {f"params/class_head/{x}" for x in ("kernel", "bias")}
+    assert started.class_names == ("Cat",)
+    before = flatten_dict(detectors.load(state), sep="/")
+    after = flatten_dict(load_detector(workdir).variables, sep="/")
+    for path in after.keys() - set(started.new):
+        np.testing.assert_allclose(after[path], before[path], atol=1e-6)
+    # COCO's 17 is a cat; the last output is that of no object.
+    for part in ("kernel", "bias"):
+        ours, theirs = (x[f"params/class_head/{part}"] for x in (after, before))
+        np.testing.assert_allclose(ours[..., 1:], theirs[..., [17, 91]], atol=1e-6)
     image = np.asarray(Image.open(photographs / "0.png"))
     names = jaxdet.load(workdir)(image).names
     assert names and set(names) <= {"widget", "Cat"}
