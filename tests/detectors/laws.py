@@ -6,8 +6,8 @@ A detector joins with one line in its own test file:
 
 where `small_retinanet(dtype)` builds it for three classes and 64x64 images, fast to
 compile and with norms that train from scratch. Two detections of a class overlap by at
-most `nms_threshold`; one batch is overfitted for `steps`. Without classes, all labels
-that are detected are 0.
+most `nms_threshold`; one batch is overfitted for `steps`, by gradients that `jit`
+compiles. Without classes, all labels that are detected are 0.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ overlaps = jax.jit(jax.vmap(box_ops.pairwise_iou))
 class Compiled:
     """A detector, its variables, and its functions compiled once for all laws."""
 
-    def __init__(self, detector):
+    def __init__(self, detector, jit):
         def loss(*arguments):
             self.traces += 1
             return detector.loss(*arguments)
@@ -48,20 +48,23 @@ class Compiled:
         self.loss = jax.jit(loss)
         self.traces = 0  # of the loss: how often it was compiled
         self.predict = jax.jit(detector.predict)
-        self.gradients = optimized_jit(partial(_gradients, detector))
+        self.gradients = jit(partial(_gradients, detector))
 
 
 class DetectorLaws:
     """Tests; see the module's docstring."""
 
-    def __init_subclass__(cls, *, detector, nms_threshold=0.5, steps=200):
+    def __init_subclass__(
+        cls, *, detector, nms_threshold=0.5, steps=200, jit=optimized_jit
+    ):
         cls.make = staticmethod(detector)
         cls.nms_threshold = nms_threshold
         cls.steps = steps
+        cls.jit = staticmethod(jit)
 
     @pytest.fixture(scope="class")
     def compiled(self):
-        return Compiled(self.make(jnp.float32))
+        return Compiled(self.make(jnp.float32), self.jit)
 
     @pytest.fixture(scope="class")
     def trained(self, compiled):

@@ -42,9 +42,13 @@ def network_of(config):
     return DeformableDETRNetwork(config, ResNet(depth=10, width=16, coarsest=3))
 
 
-# Nothing removes duplicates: boxes of a class may overlap without limit.
+# As of DETR.
 class TestLaws(
-    laws.DetectorLaws, detector=small_deformable_detr, nms_threshold=1.0, steps=300
+    laws.DetectorLaws,
+    detector=small_deformable_detr,
+    nms_threshold=1.0,
+    steps=150,
+    jit=jax.jit,
 ):
     """Law 8's limit to overlaps is one of NMS."""
 
