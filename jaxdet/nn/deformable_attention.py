@@ -38,50 +38,60 @@ def multi_scale_deformable_attention(
     Returns:
       The sums in the dtype of the values, computed in float32 or better.
     """
-    heads, depth = values.shape[1:]
-    index, shares = _corners(points, shapes, extents)  # [4, Q, H, L, P]
-    shares = shares * weights[None]
-    index = index * heads + jnp.arange(heads)[None, None, :, None, None]
-    slots = [_by_slot(x) for x in (index, shares)]  # [4 L P, Q, H]
-    flat = values.reshape(-1, depth)
+    queries, heads, _, count = weights.shape
+    flat = values.reshape(-1, values.shape[-1])
+    starts = [0, *itertools.accumulate(rows * columns for rows, columns in shapes)]
+    levels = jnp.array(starts[:-1], jnp.int32), jnp.array(shapes, jnp.int32), extents
+    levels = [jnp.repeat(x, count, axis=0) for x in levels]
+    points, weights = (jnp.moveaxis(x, (2, 3), (0, 1)) for x in (points, weights))
+    points = points.reshape(-1, queries, heads, 2)
+    # In a loop, whose inputs lie in memory: a compiler that computes points once for
+    # cells and once for shares may round them differently, and mix up the cells.
+    corners = jax.checkpoint(lambda slot: _corners(*slot))
+    index, shares = jax.lax.map(corners, (points, *levels))
+    shares = shares * weights.reshape(-1, 1, queries, heads)
+    slots = [x.reshape(-1, queries, heads) for x in (index, shares)]
 
     @jax.checkpoint
     def read(index: jax.Array, share: jax.Array) -> jax.Array:
         return share[..., None] * jnp.take(flat, index, axis=0, mode="clip")
 
+    def add(total, slot):
+        return total + read(*slot), None
+
     dtype = jnp.promote_types(shares.dtype, values.dtype)
-    total = jnp.zeros((*points.shape[:2], depth), dtype)
-    total, _ = jax.lax.scan(lambda x, slot: (x + read(*slot), None), total, slots)
+    total = jnp.zeros((queries, heads, flat.shape[1]), dtype)
+    total, _ = jax.lax.scan(add, total, slots)
     return total.astype(values.dtype)
 
 
 def _corners(
-    points: Float[Array, "Q H L P 2"],
-    shapes: Sequence[tuple[int, int]],
-    extents: Int[Array, "L 2"],
-) -> tuple[Int[Array, "4 Q H L P"], Float[Array, "4 Q H L P"]]:
-    """Returns the four cells around each point, and the share that it has of each."""
-    starts = [0, *itertools.accumulate(rows * columns for rows, columns in shapes)]
-    start = jnp.array(starts[:-1], jnp.int32)[None, None, :, None]
-    rows_columns = jnp.array(shapes, jnp.int32).reshape(1, 1, -1, 1, 2)
-    ends = extents[None, None, :, None]
+    points: Float[Array, "Q H 2"],
+    start: Int[Array, ""],
+    shape: Int[Array, "2"],
+    extent: Int[Array, "2"],
+) -> tuple[Int[Array, "4 Q H"], Float[Array, "4 Q H"]]:
+    """Returns the four cells around each point, and the share that it has of each.
+
+    Args:
+      points: of one level, one for each query and head.
+      start: the level's first cell.
+      shape: rows and columns of the level's map.
+      extent: those that belong to the image.
+    """
+    end, heads = extent[None, None], jnp.arange(points.shape[1])[None]
     # A point more than a cell beyond the map has no share of any cell.
-    centered = jnp.clip(points[..., ::-1] - 0.5, -2.0, (ends + 1).astype(points.dtype))
+    centered = jnp.clip(points[..., ::-1] - 0.5, -2.0, (end + 1).astype(points.dtype))
     floor = jnp.floor(centered)
     beyond = centered - floor
     index, shares = [], []
     for corner in itertools.product((0, 1), (0, 1)):
-        step = jnp.array(corner).reshape(1, 1, 1, 1, 2)
+        step = jnp.array(corner)[None, None]
         cell = floor.astype(jnp.int32) + step
-        inside = jnp.all((cell >= 0) & (cell < ends), axis=-1)
+        inside = jnp.all((cell >= 0) & (cell < end), axis=-1)
         share = jnp.prod(jnp.where(step == 1, beyond, 1 - beyond), axis=-1)
-        cell = jnp.clip(cell, 0, rows_columns - 1)
-        index.append(start + cell[..., 0] * rows_columns[..., 1] + cell[..., 1])
+        cell = jnp.clip(cell, 0, shape[None, None] - 1)
+        cell = start + cell[..., 0] * shape[1] + cell[..., 1]
+        index.append(cell * len(heads[0]) + heads)
         shares.append(jnp.where(inside, share, 0.0))
     return jnp.stack(index), jnp.stack(shares)
-
-
-def _by_slot(x: Array) -> Array:
-    """`[4, Q, H, L, P]` -> `[4 L P, Q, H]`."""
-    x = jnp.moveaxis(x, (1, 2), (3, 4))
-    return x.reshape(-1, *x.shape[3:])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from jaxdet.detectors import set_prediction
 from jaxdet.detectors.set_prediction import SetLossConfig, SetPostprocessing
-from tests.detectors import scenes
+from tests.detectors import scenes, test_deformable_detr, test_detr
 
 # One image of 64x64, one object of class 1, and three queries: on the object, half as
 # wide, and far off. In fractions of the image the object is 0.25 wide and 0.5 high.
@@ -132,3 +133,26 @@ def test_boxes_that_are_not_finite_are_discarded():
         class_loss="cross_entropy",
     )
     assert found.valid.tolist() == [[True, True, False]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make, config",
+    [
+        (test_detr.small_detr, test_detr.SMALL),
+        (test_deformable_detr.small_deformable_detr, test_deformable_detr.SMALL),
+    ],
+    ids=["detr", "deformable_detr"],
+)
+def test_padding_changes_nothing_with_dropout(make, config):
+    """Some points are cells' centers at first, where rounding picks the cell."""
+    detector = make(config=dataclasses.replace(config, dropout=0.6))
+    batch, large = scenes.batch(), scenes.batch(canvas=(96, 128), slots=9)
+    variables = jax.jit(detector.init)(jax.random.key(0), batch)
+    loss = jax.jit(detector.loss)
+    losses = []
+    for key in map(jax.random.key, range(4)):
+        small = loss(variables, batch, key)
+        chex.assert_trees_all_close(small, loss(variables, large, key), rtol=1e-5)
+        losses.append(float(small[0]))
+    assert np.ptp(losses) > 1e-3 * losses[0]
