@@ -87,7 +87,8 @@ def main(
         the output folder if not given. Of a video, a line of json for each frame;
         beside the video with boxes if not given.
       min_score: lower scores are left out; "best": below that of the highest F1, which
-        `python -m experiments.evaluate RUN --report FOLDER` has measured for the run.
+        `python -m experiments.evaluate RUN --report FOLDER` has measured for the run,
+        with the same views.
       views: what is detected in beside each picture as a whole.
       decoding: how image files are decoded.
       step: which checkpoint of the run; "best" is that of the highest AP,
@@ -107,7 +108,7 @@ def main(
     if len(named) > 1:
         raise DataError(f"{' and '.join(named)}; one detector at a time")
     if min_score == "best":
-        min_score = _best_min_score(workdir, step, named)
+        min_score = _best_min_score(workdir, step, named, views)
     clip = _find_video(pictures, output, json_file, every)
     if clip is None:
         files = _list_pictures(pictures, output)
@@ -263,7 +264,10 @@ def _split_run_folder(
 
 
 def _best_min_score(
-    workdir: pathlib.Path | None, step: int | str, named: list[str]
+    workdir: pathlib.Path | None,
+    step: int | str,
+    named: list[str],
+    views: ViewsOption,
 ) -> float:
     """Returns the minimum score that an evaluation of the run has found to be best."""
     if workdir is None:
@@ -275,7 +279,7 @@ def _best_min_score(
     # It imports flax: nothing that an exported detector takes.
     from jaxdet.training.run_folder import load_min_score
 
-    return load_min_score(workdir, step)
+    return load_min_score(workdir, step, str(views))
 
 
 def _load_artifact(

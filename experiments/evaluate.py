@@ -111,8 +111,8 @@ def main(
       batch_size: images at a time.
       json_file: where to write the detections in COCO's format.
       report: folder for a page that shows why the detector fails, `report.html`, and
-        its numbers, `report.json`. Without further views the run keeps the minimum
-        score of the highest F1, which `--min-score best` of experiments.detect takes.
+        its numbers, `report.json`. The run keeps the minimum score of the highest F1
+        with these views, which `--min-score best` of experiments.detect takes.
       pictures: how many images to draw, the first ones.
       output: folder for these pictures.
       min_score: lower scores are not drawn; they count in the numbers.
@@ -125,6 +125,8 @@ def main(
     """
     _check_numbers(batch_size, canvas_multiple, pictures, max_detections)
     _check_options(workdir, weights, canvas_multiple, views.tiles, proposal_file)
+    if report is not None and report.is_file():
+        raise DataError(f"--report {report} is a file; it must be a folder")
     tiles = views.tiles_config(batch_size=batch_size)
     trained, data_set, documented = _load(
         (workdir, step),
@@ -161,9 +163,8 @@ def main(
         print(_beside_published(measured, documented))
     if explained is not None:
         print(f"why it fails: see {report / 'report.html'}")
-        # Merged detections of several views have scores of another kind.
-        run = workdir if views == ONE_VIEW else None
-        _keep_best_min_score(explained["boxes"]["best_f1"], run, step, data_set.name)
+        best = explained["boxes"]["best_f1"]
+        _keep_best_min_score(best, workdir, step, data_set.name, views)
     if pictures:
         _draw_first(pictures, detector, data_set, detections, output, min_score)
 
@@ -250,16 +251,19 @@ def _keep_best_min_score(
     workdir: pathlib.Path | None,
     step: int | str,
     data_name: str,
+    views: ViewsOption,
 ) -> None:
     """Prints the minimum score of the highest F1, and stores it in the run folder."""
     if best is None:
-        return  # no detection is right
+        print("no minimum score is best: no detection is right, at an IoU of 0.5")
+        return
     shares = ", ".join(
         f"{name} {100 * best[name]:.1f}" for name in ("f1", "precision", "recall")
     )
     print(f"best minimum score: {best['min_score']:.3f} ({shares}, at an IoU of 0.5)")
     if workdir is not None:
-        save_min_score(workdir, step, best | {"data_set": data_name})
+        best = best | {"data_set": data_name}
+        save_min_score(workdir, step, best, str(views))
 
 
 def _load(

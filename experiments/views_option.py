@@ -32,6 +32,16 @@ class ViewsOption:
     """How detections of `--flip` and `--scales` are merged: non-maximum suppression,
     also if not given, or weighted box fusion."""
 
+    def __str__(self) -> str:
+        """Returns the options as they are typed; of one view none."""
+        options = {"tiles": self.tiles, "overlap": self.overlap, "merge": self.merge}
+        typed = [f"--{name} {x}" for name, x in options.items() if x is not None]
+        if self.flip:
+            typed.append("--flip")
+        if self.scales:
+            typed.append(f"--scales {' '.join(f'{x:g}' for x in self.scales)}")
+        return " ".join(typed)
+
     def tiles_config(self, **fields: int) -> TilesConfig | None:
         """Returns how images are cut, with further fields; None without `--tiles`.
 

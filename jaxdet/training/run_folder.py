@@ -128,7 +128,7 @@ def identity(
 
 
 def save_min_score(
-    workdir: str | os.PathLike, step: int | str, best: dict[str, Any]
+    workdir: str | os.PathLike, step: int | str, best: dict[str, Any], views: str = ""
 ) -> None:
     """Stores the minimum score that is best for a checkpoint, in `min_scores.json`.
 
@@ -136,21 +136,33 @@ def save_min_score(
       workdir: the run folder.
       step: of the checkpoint, or "best" or "latest".
       best: its `min_score`, and what else tells about it.
+      views: options of the further views of an image, as they are typed; several views
+        of a detector have scores of another kind.
     """
     file = pathlib.Path(workdir) / "min_scores.json"
-    stored = _read_min_scores(file)
+    stored, key = _read_min_scores(file), f"{step} {views}".strip()
     saved = saved_steps(checkpoint_folder(workdir))
-    write_json(file, stored | {str(step): best | {"checkpoints": saved}}, indent=2)
+    write_json(file, stored | {key: best | {"checkpoints": saved}}, indent=2)
 
 
-def load_min_score(workdir: str | os.PathLike, step: int | str) -> float:
+def load_min_score(
+    workdir: str | os.PathLike, step: int | str, views: str = ""
+) -> float:
     """Returns the minimum score that is best for a checkpoint of a run.
+
+    Args:
+      workdir: as of `save_min_score`.
+      step: as of `save_min_score`.
+      views: as of `save_min_score`.
 
     Raises:
       RunError: none is stored, or there were other checkpoints when it was.
     """
-    stored = _read_min_scores(pathlib.Path(workdir) / "min_scores.json").get(str(step))
+    file = pathlib.Path(workdir) / "min_scores.json"
+    stored = _read_min_scores(file).get(f"{step} {views}".strip())
     measure = f"python -m experiments.evaluate {workdir} --report FOLDER"
+    if views:
+        measure += f" {views}"
     if step != "best":
         measure += f" --step {step}"
     if stored is None:

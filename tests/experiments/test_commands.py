@@ -27,6 +27,7 @@ from experiments.data_option import (
     search_proposals,
 )
 from experiments.lecture import anatomy
+from experiments.views_option import ViewsOption
 from jaxdet import parallel
 from jaxdet.config import Anchors, ConfigError
 from jaxdet.data import selective_search
@@ -282,6 +283,11 @@ def test_detect_takes_the_minimum_score_that_a_report_has_found(
     assert (tmp_path / "report" / "report.html").is_file()
     detect_best()
     assert taken == [0.4]
+    flipped = ViewsOption(flip=True, scales=(0.5, 1.0), merge="wbf")  # other scores
+    with pytest.raises(RunError, match=r"--report F\w+ --merge wbf --f.* 0\.5 1$"):
+        detect_best(views=flipped)
+    evaluate.main(run, report=tmp_path / "report", views=flipped)
+    detect_best(views=flipped)
     with pytest.raises(RunError, match=r"checkpoint 2; measure it: .* --step 2"):
         detect_best(step=2)
     with pytest.raises(
@@ -302,6 +308,8 @@ def test_detect_takes_the_minimum_score_that_a_report_has_found(
     ],
 )
 def test_evaluate_refuses_contradictions(tmp_path, options, problem):
+    with pytest.raises(DataError, match=r"--report \S+\.py is a file"):
+        evaluate.main(tmp_path, report=pathlib.Path(__file__))
     with pytest.raises(DataError, match=problem):
         evaluate.main(**{"workdir": tmp_path} | options)
 

@@ -41,7 +41,9 @@ def test_the_best_minimum_score_holds_until_a_run_goes_on(tmp_path):
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     save_min_score(tmp_path, 4, {"min_score": 0.25})
     save_min_score(tmp_path, "best", {"min_score": 0.75})
+    save_min_score(tmp_path, "best", {"min_score": 0.5}, "--flip")
     assert [load_min_score(tmp_path, step) for step in (4, "best")] == [0.25, 0.75]
+    assert load_min_score(tmp_path, "best", "--flip") == 0.5
     (tmp_path / "checkpoints" / "8").mkdir()
     with pytest.raises(RunError, match=r"has trained on since .* --step 4$"):
         load_min_score(tmp_path, 4)
