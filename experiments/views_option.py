@@ -26,8 +26,8 @@ class ViewsOption:
     flip: bool = False
     """Detect in the mirror image, too."""
     scales: tuple[float, ...] = ()
-    """Detect at so many times the canvas, such as 0.5 1 2, instead of once; not for an
-    SSD, whose strides fit its canvas alone."""
+    """Detect at so many times the canvas, such as 0.5 1 2, instead of once; not for
+    SSDs whose strides fit their canvas alone, as the pretrained one's."""
     merge: Literal["nms", "wbf"] | None = None
     """How detections of `--flip` and `--scales` are merged: non-maximum suppression,
     also if not given, or weighted box fusion."""

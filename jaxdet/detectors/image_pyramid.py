@@ -92,14 +92,21 @@ def predict(
       canvas.
 
     Raises:
-      ConfigError: if boxes are to be averaged that have masks, which would not fit.
+      ConfigError: if boxes are to be averaged that have masks, which would not fit, or
+        if the detector takes no canvas of one of the scales.
     """
     views = batch.replace(truth=None)
     if config.flip:  # as one batch, so that each size is compiled once
         views = _concatenate([views, _mirror(views)], axis=0)
     detections = []
     for scale in config.scales:
-        of_scale = detector.predict(variables, _rescale(views, scale))
+        try:
+            of_scale = detector.predict(variables, _rescale(views, scale))
+        except ConfigError as error:
+            raise ConfigError(
+                f"scales is {config.scales}; the detector takes no canvas of {scale:g} "
+                f"times its size: {error}"
+            ) from error
         detections.append(of_scale.replace(boxes=of_scale.boxes / scale))
     slots = config.max_detections or detections[0].valid.shape[1]
     detections = _concatenate(detections, axis=1)

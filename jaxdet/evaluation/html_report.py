@@ -314,15 +314,14 @@ def _confusion(confusion: dict[str, Any]) -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     top = sorted(
         (
-            (count, names[row], names[column])
+            (-count, names[row], names[column])
             for row, counts in enumerate(matrix[:-1])
             for column, count in enumerate(counts[:-1])
             if row != column and count
-        ),
-        reverse=True,
+        )
     )
     listed = "; ".join(
-        f"{escape(true)} taken for {escape(taken)} ({count:,})"
+        f"{escape(true)} taken for {escape(taken)} ({-count:,})"
         for count, true, taken in top[:_CONFUSIONS]
     )
     return (

@@ -247,6 +247,17 @@ def test_masks_are_mirrored_with_their_boxes():
     assert not np.any(found.masks[:, 1:])
 
 
+def test_a_scale_that_the_detector_does_not_take():
+    def predict(variables, batch):
+        if batch.images.shape[1] > 24:
+            raise ConfigError("strides is 8")
+        return find_at_the_left(variables, batch)
+
+    pyramid = image_pyramid(Detector(None, None, predict), ImagePyramidConfig())
+    with pytest.raises(ConfigError, match=r"scales is .* of 2 times .*: strides is 8"):
+        jax.eval_shape(pyramid.predict, 0.5, squares((4, 4, 12, 12)))
+
+
 @pytest.mark.parametrize("name", ["voting_iou", "fusion_iou"])
 def test_masks_refuse_averaged_boxes(name):
     config = ImagePyramidConfig(**{name: 0.5})

@@ -67,6 +67,13 @@ def test_the_page_stands_alone_and_shows_names_as_they_are(page):
         assert f'id="{anchor}"' in text and f'href="#{anchor}"' in text
 
 
+def test_the_most_frequent_confusions_come_first_then_by_name(page):
+    listed = re.search("Most often confused: (.*?)</p>", page[0].read_text())[1]
+    one = r"class &quot;(\d)&quot;.*? taken for .*?class &quot;(\d)&quot;.*? \((\d+)\)"
+    pairs = [(-int(n), true, taken) for true, taken, n in re.findall(one, listed)]
+    assert len(pairs) > 2 and pairs == sorted(pairs)
+
+
 def test_the_json_holds_the_numbers_and_no_nan(page):
     def fail(constant):
         raise AssertionError(constant)
