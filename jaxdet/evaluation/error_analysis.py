@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdet.data.dataset import DataError
 from jaxdet.evaluation import coco, confusion, curves
 from jaxdet.evaluation.coco import MAX_DETECTIONS, Backend
 from jaxdet.evaluation.matches import IOU, Matches, match_to_objects
@@ -44,8 +45,14 @@ def analyze(
       `min_score`, `confusion`, `errors`, `score_histogram` and `worst_images`.
 
     Raises:
-      DataError: as `coco.run_cocoeval`.
+      DataError: as `coco.run_cocoeval`, and for a score not in [0, 1].
     """
+    for one in detections:
+        if not 0 <= round(one["score"], 3) <= 1:  # a little more is rounding
+            raise DataError(
+                f"a detection in image {one['image_id']!r} has score {one['score']!r}; "
+                "it must be in [0, 1]"
+            )
     types = {"boxes": "bbox"}
     annotated = coco.all_have_masks(ground_truth["annotations"])
     if annotated and (not detections or coco.all_have_masks(detections)):

@@ -240,7 +240,9 @@ def _naming(file: str | os.PathLike, member: str) -> Iterator[None]:
 def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns all arrays of the file by name."""
     if not zipfile.is_zipfile(file):
-        raise DataError(f"{file}: no exported detector, or no file at all")
+        raise DataError(
+            f"{file}: no exported detector (of --format jaxdet), or no file"
+        )
     name, members = "its table of contents", {}
     try:
         _check_sizes(file)

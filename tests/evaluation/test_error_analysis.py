@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from jaxdet.data.dataset import DataError
 from jaxdet.evaluation import coco, error_analysis
 from jaxdet.evaluation.matches import match_to_objects
 from tests.evaluation.scenes import detection, random_scene, truth
@@ -89,3 +90,14 @@ def test_without_detections_or_objects_there_are_numbers_all_the_same():
             assert boxes["best_f1"] is None and boxes["min_score"] == 0.3
             false = boxes["errors"]["false positives"]["count"]
             assert false == boxes["errors"]["background"]["count"] == len(results)
+
+
+@pytest.mark.parametrize("score", [7.5, -0.1, float("nan")])
+def test_scores_are_shares(scene, score):
+    """The curves and the histogram would leave others out."""
+    ground_truth, detections = scene
+    other = detections[0] | {"score": score}
+    rounded = detections[0] | {"score": 1 + 1e-7}
+    error_analysis.analyze(ground_truth, [rounded])
+    with pytest.raises(DataError, match=r"has score .* must be in \[0, 1\]"):
+        error_analysis.analyze(ground_truth, [*detections, other])
