@@ -311,7 +311,7 @@ def propose(
     valid = (scores >= 0) & jax.vmap(box_ops.nonempty)(boxes, min_size)
     # 2. Remove duplicates within each level.
     counts = [anchors.num_anchors(canvas, levels=(x,), **layout) for x in config.levels]
-    levels = jnp.repeat(jnp.arange(len(counts)), np.minimum(counts, k))
+    levels = jnp.asarray(np.repeat(np.arange(len(counts)), np.minimum(counts, k)))
     limit = config.post_nms_topk_train if training else config.post_nms_topk
 
     def select(boxes, scores, valid):
