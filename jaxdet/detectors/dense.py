@@ -121,6 +121,18 @@ def gather(values: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda values, index: values[index])(values, index)
 
 
+def gather_rows(values: jax.Array, index: jax.Array) -> jax.Array:
+    """Takes rows of each image, `[B, N, n]` at `[B, M]` -> `[B, M, n]`.
+
+    As `gather`, but number by number: TPUs pad rows of a few numbers to 128, and with
+    them the gradient of all rows that are not taken.
+    """
+    size = values.shape[-1]
+    places = size * index[..., None] + jnp.arange(size, dtype=index.dtype)[None, None]
+    numbers = gather(*(x.reshape(len(x), -1) for x in (values, places)))
+    return numbers.reshape(*index.shape, size)
+
+
 def topk_per_level(
     scores: jax.Array,
     canvas: tuple[int, int],

@@ -260,12 +260,12 @@ def losses(
     sample = jax.vmap(sample, (0, None, 0, 0))
     chosen = sample(keys, hashes, matches.positive, matches.negative)
     # 3. Compute the losses of the sampled anchors.
-    logits = _objectness_logits(dense.gather(objectness, chosen.indices))
+    logits = _objectness_logits(dense.gather_rows(objectness, chosen.indices))
     objectness_loss = optax.losses.sigmoid_binary_cross_entropy(logits, chosen.positive)
     gt_index = dense.gather(matches.gt_index, chosen.indices)
     gt_boxes = jax.vmap(lookup)(batch.truth.boxes, gt_index)
     targets = box_coding.encode(gt_boxes, boxes[chosen.indices])
-    deltas = dense.gather(deltas, chosen.indices)
+    deltas = dense.gather_rows(deltas, chosen.indices)
     box_loss = loss_ops.smooth_l1_loss(deltas, targets, beta=config.box_beta)
     count = loss_ops.device_mean_count(chosen.valid, axis_name=axis_name)
     box_loss = jnp.sum(box_loss, where=chosen.positive[..., None]) / count
@@ -305,7 +305,7 @@ def propose(
     scores, index, _ = dense.topk_per_level(
         scores[..., None], canvas, levels=config.levels, **layout, k=k
     )
-    boxes = box_coding.decode(dense.gather(deltas, index), boxes[index])
+    boxes = box_coding.decode(dense.gather_rows(deltas, index), boxes[index])
     boxes = jax.vmap(box_ops.clip)(boxes, batch.sizes)
     min_size = config.min_box_size * jnp.mean(batch.scales, axis=1)
     valid = (scores >= 0) & jax.vmap(box_ops.nonempty)(boxes, min_size)

@@ -123,8 +123,11 @@ class RPNHead(nn.Module):
             _apply_tower(tower, x, sizes, 2**level)
             for level, x in sorted(pyramid.items())
         ]
-        logits = _concatenate(map(objectness, hidden), self.outputs)
-        return logits, _concatenate(map(deltas, hidden), 4)
+        # Number by number, see `dense.gather_rows`.
+        logits = _concatenate(map(objectness, hidden), 1)
+        shifts = _concatenate(map(deltas, hidden), 1)
+        batch = len(logits)
+        return logits.reshape(batch, -1, self.outputs), shifts.reshape(batch, -1, 4)
 
 
 class FCHead(nn.Module):

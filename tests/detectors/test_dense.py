@@ -93,3 +93,19 @@ def test_a_recipe_builds_the_detector_again(make):
     scene, key = scenes.batch(), jax.random.key(0)
     shapes = [jax.eval_shape(d.init, key, scene) for d in (detector, again)]
     chex.assert_trees_all_equal_shapes_and_dtypes(*shapes)
+
+
+def test_rows_are_those_of_gather(rng):
+    values = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)
+    index = jnp.array([[4, 0, 0, 2], [1, 4, 3, 3]])
+
+    def rows_and_gradient(gather):
+        def total(values):
+            rows = gather(values, index)
+            return jnp.sum(rows**2), rows
+
+        return jax.grad(total, has_aux=True)(values)
+
+    chex.assert_trees_all_equal(
+        *map(rows_and_gradient, (dense.gather_rows, dense.gather))
+    )
