@@ -212,8 +212,8 @@ class DeformableDETRNetwork(nn.Module):
             head = i if config.refine_boxes else 0
             logits.append(self.class_heads[head](x).astype(jnp.float32))
             box = self.box_heads[head](x).astype(jnp.float32)
-            known = references.shape[-1]  # all of a box, or the first two: its center
-            box = box.at[..., :known].add(_logit(references))
+            unknown = 4 - references.shape[-1]  # none, or the sides around the center
+            box += jnp.pad(_logit(references), ((0, 0), (0, 0), (0, unknown)))
             boxes.append(nn.sigmoid(box))
             if config.refine_boxes:
                 references = jax.lax.stop_gradient(boxes[-1])

@@ -70,8 +70,6 @@ def _apply(equation: Any, args: list[Any]) -> list[Any]:
         return [_gather(args[0], args[1], equation.outvars[0].aval.shape, params)]
     if name == "scatter":
         return [_scatter(args[0], args[1], args[2], params["dimension_numbers"])]
-    if name == "scatter-add":
-        return [_scatter_add(args[0], args[1], args[2], params["dimension_numbers"])]
     known = args and not any(isinstance(x, jax.core.Tracer) for x in args)
     small = all(out.aval.size <= 1 for out in equation.outvars)
     with jax.ensure_compile_time_eval() if known and small else nullcontext():
@@ -122,22 +120,6 @@ def _scatter(operand: Any, indices: Any, updates: Any, numbers: Any) -> Any:
     chosen = jnp.where(hits.reshape(hits.shape + tail), updates[:, None], zero)
     written = jnp.any(hits, axis=2).reshape(hits.shape[:2] + tail)
     return jnp.where(written, jnp.sum(chosen, axis=2, dtype=operand.dtype), operand)
-
-
-def _scatter_add(operand: Any, indices: Any, updates: Any, numbers: Any) -> Any:
-    """Adds updates of all dimensions at a place that is known."""
-    hidden = numbers.operand_batching_dims, numbers.inserted_window_dims
-    if hidden != ((), ()) or isinstance(indices, jax.core.Tracer):
-        raise NotImplementedError(f"scatter-add to {operand.shape} by {numbers}")
-    dims, known = numbers.scatter_dims_to_operand_dims, np.asarray(indices).tolist()
-    starts = [0] * operand.ndim
-    for k, start in zip(dims, known, strict=True):
-        starts[k] = start
-    ends = [
-        side - start - own
-        for side, start, own in zip(operand.shape, starts, updates.shape, strict=True)
-    ]
-    return operand + jnp.pad(updates, list(zip(starts, ends, strict=True)))
 
 
 def _gather(operand: Any, indices: Any, shape: tuple[int, ...], params: dict) -> Any:

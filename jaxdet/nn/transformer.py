@@ -42,7 +42,7 @@ def sine_position_embedding(
     waves = temperature ** (2 * (jnp.arange(half) // 2) / half)
     embedded = []
     for axis in (1, 2):
-        cells = jnp.cumsum(inside, axis, dtype=jnp.float32)
+        cells = jnp.cumsum(inside, axis=axis, dtype=jnp.float32)
         extent = jax.lax.slice_in_dim(cells, inside.shape[axis] - 1, None, axis=axis)
         position = (cells + offset) / (extent + _SMALLEST_EXTENT) * (2 * math.pi)
         angles = position[..., None] / waves[None, None, None]
