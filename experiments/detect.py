@@ -135,8 +135,8 @@ def _find_video(
     """Returns the video among the arguments, and where it is written with boxes.
 
     Raises:
-      DataError: if it is not alone, cannot be read or would be overwritten, and for
-        options of videos without one.
+      DataError: if it is not alone, cannot be read or written or would be overwritten,
+        and for options of videos without one.
     """
     if every < 1:
         raise DataError(f"--every is {every}; it must be at least 1")
@@ -159,6 +159,7 @@ def _find_video(
         raise DataError(f"{file} would be overwritten; name another --output")
     if json_file and _resolve(json_file) in (_resolve(file), _resolve(target)):
         raise DataError(f"{json_file} would be overwritten; name another --json")
+    video.check_writable(target)
     video.read_info(file)
     return file, target
 

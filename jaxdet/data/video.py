@@ -83,6 +83,18 @@ def read_frames(path: str | os.PathLike, every: int = 1) -> Iterator[Frame]:
         raise DataError(f"{path}: a video without frames")
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Checks the suffix of a video that is to be written.
+
+    Raises:
+      DataError: it is none of `WRITABLE`.
+    """
+    if os.path.splitext(path)[1].lower() not in WRITABLE:
+        raise DataError(
+            f"{path}: no video is written so; allowed: {', '.join(WRITABLE)}"
+        )
+
+
 @contextlib.contextmanager
 def open_writer(
     path: str | os.PathLike, frames_per_second: float
@@ -100,10 +112,7 @@ def open_writer(
     Raises:
       DataError: it cannot be written, or a frame has another size than the first.
     """
-    if os.path.splitext(path)[1].lower() not in WRITABLE:
-        raise DataError(
-            f"{path}: no video is written so; allowed: {', '.join(WRITABLE)}"
-        )
+    check_writable(path)
     writer, shape = cv2.VideoWriter(), []
 
     def write(frame: np.ndarray) -> None:

@@ -87,7 +87,9 @@ def test_an_interruption_leaves_what_there_is(clip, tmp_path, monkeypatch):
     assert [json.loads(line)["frame"] for line in lines] == [0, 1, 2]
 
 
-def test_what_is_refused(clip, tmp_path):
+def test_what_is_refused(clip, tmp_path, monkeypatch):
+    """Before a detector is loaded."""
+    monkeypatch.setattr(detect, "_load_detector", None)
     other = tmp_path / "no.mp4"
     for pictures, options, problem in (
         ((clip, tmp_path), {}, r"clip\.mp4 is a video; it must be the only one"),

@@ -231,7 +231,8 @@ def _box_problem(box: Any, height: int, width: int) -> str | None:
 def _read_outline(segmentation: Any, size: tuple[int, int]) -> tuple[Any, str | None]:
     """Reads a segmentation in its compact form, or says what is wrong with it."""
     if segmentation is None:
-        return None, "no segmentation; allowed: one in every annotation, or masks=False"
+        allowed = "one in every annotation, or masks=False (mask_size and copy_paste 0)"
+        return None, f"no segmentation; allowed: {allowed}"
     try:
         return parse_segmentation(segmentation, size), None
     except ValueError as error:
