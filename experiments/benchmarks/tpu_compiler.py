@@ -171,7 +171,16 @@ def in_a_process(function: Callable, *arguments) -> dict[str, Any]:
 def compile_row(
     case: Case | str, devices: int = 1, target: Target = "v5e"
 ) -> dict[str, Any]:
-    """Returns what the compiler tells of a detector, or of a small function."""
+    """Returns what the compiler tells of a detector, or of a small function.
+
+    Args:
+      case: a detector with its setting, or a name of `small_functions`.
+      devices: chips that share the batch of a detector.
+      target: the kind of chip.
+
+    Returns:
+      Seconds, bytes, and what the compiled text holds, by name.
+    """
     jax.config.update("jax_traceback_in_locations_limit", -1)  # of places in our code
     jax.config.update("jax_enable_compilation_cache", False)
     if isinstance(case, str):
