@@ -24,13 +24,17 @@ and a video is written frame by frame, with a line of json for each beside it:
 
 python -m experiments.detect VIDEO.mp4 --output annotated.mp4
 
+With --watch it goes on with pictures that come into the folders later.
+
 Where the detector needs region proposals, selective search makes them.
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +51,10 @@ from jaxdet.data.image_files import DecodeOptions
 from jaxdet.inference import export
 from jaxdet.inference.preprocess import ImageDetections
 from jaxdet.visualize import draw, enlarge, enlarge_masks
+
+WATCH_SECONDS = 1.0
+"""From one look into watched folders to the next; a picture whose size has not changed
+from one to the other is complete."""
 
 
 class Loaded(NamedTuple):
@@ -69,6 +77,7 @@ def main(
     decoding: Annotated[DecodeOptions, tyro.conf.arg(name="")] = DECODE_DEFAULTS,
     step: int | Literal["best", "latest"] = "best",
     every: int = 1,
+    watch: bool = False,
 ):
     """Detects objects in image files, in all images of folders, or in a video.
 
@@ -94,6 +103,7 @@ def main(
       step: which checkpoint of the run; "best" is that of the highest AP,
         or whatever its run measured first.
       every: detect in the first of so many frames of a video, and write those alone.
+      watch: go on with pictures that come into the folders, until Ctrl-C.
 
     Raises:
       DataError: for options that do not go together, and if no picture can be read.
@@ -109,10 +119,9 @@ def main(
         raise DataError(f"{' and '.join(named)}; one detector at a time")
     if min_score == "best":
         min_score = _best_min_score(workdir, step, named, views)
-    clip = _find_video(pictures, output, json_file, every)
+    clip = _find_video(pictures, output, json_file, every, watch)
     if clip is None:
-        files = _list_pictures(pictures, output)
-        targets = _name_drawings(files, output)
+        batches = _batches(pictures, output, watch)
     if artifact is not None:
         loaded = _load_artifact(artifact, min_score, views)
     else:
@@ -123,7 +132,7 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     json_file = json_file or output / "detections.json"
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    _detect_all(loaded, files, targets, json_file, decoding)
+    _detect_all(loaded, batches, json_file, decoding)
 
 
 def _find_video(
@@ -131,6 +140,7 @@ def _find_video(
     output: pathlib.Path,
     json_file: pathlib.Path | None,
     every: int,
+    watch: bool,
 ) -> tuple[pathlib.Path, pathlib.Path] | None:
     """Returns the video among the arguments, and where it is written with boxes.
 
@@ -150,6 +160,8 @@ def _find_video(
                 raise DataError(f"{option} {value} without a video")
         return None
     file = videos[0]
+    if watch:
+        raise DataError(f"--watch is for folders of pictures; {file} is a video")
     if len(pictures) > 1:
         raise DataError(f"{file} is a video; it must be the only one that is named")
     target = output
@@ -209,40 +221,91 @@ def _as_json(detections: ImageDetections) -> dict:
 
 def _detect_all(
     loaded: Loaded,
-    files: Sequence[pathlib.Path],
-    targets: Sequence[pathlib.Path],
+    batches: Iterable[Sequence[tuple[pathlib.Path, pathlib.Path]]],
     json_file: pathlib.Path,
     decoding: DecodeOptions,
 ) -> None:
     """Draws, prints and writes the detections in all pictures that can be read.
 
+    Args:
+      loaded: what detects.
+      batches: pictures, and where each is drawn; after every batch, the json is whole.
+      json_file: where it is written.
+      decoding: how image files are decoded.
+
     Raises:
-      DataError: if none can.
+      DataError: if no picture can be read.
     """
     # A detector that tells no classes apart has one name, of several ids.
     categories = zip(loaded.category_ids, loaded.class_names, strict=False)
     categories = [{"id": number, "name": name} for number, name in categories]
     results = {"images": [], "annotations": [], "categories": categories}
-    progress = tqdm(zip(files, targets, strict=True), total=len(files))
-    try:
-        for file, target in progress:
-            try:
-                image = image_files.read(file, decoding)
-                detections = loaded.detect(image)
-            except DataError as error:
-                progress.write(f"left out: {file}: {error}")
-                continue
-            progress.write(f"{file}: {_summarize(detections)}")
-            draw_detections(image, detections, loaded.class_names).save(target)
-            _add(results, file, image.shape[:2], detections)
-    finally:  # an interruption keeps what has been detected
-        json_file.write_text(json.dumps(results))
+    total = 0
+    for batch in batches:
+        progress = tqdm(batch)
+        try:
+            for file, target in progress:
+                total += 1
+                try:
+                    image = image_files.read(file, decoding)
+                    detections = loaded.detect(image)
+                except DataError as error:
+                    progress.write(f"left out: {file}: {error}")
+                    continue
+                progress.write(f"{file}: {_summarize(detections)}")
+                draw_detections(image, detections, loaded.class_names).save(target)
+                _add(results, file, image.shape[:2], detections)
+        finally:  # an interruption keeps what has been detected
+            json_file.write_text(json.dumps(results))
     count, read = len(results["annotations"]), len(results["images"])
     if not read:
-        raise DataError(f"none of {len(files)} pictures could be read; see above")
-    print(
-        f"{count} objects in {read} of {len(files)} pictures: see {targets[0].parent}"
-    )
+        raise DataError(f"none of {total} pictures could be read; see above")
+    print(f"{count} objects in {read} of {total} pictures: see {target.parent}")
+
+
+def _batches(
+    pictures: Sequence[pathlib.Path], output: pathlib.Path, watch: bool
+) -> Iterable[list[tuple[pathlib.Path, pathlib.Path]]]:
+    """Returns all pictures and where they are drawn; watching, then those that come.
+
+    Raises:
+      DataError: if there is no picture, and none can come.
+    """
+    files = _list_pictures(pictures, output)
+    folders = [path for path in pictures if path.is_dir()]
+    if watch and not folders:
+        raise DataError("--watch without a folder; name one whose pictures to wait for")
+    if not files and not watch:
+        named = ", ".join(map(str, pictures)) or "nothing named"
+        raise DataError(
+            f"no pictures ({named}); allowed: {', '.join(sorted(image_files.SUFFIXES))}"
+        )
+    first = list(zip(files, _name_drawings(files, output), strict=True))
+    return _watch(first, folders, output) if watch else [first]
+
+
+def _watch(
+    batch: list[tuple[pathlib.Path, pathlib.Path]],
+    folders: Sequence[pathlib.Path],
+    output: pathlib.Path,
+) -> Iterator[list[tuple[pathlib.Path, pathlib.Path]]]:
+    """Yields a first batch, then what comes into folders once it is complete."""
+    files, sizes = [file for file, _ in batch], {}
+    yield batch
+    print(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it", flush=True)
+    while True:
+        time.sleep(WATCH_SECONDS)
+        arrived = set(_list_pictures(folders, output)).difference(files)
+        before = sizes
+        sizes = {}
+        for file in sorted(arrived):
+            with contextlib.suppress(FileNotFoundError):  # it has gone again
+                sizes[file] = file.lstat().st_size
+        new = [file for file, size in sizes.items() if before.get(file) == size]
+        files += new
+        if new:
+            targets = _name_drawings(files, output)
+            yield list(zip(new, targets[-len(new) :], strict=True))
 
 
 def _split_run_folder(
@@ -320,7 +383,7 @@ def _list_pictures(
     """Returns files, and those in folders but not in an output folder there, in order.
 
     Raises:
-      DataError: if there is no picture, or a path does not exist.
+      DataError: if a path does not exist.
     """
     files, written = [], _resolve(output)
     for path in pictures:
@@ -335,11 +398,6 @@ def _list_pictures(
         if not _resolve(path).is_relative_to(written):
             inside = [at for at in inside if not _resolve(at).is_relative_to(written)]
         files += inside
-    if not files:
-        named = ", ".join(map(str, pictures)) or "nothing named"
-        raise DataError(
-            f"no pictures ({named}); allowed: {', '.join(sorted(image_files.SUFFIXES))}"
-        )
     return list(dict.fromkeys(files))  # a file named twice is one picture
 
 

@@ -409,6 +409,36 @@ def test_detect_needs_no_run(tmp_path, monkeypatch, capsys):
     assert f"{photo}: cat 0.75" in capsys.readouterr().out
 
 
+def test_detect_watches_a_folder_that_grows(run, tmp_path, monkeypatch):
+    def save(name):
+        Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(photos / name)
+
+    def pass_time(seconds):
+        passed.append(seconds)
+        if len(passed) == 1:
+            content = (photos / "one.png").read_bytes()
+            (photos / "half.png").write_bytes(content[: len(content) // 2])
+            save("one.jpg")
+        elif len(passed) == 2:
+            (photos / "half.png").write_bytes((photos / "one.png").read_bytes())
+        elif len(passed) == 5:
+            raise KeyboardInterrupt
+
+    passed, photos, output = [], tmp_path / "photos", tmp_path / "found"
+    photos.mkdir()
+    with pytest.raises(DataError, match="--watch without a folder"):
+        detect.main((run, pathlib.Path(__file__)), watch=True)
+    save("one.png")
+    monkeypatch.setattr(detect.time, "sleep", pass_time)
+    with pytest.raises(KeyboardInterrupt):
+        detect.main((run, photos), output=output, watch=True, step="latest")
+    names = {path.name for path in output.iterdir()}
+    assert names == {"one.png", "one_2.png", "half.png", "detections.json"}
+    images = json.loads((output / "detections.json").read_text())["images"]
+    files = [pathlib.Path(one["file_name"]).name for one in images]
+    assert files == ["one.png", "one.jpg", "half.png"]
+
+
 def test_drawings_have_names_of_their_own():
     files = [pathlib.Path(name) for name in ("a.jpg", "a.png", "a_2.jpg", "b/A.gif")]
     targets = detect._name_drawings(files, pathlib.Path("out"))
