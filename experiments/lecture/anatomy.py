@@ -74,8 +74,8 @@ IDEAS = {
     "loss_shares": "the share of the loss that easy negatives have",
     "centerness": "the centerness of the points in an object",
     "fcos_maps": "FCOS's class score, centerness, and the product of both",
-    "attention": "where the decoder of a DETR looks for each of its best queries",
-    "sampling_points": "what a Deformable DETR samples for each of its best queries",
+    "attention": "the cells that the best queries of a DETR attend to",
+    "sampling_points": "the points that the best queries of a Deformable DETR sample",
     "detections": "what is detected in the end",
 }
 WITHOUT_NETWORK = InputConfig(canvases=((512, 512),))

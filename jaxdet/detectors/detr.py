@@ -113,7 +113,7 @@ class DETRNetwork(nn.Module):
         self.decoder = [
             transformer.DecoderLayer(**layer) for _ in range(config.decoder_depth)
         ]
-        self.decoder_norm = transformer.layer_norm(dtype, name=None)
+        self.decoder_norm = transformer.layer_norm(dtype)
         self.class_head = nn.Dense(config.num_classes + 1, **dense)
         self.box_head = transformer.MLP(config.channels, 4, dtype=dtype)
 

@@ -116,7 +116,7 @@ def attention(heads: int, dtype: jnp.dtype, name: str) -> nn.Module:
     )
 
 
-def layer_norm(dtype: jnp.dtype, name: str) -> nn.Module:
+def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.Module:
     """Returns the norm of each token's features, with torch's epsilon."""
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
 

@@ -65,8 +65,8 @@ def losses_and_gradients(name: str) -> dict[str, np.ndarray]:
     losses = model([image], [given])
     sum(losses.values()).backward()
     norms = [x.grad.norm().item() for _, x in sorted(model.named_parameters())]
-    answer = {f"{name}/loss/{key}": x.item() for key, x in losses.items()}
-    return answer | {f"{name}/grad_norm": norms}
+    results = {f"{name}/loss/{key}": x.item() for key, x in losses.items()}
+    return results | {f"{name}/grad_norm": norms}
 
 
 def features_and_logits(name: str) -> dict[str, np.ndarray]:

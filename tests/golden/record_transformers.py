@@ -75,7 +75,7 @@ def record(name: str) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def _model(name: str, **config):
-    """Returns one of `NAMES`, with randomly drawn weights."""
+    """Returns one of `CONFIGS`' networks, with randomly drawn weights."""
     import copy
 
     import transformers
@@ -172,21 +172,21 @@ def _run(model, arrays: dict, precision) -> dict:
     config.auxiliary_loss = False
     loss.backward()
     matcher = matcher(config.class_cost, config.bbox_cost, config.giou_cost)
-    answer = {"encoder": encoder, "queries": queries}
-    answer |= {"logits": logits, "boxes": boxes, "loss": loss}
-    answer |= {f"loss/{name}": value for name, value in parts.items()}
+    results = {"encoder": encoder, "queries": queries}
+    results |= {"logits": logits, "boxes": boxes, "loss": loss}
+    results |= {f"loss/{name}": value for name, value in parts.items()}
     for layer in range(len(logits)):
         outputs = {"logits": logits[layer], "pred_boxes": boxes[layer]}
         for i, pairs in enumerate(matcher(outputs, labels)):
-            answer[f"matched/{layer}/{i}"] = np.stack(pairs)
+            results[f"matched/{layer}/{i}"] = np.stack(pairs)
     norms = {
         _published_name(name): parameter.grad.norm().item()
         for name, parameter in model.named_parameters()
     }
-    answer["grad_norm"] = [norms[name] for name in sorted(norms)]
+    results["grad_norm"] = [norms[name] for name in sorted(norms)]
     return {
         name: x.detach().numpy() if isinstance(x, torch.Tensor) else x
-        for name, x in answer.items()
+        for name, x in results.items()
     }
 
 
@@ -199,13 +199,13 @@ def _detr_outputs(model, pixels, mask) -> tuple:
         layer.register_forward_hook(lambda *call: layers.append(call[-1]))
         for layer in model.model.decoder.layers
     ]
-    found = model(pixels, pixel_mask=mask)
+    outputs = model(pixels, pixel_mask=mask)
     for hook in hooks:
         hook.remove()
     queries = model.model.decoder.layernorm(torch.stack(layers))
     logits = model.class_labels_classifier(queries)
     boxes = model.bbox_predictor(queries).sigmoid()
-    return found.encoder_last_hidden_state, queries, logits, boxes
+    return outputs.encoder_last_hidden_state, queries, logits, boxes
 
 
 def _deformable_outputs(model, pixels, mask) -> tuple:
@@ -219,9 +219,9 @@ def _deformable_outputs(model, pixels, mask) -> tuple:
         return None, None, None
 
     model.loss_function = compute_loss
-    found = model(pixels, pixel_mask=mask, labels=[])
-    queries = torch.unbind(found.intermediate_hidden_states, dim=1)
-    encoder = found.encoder_last_hidden_state
+    outputs = model(pixels, pixel_mask=mask, labels=[])
+    queries = torch.unbind(outputs.intermediate_hidden_states, dim=1)
+    encoder = outputs.encoder_last_hidden_state
     return encoder, torch.stack(queries), stored["logits"], stored["boxes"]
 
 
