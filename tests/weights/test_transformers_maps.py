@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +194,29 @@ def test_every_variable_there_and_back(golden):
     config = detectors.MODELS[name].make.args[0]
     assert type(config) is type(golden.config)
     assert vars(config).get("refine_boxes") == vars(golden.config).get("refine_boxes")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("detr", 166_587_896), ("deformable_detr", 160_769_532)]
+)
+def test_published_files_hold_these_names(name, size):
+    """Bytes of facebook/detr-resnet-50's and SenseTime/deformable-detr's safetensors.
+
+    A file has 8, a header of all names and shapes that spaces fill up to a multiple
+    of 8, and the numbers. Four counters of batches, which are not read, come first.
+    """
+    stage = "model.backbone.conv_encoder.model.layer{}.0.downsample.1"
+    counters = [f"{stage.format(i)}.num_batches_tracked" for i in range(1, 5)]
+    tensors = [(counter, "I64", []) for counter in counters]
+    shapes = Golden(name).published
+    tensors += [(name, "F32", shapes[name]) for name in sorted(shapes)]
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for tensor, dtype, shape in tensors:
+        start, end = end, end + math.prod(shape) * int(dtype[1:]) // 8
+        offsets = {"data_offsets": [start, end]}
+        header[tensor] = {"dtype": dtype, "shape": shape} | offsets
+    length = len(json.dumps(header, separators=(",", ":")))
+    assert 8 + -(-length // 8) * 8 + end == size
 
 
 def test_other_names_of_refined_heads_are_read():
