@@ -48,8 +48,8 @@ def main(
       step: which checkpoint of the run; "best" is that of the highest AP, or whatever
         its run measured first.
       canvases: (height, width) of each canvas that an image may be put on: a program
-        each. If not given, those of the run; of torchvision's 800x1344 and 1344x800,
-        where it has up to 80 that hold their image more tightly.
+        each. If not given, those of the run; of a published detector 800x1344 and
+        1344x800, where it has up to 80 that hold their image more tightly.
       batch_size: images at a time, for programs of your own: experiments.detect gives
         it one.
       format: a file for jax, of all canvases, or for ONNX, of the first; the latter is

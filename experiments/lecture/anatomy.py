@@ -223,8 +223,7 @@ def network_of(detector: Detector) -> tuple[nn.Module | None, np.ndarray | None]
 
     Returns:
       None for the network of a kind that no picture is drawn of. `[K]` outputs for a
-      network of torchvision's, which has more than COCO's classes; None: they are the
-      labels.
+      published network, which has more than COCO's classes; None: they are the labels.
     """
     recipe, outputs = detector.recipe, None
     if recipe is not None and recipe["call"].endswith(":with_coco_labels"):
