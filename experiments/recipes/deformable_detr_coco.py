@@ -11,32 +11,21 @@ rate, too; here they have all of it. Target on val2017: 43.8 box AP, with
 `refine_boxes` 45.4. Measured: not yet run.
 """
 
-from experiments.recipe import Recipe
-from jaxdet.data.input_config import InputConfig
-from jaxdet.detectors.deformable_detr import DeformableDETRConfig
-from jaxdet.nn.backbones.resnet import ResNet, first_stages
-from jaxdet.training.config import TrainingConfig
+import dataclasses
 
-RECIPE = Recipe(
+from experiments.recipes import detr_coco
+from jaxdet.detectors.deformable_detr import DeformableDETRConfig
+
+_BASE = detr_coco.RECIPE  # backbone, optimizer, clipping and augmentation are the same
+RECIPE = dataclasses.replace(
+    _BASE,
     detector=DeformableDETRConfig(num_classes=80),
-    backbone=ResNet(depth=50, norm="frozen"),
-    training=TrainingConfig(
+    training=dataclasses.replace(
+        _BASE.training,
         steps=184_800,  # 3696 an epoch
         batch_size=32,
         reference_batch_size=32,
-        optimizer="adamw",
         learning_rate=2e-4,
-        backbone_multiplier=0.1,
         milestones=(40 / 50,),
-        weight_decay=1e-4,
-        clip_norm=0.1,
-        warmup_steps=0,
-        evaluate_every=18_480,
-        input=InputConfig(
-            canvases=((800, 1344), (1344, 800)),
-            random_crop=0.5,
-            scale_jitter=(0.6, 1.0),
-        ),
     ),
-    frozen=first_stages(2),
 )
