@@ -5,6 +5,7 @@ sits at `((j + 0.5) s, (i + 0.5) s)` pixels. Between four centers the map is bil
 up to half a cell beyond the map it repeats its edge, and further out it is 0.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from jaxdet.ops.roi_align_matrices import Samples, pool_by_matrices
 # Samples of a bin along one axis where their number follows from the box. A bin of more
 # cells is sampled this often all the same, more coarsely than its cells.
 MAX_SAMPLING_RATIO = 16
+# Cells that a bin reads, up to which they are summed in one expression, not in a loop.
+_FEW_CELLS = 16
 
 
 def roi_align(
@@ -194,7 +197,9 @@ def _pool_by_gathers(maps, boxes, level, extents, *, grid: _Grid):
         step=jnp.array([features.shape[1] for features in maps], jnp.int32),
     )
     layout = jax.tree.map(lambda x: x[level], layout)
-    return _weighted_sum(jnp.concatenate(flat), _cells(boxes, layout, grid))
+    cells = _cells(boxes, layout, grid)
+    # Once: XLA would make them again for each of the cells that a bin reads.
+    return _weighted_sum(*jax.lax.optimization_barrier((jnp.concatenate(flat), cells)))
 
 
 class _Layout(NamedTuple):
@@ -333,9 +338,10 @@ def _weighted_sum(
 
     One of a bin's cells at a time, for all bins of all boxes: vectors of C are gathered
     and added without a copy of what all bins read, which would be the most memory of a
-    two-stage detector. The gradient is written out for the same reason.
+    two-stage detector. The gradient is written out for the same reason. Few cells are
+    added without a loop, whose every round would write all bins.
     """
-    count, size, _ = cells.rows.cell.shape
+    count, size, slots = cells.rows.cell.shape
 
     def add(term, total):
         index, weight = _read(cells, term)
@@ -343,7 +349,11 @@ def _weighted_sum(
         return total + weight[..., None] * values
 
     total = jnp.zeros((count, size, size, flat.shape[-1]))
-    return _for_each_cell(cells, add, total).astype(flat.dtype)
+    if slots**2 > _FEW_CELLS:
+        return _for_each_cell(cells, add, total).astype(flat.dtype)
+    for term in itertools.product(range(slots), repeat=2):
+        total = add(term, total)
+    return total.astype(flat.dtype)
 
 
 def _weighted_sum_forward(flat, cells):

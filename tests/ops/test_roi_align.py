@@ -90,6 +90,18 @@ def test_gradient_agrees_with_torchvision(golden_ops, aligned):
     assert (of_boxes == 0).all()
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_few_cells_are_summed_as_many_are(rng, features, samples, monkeypatch):
+    def answers():
+        align = partial(roi_align.roi_align, stride=STRIDE, sampling_ratio=samples)
+        pooled, pull = jax.vjp(lambda features: align(features, BOXES), features)
+        return pooled, *pull(jnp.sin(pooled))
+
+    few = jax.jit(answers)()
+    monkeypatch.setattr(roi_align, "_FEW_CELLS", 0)
+    chex.assert_trees_all_close(jax.jit(answers)(), few, rtol=1e-5, atol=1e-5)
+
+
 def test_the_gradient_is_the_transpose(rng, features):
     @jax.jit
     def value_and_gradient(features, upstream):
