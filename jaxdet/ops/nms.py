@@ -11,6 +11,7 @@ from jaxdet.ops.boxes import area, pairwise_intersection, pairwise_iou, to_float
 from jaxdet.structs import Detections
 
 _BLOCK = 128  # boxes settled together
+_BLOCK_ON_GPU = 512  # each step takes as long as its kernels take to start
 
 
 def nms(
@@ -152,21 +153,46 @@ class _Candidates(NamedTuple):
 # Compiled by itself, so that a call outside jit is traced only once.
 @partial(jax.jit, static_argnames="size")
 def _suppress(boxes, scores, labels, valid, threshold, size):
-    """Settles the boxes block by block in order of score.
-
-    A block is first thinned by the boxes already kept, at most `size`, and then by
-    itself, so time grows with `N * size` and the number of steps with `N / _BLOCK`.
-    """
     usable = ~jnp.isnan(scores) if valid is None else valid & ~jnp.isnan(scores)
-    count = jnp.sum(usable, dtype=jnp.int32)
     order = jnp.argsort(jnp.where(usable, -scores, jnp.nan))
     index = jnp.arange(len(boxes), dtype=jnp.int32)
-    padding = _BLOCK - len(boxes) % _BLOCK  # never 0: no boxes fill a block too
-    candidates = jax.tree.map(
-        lambda x: jnp.pad(x[order], [(0, padding)] + [(0, 0)] * (x.ndim - 1)),
-        _Candidates(boxes, area(boxes), labels, index),
+    candidates = _Candidates(boxes, area(boxes), labels, index)
+    return jax.lax.platform_dependent(
+        *(jax.tree.map(lambda x: x[order], candidates), threshold),
+        jnp.sum(usable, dtype=jnp.int32),
+        cuda=partial(suppress_by_blocks, size=size, block=_BLOCK_ON_GPU),
+        default=partial(suppress_by_blocks, size=size, block=_BLOCK),
     )
-    earlier = jnp.tri(_BLOCK, k=-1, dtype=bool)
+
+
+def suppress_by_blocks(
+    candidates: _Candidates,
+    threshold: Float[Array, ""],
+    count: Int[Array, ""],
+    *,
+    size: int,
+    block: int,
+) -> tuple[Int[Array, " S"], Bool[Array, " S"]]:
+    """Settles the boxes a block at a time, in order of score.
+
+    A block is first thinned by the boxes already kept, at most `size`, and then by
+    itself, so time grows with `N * size` and the number of steps with `N / block`.
+
+    Args:
+      candidates: best first.
+      threshold: IoU above which a box goes.
+      count: candidates that are no padding.
+      size: boxes to keep.
+      block: boxes of a step; it changes nothing but the time.
+
+    Returns:
+      As `nms`.
+    """
+    padding = block - len(candidates.boxes) % block  # never 0: none fill a block too
+    candidates = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), candidates
+    )
+    earlier = jnp.tri(block, k=-1, dtype=bool)
 
     def unfinished(state):
         start, _, num_kept = state
@@ -174,16 +200,16 @@ def _suppress(boxes, scores, labels, valid, threshold, size):
 
     def settle(state):
         start, kept, num_kept = state
-        block = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, start, _BLOCK), candidates
+        some = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), candidates
         )
-        alive = start + jnp.arange(_BLOCK) < count
+        alive = start + jnp.arange(block) < count
         is_kept = jnp.arange(size) < num_kept
-        alive &= ~jnp.any(_similar(block, kept, threshold) & is_kept[None], axis=1)
-        stays = _greedy(_similar(block, block, threshold) & earlier, alive)
+        alive &= ~jnp.any(_similar(some, kept, threshold) & is_kept[None], axis=1)
+        stays = _greedy(_similar(some, some, threshold) & earlier, alive)
         slots = jnp.where(stays, num_kept + jnp.cumsum(stays) - 1, size)
-        kept = jax.tree.map(lambda x, y: x.at[slots].set(y, mode="drop"), kept, block)
-        return start + _BLOCK, kept, num_kept + jnp.sum(stays, dtype=jnp.int32)
+        kept = jax.tree.map(lambda x, y: x.at[slots].set(y, mode="drop"), kept, some)
+        return start + block, kept, num_kept + jnp.sum(stays, dtype=jnp.int32)
 
     none = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), candidates)
     state = (jnp.int32(0), none, jnp.int32(0))

@@ -11,6 +11,19 @@ from jaxdet.structs import Detections
 from tests import oracles
 
 
+@pytest.fixture(autouse=True, params=["default", "cuda"])
+def branch(request, monkeypatch):
+    """Runs each test both as on CPUs and TPUs and as on GPUs."""
+
+    def choose(*arguments, **branches):
+        return branches[request.param](*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    nms._suppress.clear_cache()
+    yield
+    nms._suppress.clear_cache()
+
+
 def kept(answer):
     """The indices that are no padding, after a look at the padding."""
     indices, valid = map(np.asarray, answer)
