@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, relu, zero_outside
 
 
 class ExtraStages(nn.Module):
@@ -64,4 +64,4 @@ class ExtraStages(nn.Module):
             **options,
         )
         norm = Norm(self.norm, dtype=self.dtype, name=f"level{level}_norm{name}")
-        return zero_outside(nn.relu(norm(conv(x), *here)), *here)
+        return zero_outside(relu(norm(x, *here, conv=conv)), *here)

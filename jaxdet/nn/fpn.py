@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, zero_outside
+from jaxdet.nn.layers import Conv, Norm, NormType, relu, zero_outside
 
 # detectron2's "c2_xavier", torchvision's kaiming_uniform(a=1): variance 1 / fan in.
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -62,16 +62,15 @@ class FPN(nn.Module):
             if self.extra == "pool":
                 x = x[:, ::2, ::2]
             else:
-                x = nn.relu(x) if level > top + 1 else x
+                x = relu(x) if level > top + 1 else x
                 x = zero_outside(x, sizes, 2 ** (level - 1))
                 x = conv(3, 2, name=f"output{level}")(x)
             pyramid[level] = x
         return dict(sorted(pyramid.items()))
 
     def _layer(self, name, x, sizes, level, *, conv, kernel):
-        x = conv(kernel, name=name)(x)
         norm = Norm(self.norm, dtype=self.dtype, name=f"{name}_norm")
-        return norm(x, sizes, 2**level)
+        return norm(x, sizes, 2**level, conv=conv(kernel, name=name))
 
 
 def _upsample(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn.fpn import XAVIER
-from jaxdet.nn.layers import HE_NORMAL, Conv, Norm, NormType, zero_outside
+from jaxdet.nn.layers import HE_NORMAL, Conv, Norm, NormType, relu, zero_outside
 
 _NORMAL = nn.initializers.normal(0.01)
 
@@ -158,7 +158,7 @@ class FCHead(nn.Module):
             dense = nn.Dense(
                 self.features, kernel_init=XAVIER, dtype=self.dtype, name=f"fc{index}"
             )
-            x = nn.relu(dense(x))
+            x = relu(dense(x))
             if keys is not None and self.dropout > 0:
                 layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
                 x = _dropout(x, layer_keys, self.dropout)
@@ -181,7 +181,7 @@ class ConvFCHead(nn.Module):
         tower = _tower_layers(self, self.channels, kernel_init=HE_NORMAL)
         x = _apply_tower(tower, crops, None, 1)
         dense = nn.Dense(self.features, kernel_init=XAVIER, dtype=self.dtype, name="fc")
-        return nn.relu(dense(x.reshape(len(x), -1)))
+        return relu(dense(x.reshape(len(x), -1)))
 
 
 class BoxPredictor(nn.Module):
@@ -221,7 +221,7 @@ class MaskHead(nn.Module):
         """`[R, S, S, C]` -> mask logits `[R, 2 S, 2 S, K]` float32."""
         tower = _tower_layers(self, self.channels, kernel_init=HE_NORMAL)
         x = _apply_tower(tower, crops, None, 1)
-        x = nn.relu(_Deconv2x(self.channels, dtype=self.dtype, name="deconv")(x))
+        x = relu(_Deconv2x(self.channels, dtype=self.dtype, name="deconv")(x))
         small = nn.initializers.normal(0.001)  # detectron2's: masks start undecided
         last = Conv(
             self.num_classes, 1, kernel_init=small, dtype=self.dtype, name="output"
@@ -284,7 +284,8 @@ def _tower_layers(
 
 def _apply_tower(layers, x: jax.Array, sizes: jax.Array | None, stride: int):
     for conv, norm in layers:
-        x = nn.relu(norm(conv(zero_outside(x, sizes, stride)), sizes, stride))
+        x = zero_outside(x, sizes, stride)
+        x = relu(norm(x, sizes, stride, conv=conv))
     return x
 
 

@@ -30,11 +30,11 @@ NormType = Literal["frozen", "group", "none"]
 class Conv(nn.Module):
     """A square convolution, zero-padded so that stride 1 keeps the extents.
 
-    Parameters are named and shaped as those of `flax.linen.Conv`. A 1x1 convolution is
-    computed as one product of two matrices, and on CPU a 7x7 one of stride 2 on blocks
-    of 2x2 pixels: the same numbers, several times faster on CPU, where gradients of 1x1
-    convolutions and convolutions of three channels are slow. On TPUs the latter is one
-    on pairs of rows.
+    Parameters are named and shaped as those of `flax.linen.Conv`. How it is computed
+    depends on the platform, the numbers but for rounding do not. Kernels of 1x1 are one
+    product of two matrices, but cuDNN's on GPUs, which adds what follows on its way.
+    Kernels of 7x7 and stride 2 are slow everywhere, since images have three channels:
+    they are convolved on blocks of 2x2 pixels, on TPUs on pairs of rows.
     """
 
     features: int  # channels of the output
@@ -49,33 +49,128 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of the arithmetic; parameters stay float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        factor: jax.Array | None = None,
+        shift: jax.Array | None = None,
+    ) -> jax.Array:
         """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), features]`.
 
         So many cells where the padding sums to `dilation * (kernel - 1)`, fewer where
         to less.
+
+        Args:
+          x: features.
+          factor: `[features]` float32 that the output is multiplied by, as a frozen
+            norm does; on accelerators the kernel is, so that they write it once.
+          shift: `[features]` float32, added to that.
         """
-        reach = (self.kernel - 1) * self.dilation
-        margins = self.padding or (reach // 2, reach // 2)
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.kernel == 1 and margins == (0, 0):
-            x = _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        elif (self.kernel, self.stride, self.dilation, margins) == (7, 2, 1, (3, 3)):
-            plain = functools.partial(convolve, stride=2, margins=(3, 3))
-            x = lax.platform_dependent(
-                *(x, kernel),
-                cpu=conv7x7_on_blocks,
-                tpu=conv7x7_on_pairs_of_rows,
-                default=plain,
-            )
-        else:
-            x = convolve(x, kernel, self.stride, margins, self.dilation)
+        kernel = self.param("kernel", self.kernel_init, shape)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
-            x = x + bias.astype(self.dtype)[None, None, None]
-        return x
+            bias = bias if factor is None else bias * factor
+            shift = bias if shift is None else bias + shift
+        if factor is not None:
+            before, after = _divide(factor)
+            kernel *= before[None, None, None]
+        x = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = x if factor is None else x * _spread(after, x)
+        return x if shift is None else x + _spread(shift, x)
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        reach = (self.kernel - 1) * self.dilation
+        margins = self.padding or (reach // 2, reach // 2)
+        if self.kernel == 1 and margins == (0, 0):
+            return _convolve_1x1(x, kernel, self.stride)
+        if (self.kernel, self.stride, self.dilation, margins) == (7, 2, 1, (3, 3)):
+            return _convolve_7x7(x, kernel)
+        plain = functools.partial(
+            convolve, stride=self.stride, margins=margins, dilation=self.dilation
+        )
+        if x.shape[-1] % 8 == self.features % 8 == 0:
+            return plain(x, kernel)
+        in_eights = functools.partial(convolve_in_eights, plain)
+        return lax.platform_dependent(x, kernel, cuda=in_eights, default=plain)
+
+
+def _divide(factor):
+    """Returns factors of a kernel, and of what is convolved; ones are optimized away.
+
+    On CPUs a multiplication beside an addition costs nothing, and one of kernels time.
+    """
+    return lax.platform_dependent(
+        factor,
+        cpu=lambda factor: (jnp.ones_like(factor), factor),
+        default=lambda factor: (factor, jnp.ones_like(factor)),
+    )
+
+
+# Compiled by itself, so that layers of the same shapes are traced only once.
+@functools.partial(jax.jit, static_argnums=2)
+def _convolve_1x1(x, kernel, stride):
+    def product(x, kernel):
+        # Two dimensions, made by hand: XLA's product of four is far slower on CPU.
+        x = x[:, ::stride, ::stride]
+        flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+        return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+    plain = functools.partial(convolve, stride=stride)
+    in_eights = functools.partial(convolve_in_eights, plain)
+    return lax.platform_dependent(x, kernel, cuda=in_eights, default=product)
+
+
+def _convolve_7x7(x, kernel):
+    return lax.platform_dependent(
+        *(x, kernel),
+        cpu=conv7x7_on_blocks,
+        cuda=functools.partial(conv7x7_on_blocks, in_eights=True),
+        tpu=conv7x7_on_pairs_of_rows,
+        default=functools.partial(convolve, stride=2, margins=(3, 3)),
+    )
+
+
+def convolve_in_eights(
+    convolve: Callable, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """Convolves with zeros for more channels, so that there are multiples of 8.
+
+    GPUs multiply matrices so. Otherwise cuDNN copies the features to add such channels
+    itself; here XLA adds them where features are made, and drops them where it reads.
+
+    Args:
+      convolve: of features and a kernel.
+      x: `[B, H, W, C]`.
+      kernel: `[side, side, C, K]`.
+
+    Returns:
+      What `convolve` does, `[B, H', W', K]`.
+    """
+    channels, features = kernel.shape[2:]
+    if channels % 8 == features % 8 == 0:
+        return convolve(x, kernel)
+    more = (0, -channels % 8)
+    x = jnp.pad(x, [(0, 0)] * 3 + [more])
+    kernel = jnp.pad(kernel, [(0, 0)] * 2 + [more, (0, -features % 8)])
+    return convolve(x, kernel)[..., :features]
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """Returns the greater of `x` and 0, `[...]` -> the same shape.
+
+    The gradient looks at the output, which layers keep anyway, where `jax.nn.relu`'s
+    looks at the input: on GPUs that would be written out, too.
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    # "Not 0", since XLA makes "above 0" a question about the input again.
+    output, (tangent,) = relu(*primals), tangents
+    return output, jnp.where(output != 0, tangent, jnp.zeros_like(tangent))
 
 
 def maybe_remat(layers: Callable, remat: bool) -> Callable:
@@ -96,7 +191,7 @@ def max_pool(
 ) -> jax.Array:
     """Returns the maximum over square windows; outside the map there is 0.
 
-    Equal maxima of a window share its gradient on CPUs; elsewhere one has it all.
+    Equal maxima of a window share its gradient; on TPUs one has it all.
 
     Args:
       x: `[B, H, W, C]`, nothing negative (after a ReLU).
@@ -110,8 +205,8 @@ def max_pool(
     """
     return lax.platform_dependent(
         x,
-        cpu=lambda x: max_pool_by_shifts(x, window, padding, stride),
-        default=lambda x: max_pool_by_windows(x, window, padding, stride),
+        tpu=lambda x: max_pool_by_windows(x, window, padding, stride),
+        default=lambda x: max_pool_by_shifts(x, window, padding, stride),
     )
 
 
@@ -137,9 +232,9 @@ def max_pool_by_shifts(
 ) -> jax.Array:
     """Returns what `max_pool` does, as maxima of shifted copies, rows first.
 
-    XLA's gradient of a window's maximum searches each window again, and on CPU takes
-    seven times as long. On TPUs, by their compiler's estimate, shifted copies take more
-    time and memory.
+    XLA's gradient of a window's maximum searches each window again, and takes seven
+    times as long on CPUs, twice on an H100. On TPUs, by their compiler's estimate,
+    shifted copies take more time and memory.
 
     Args:
       x: `[B, H, W, C]`, nothing negative.
@@ -175,20 +270,29 @@ class FrozenBatchNorm(nn.Module):
     """Of the arithmetic; parameters and statistics stay float32."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` -> the same shape."""
-        shape = x.shape[-1:]
+    def __call__(self, x: jax.Array, conv: Conv | None = None) -> jax.Array:
+        """`[B, H, W, C]` -> the same shape, or that of `conv`, which then comes first.
+
+        Args:
+          x: features.
+          conv: a convolution that the norm is made a part of; None: there is none.
+        """
+        shape = x.shape[-1:] if conv is None else (conv.features,)
         scale = self.variable("constants", "scale", jnp.ones, shape).value
         bias = self.variable("constants", "bias", jnp.zeros, shape).value
         mean = self.variable("constants", "mean", jnp.zeros, shape).value
         var = self.variable("constants", "var", jnp.ones, shape).value
         factor = scale * lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor
-        spread = (None,) * (x.ndim - 1)
-        return (
-            x.astype(self.dtype) * factor.astype(self.dtype)[spread]
-            + shift.astype(self.dtype)[spread]
-        )
+        if conv is not None:
+            return conv(x, factor, shift)
+        x = x.astype(self.dtype)
+        return x * _spread(factor, x) + _spread(shift, x)
+
+
+def _spread(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a number for each channel as `x` can be multiplied with."""
+    return values.astype(x.dtype)[(None,) * (x.ndim - 1)]
 
 
 class GroupNorm(nn.Module):
@@ -248,14 +352,23 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, sizes: jax.Array | None = None, stride: int = 1
+        self,
+        x: jax.Array,
+        sizes: jax.Array | None = None,
+        stride: int = 1,
+        *,
+        conv: Conv | None = None,
     ) -> jax.Array:
-        """`[B, H, W, C]` -> the same shape; statistics leave the canvas's padding out.
+        """`[B, H, W, C]` -> the same shape, or that of `conv`, which then comes first.
+
+        Statistics leave the canvas's padding out.
 
         Args:
           x: features.
           sizes: see above.
-          stride: canvas pixels per cell.
+          stride: canvas pixels per cell, of the output.
+          conv: the convolution before the norm, which a frozen one is made a part of;
+            None: there is none.
 
         Raises:
           ValueError: if `kind` is none of the three.
@@ -264,10 +377,11 @@ class Norm(nn.Module):
             raise ValueError(
                 f"norm is {self.kind!r}; it must be 'frozen', 'group' or 'none'"
             )
+        if self.kind == "frozen":
+            return FrozenBatchNorm(self.epsilon, self.dtype, name="frozen")(x, conv)
+        x = x if conv is None else conv(x)
         if self.kind == "none":
             return x
-        if self.kind == "frozen":
-            return FrozenBatchNorm(self.epsilon, self.dtype, name="frozen")(x)
         inside = None if sizes is None else inside_mask(sizes, x.shape, stride)
         norm = GroupNorm(epsilon=self.epsilon, dtype=self.dtype, name="group")
         return norm(x, inside)
@@ -308,12 +422,15 @@ def zero_outside(
     return jnp.where(inside_mask(sizes, features.shape, stride), features, 0)
 
 
-def conv7x7_on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv7x7_on_blocks(
+    x: jax.Array, kernel: jax.Array, *, in_eights: bool = False
+) -> jax.Array:
     """Computes a 7x7 convolution of stride 2 as a 4x4 one on blocks of 2x2 pixels.
 
     Args:
       x: `[B, H, W, C]`.
       kernel: `[7, 7, C, K]`.
+      in_eights: whether by `convolve_in_eights`.
 
     Returns:
       `[B, ceil(H / 2), ceil(W / 2), K]`, where the margins are 3 cells wide.
@@ -326,7 +443,9 @@ def conv7x7_on_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows, columns = -(-height // 2), -(-width // 2)
     x = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(batch, rows, columns, 4 * channels)
-    return convolve(x, kernel.reshape(4, 4, 4 * channels, -1), 1, (2, 1))
+    kernel = kernel.reshape(4, 4, 4 * channels, -1)
+    plain = functools.partial(convolve, margins=(2, 1))
+    return convolve_in_eights(plain, x, kernel) if in_eights else plain(x, kernel)
 
 
 def conv7x7_on_pairs_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -355,9 +474,3 @@ def conv7x7_on_pairs_of_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
         padding=((2, 1), (3, 3)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-
-
-def _pointwise(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    # Two dimensions, made by hand: XLA's four-dimensional product is far slower on CPU.
-    flat = x.reshape(-1, x.shape[-1]) @ matrix
-    return flat.reshape(*x.shape[:-1], matrix.shape[-1])

@@ -1,5 +1,6 @@
 """Layers by hand, against NumPy and against Flax's own."""
 
+import re
 from functools import partial
 
 import chex
@@ -16,14 +17,28 @@ from jaxdet.nn.layers import (
     Norm,
     conv7x7_on_blocks,
     conv7x7_on_pairs_of_rows,
+    convolve_in_eights,
     inside_mask,
     max_pool_by_shifts,
     max_pool_by_windows,
+    relu,
     zero_outside,
 )
 from tests.nn import drawn
 
 
+@pytest.fixture(params=["cpu", "cuda", "tpu"])
+def platform(request, monkeypatch):
+    """Computes as on each platform; all of them can be on CPUs."""
+
+    def choose(*arguments, default, **branches):
+        return branches.get(request.param, default)(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    return request.param
+
+
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "padding"),
     [
@@ -62,7 +77,14 @@ def test_agrees_with_flax(rng, kernel, stride, dilation, padding):
     )
 
 
-@pytest.mark.parametrize("stem", [conv7x7_on_blocks, conv7x7_on_pairs_of_rows])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        conv7x7_on_blocks,
+        partial(conv7x7_on_blocks, in_eights=True),
+        conv7x7_on_pairs_of_rows,
+    ],
+)
 def test_stem_on_blocks_is_the_convolution(rng, stem):
     x = rng.normal(size=(2, 15, 18, 3)).astype(np.float32)
     kernel = rng.normal(size=(7, 7, 3, 4)).astype(np.float32)
@@ -76,6 +98,33 @@ def test_stem_on_blocks_is_the_convolution(rng, stem):
     plain = partial(convolve, stride=2, margins=(3, 3))
     results = map(total_and_gradients, (stem, plain))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "features"), [(3, 5), (8, 1), (12, 16)])
+def test_more_channels_change_nothing(rng, channels, features):
+    def answer_and_gradients(convolution):
+        answer, pull = jax.vjp(convolution, x, kernel)
+        return answer, *pull(jnp.sin(answer))
+
+    x = jnp.asarray(rng.normal(size=(2, 6, 7, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, channels, features)), jnp.float32)
+    plain = partial(convolve, margins=(1, 1))
+    ours = jax.jit(partial(answer_and_gradients, partial(convolve_in_eights, plain)))
+    expected = jax.jit(partial(answer_and_gradients, plain))()
+    chex.assert_trees_all_close(ours(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_relu_is_that_of_jax(transform):
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf, jnp.nan])
+
+    def answer_and_gradient(function):
+        answer, pull = jax.vjp(transform(function), x)
+        return answer, *pull(jnp.arange(1.0, 8.0))
+
+    ours, expected = map(answer_and_gradient, (relu, jax.nn.relu))
+    chex.assert_trees_all_equal(ours[0], expected[0])
+    # What is not a number has a gradient, too: it is not passed over.
+    chex.assert_trees_all_equal(ours[1], expected[1].at[-1].set(7.0))
 
 
 @pytest.mark.parametrize("extents", [(8, 10), (7, 9)])
@@ -122,6 +171,52 @@ def test_frozen_norm_by_hand():
     norm = FrozenBatchNorm(epsilon=0.0)
     answer = norm.apply({"constants": constants}, jnp.full((1, 1, 1, 1), 7.0))
     np.testing.assert_allclose(answer, 2 * (7 - 3) / 2 + 1)
+
+
+@pytest.mark.usefixtures("platform")
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("kind", ["frozen", "group", "none"])
+def test_a_norm_is_the_same_after_a_convolution_and_in_it(rng, kind, use_bias):
+    class Both(nn.Module):
+        joined: bool
+
+        @nn.compact
+        def __call__(self, x):
+            conv = Conv(6, 3, use_bias=use_bias, name="conv")
+            norm = Norm(kind, name="norm")
+            return norm(x, conv=conv) if self.joined else norm(conv(x))
+
+    x = jnp.asarray(rng.normal(size=(2, 5, 7, 3)), jnp.float32)
+    variables = drawn.variables(rng, Both(joined=False), x)
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    def answer_and_gradients(joined):
+        def run(params, x):
+            return Both(joined).apply({"params": params, **rest}, x)
+
+        answer, pull = jax.vjp(run, variables["params"], x)
+        return answer, *pull(jnp.sin(answer))
+
+    ours, expected = (
+        jax.jit(answer_and_gradients, static_argnums=0)(x) for x in (1, 0)
+    )
+    chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_accelerators_multiply_kernels_by_frozen_norms_and_cpus_features(platform):
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return relu(Norm("frozen", name="norm")(x, conv=Conv(16, name="conv")))
+
+    x = jnp.zeros((2, 9, 9, 8))
+    variables = jax.eval_shape(Layer().init, jax.random.key(0), x)
+    text = jax.jit(Layer().apply).lower(variables, x).compile().as_text()
+    products = set(re.findall(r"= (\S+)\{\S* multiply\(", text))
+    of_kernel, of_features = "f32[3,3,8,16]", "f32[2,9,9,16]"
+    assert (of_kernel in products) == (platform != "cpu")
+    assert (of_features in products) == (platform == "cpu")
 
 
 def test_group_norm_against_numpy(rng):

@@ -4,7 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, maybe_remat, zero_outside
+from jaxdet.nn.layers import (
+    Conv,
+    Norm,
+    NormType,
+    max_pool,
+    maybe_remat,
+    relu,
+    zero_outside,
+)
 
 # Channels as multiples of conv1's, kernel, stride, padding before.
 _CONVS = ((1, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (4, 3, 1, 1), (4, 3, 1, 1))
@@ -91,7 +99,7 @@ def _layer(
     )
     norm = Norm(network.norm, dtype=network.dtype, name=f"norm{index + 1}")
     cells = _cells(cells, kernel, stride, margins)
-    x = zero_outside(nn.relu(norm(conv(x), cells)), cells, 1)
+    x = zero_outside(relu(norm(x, cells, conv=conv)), cells, 1)
     if index < 2:
         before = _pool_padding(index + 1, network.centered)
         margins = (before, _WINDOW - 1 - before if network.centered else 0)

@@ -6,7 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, maybe_remat, zero_outside
+from jaxdet.nn.layers import (
+    Conv,
+    Norm,
+    NormType,
+    max_pool,
+    maybe_remat,
+    relu,
+    zero_outside,
+)
 
 # Depth -> (blocks of stages 2 to 5, whether they are bottlenecks).
 _LAYOUTS = {
@@ -49,7 +57,7 @@ class ResNet(nn.Module):
             raise ValueError(f"coarsest is {self.coarsest}; it must be in 2 to 5")
         norm = partial(Norm, self.norm, epsilon=self.epsilon, dtype=self.dtype)
         stem = Conv(self.width, 7, 2, False, dtype=self.dtype, name="stem_conv")
-        x = nn.relu(norm(name="stem_norm")(stem(pixels), sizes, 2))
+        x = relu(norm(name="stem_norm")(pixels, sizes, 2, conv=stem))
         x = max_pool(zero_outside(x, sizes, 2))
         stages = {}
         for level in range(2, self.coarsest + 1):
@@ -152,12 +160,11 @@ class _Basic(nn.Module):
         here = (sizes, 2**self.level)
         shortcut = _shortcut(self, x, self.features, here)
         x = zero_outside(x, sizes, 2**self.level // self.stride)
-        x = nn.relu(
-            self.norm(name="norm1")(conv(3, self.stride, name="conv1")(x), *here)
-        )
+        conv1, conv2 = conv(3, self.stride, name="conv1"), conv(3, name="conv2")
+        x = relu(self.norm(name="norm1")(x, *here, conv=conv1))
         x = zero_outside(x, *here)
-        x = self.norm(name="norm2")(conv(3, name="conv2")(x), *here)
-        return nn.relu(x + shortcut)
+        x = self.norm(name="norm2")(x, *here, conv=conv2)
+        return relu(x + shortcut)
 
 
 class _Bottleneck(nn.Module):
@@ -174,12 +181,14 @@ class _Bottleneck(nn.Module):
         conv = partial(Conv, use_bias=False, dtype=self.dtype)
         before, here = (sizes, 2**self.level // self.stride), (sizes, 2**self.level)
         shortcut = _shortcut(self, x, 4 * self.features, here)
-        x = conv(self.features, 1, name="conv1")(x)
-        x = zero_outside(nn.relu(self.norm(name="norm1")(x, *before)), *before)
-        x = conv(self.features, 3, self.stride, name="conv2")(x)
-        x = nn.relu(self.norm(name="norm2")(x, *here))
-        x = self.norm(name="norm3")(conv(4 * self.features, 1, name="conv3")(x), *here)
-        return nn.relu(x + shortcut)
+        conv1 = conv(self.features, 1, name="conv1")
+        conv2 = conv(self.features, 3, self.stride, name="conv2")
+        conv3 = conv(4 * self.features, 1, name="conv3")
+        x = relu(self.norm(name="norm1")(x, *before, conv=conv1))
+        x = zero_outside(x, *before)
+        x = relu(self.norm(name="norm2")(x, *here, conv=conv2))
+        x = self.norm(name="norm3")(x, *here, conv=conv3)
+        return relu(x + shortcut)
 
 
 def _shortcut(block: nn.Module, x: jax.Array, features: int, here) -> jax.Array:
@@ -189,4 +198,4 @@ def _shortcut(block: nn.Module, x: jax.Array, features: int, here) -> jax.Array:
     conv = Conv(
         features, 1, block.stride, False, dtype=block.dtype, name="shortcut_conv"
     )
-    return block.norm(name="shortcut_norm")(conv(x), *here)
+    return block.norm(name="shortcut_norm")(x, *here, conv=conv)

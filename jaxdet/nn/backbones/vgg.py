@@ -5,7 +5,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdet.nn.layers import Conv, Norm, NormType, max_pool, maybe_remat, zero_outside
+from jaxdet.nn.layers import (
+    Conv,
+    Norm,
+    NormType,
+    max_pool,
+    maybe_remat,
+    relu,
+    zero_outside,
+)
 
 # Convolutions of each block, and their channels as multiples of the first block's.
 _BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
@@ -136,7 +144,7 @@ def _layer(network, name: str, features: int, x, here, **options) -> jax.Array:
         **options,
     )
     norm = Norm(network.norm, dtype=network.dtype, name=f"norm{name}")
-    return zero_outside(nn.relu(norm(conv(x), *here)), *here)
+    return zero_outside(relu(norm(x, *here, conv=conv)), *here)
 
 
 def _names(level: int, count: int) -> list[str]:
