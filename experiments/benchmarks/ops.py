@@ -2,8 +2,8 @@
 
 Milliseconds, the median of several calls, of the operators between a detector's layers,
 and of a ResNet. "With gradient" is a call with the gradient of the features, or of all
-of the ResNet's parameters. With `--compare`, torchvision's on the CPU take turns with
-ours, its ResNet at the better of two layouts.
+of the ResNet's parameters. With `--compare`, torchvision's take turns with ours on
+the same device, its ResNet at the better of two layouts.
 """
 
 import dataclasses
@@ -183,7 +183,7 @@ def _cells(row: dict) -> list[str]:
     cells = [row["name"], row["sizes"]]
     for name in TIMES:
         ours, theirs = row.get(name), row.get(f"torchvision {name}")
-        cells.append(f"{ours:.1f}" if ours else "")
+        cells.append(f"{ours:.3g}" if ours else "")
         cells.append(f"{ours / theirs:.2f}" if theirs else "")
     return cells
 

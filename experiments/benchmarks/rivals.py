@@ -201,6 +201,17 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def _waiting(call: Callable) -> Callable:
+    """Returns a call that ends when the device is done."""
+
+    def wait():
+        output = call()
+        _wait()
+        return output
+
+    return wait
+
+
 def operators() -> dict[str, Callable]:
     """Returns what makes the calls of a case of `benchmarks.ops`, by the case's name.
 
@@ -227,9 +238,9 @@ def operators() -> dict[str, Callable]:
 
 def _operator(function: Callable, case: Any) -> dict[str, list[Callable]]:
     """Makes calls with copies of the arguments, features as torch has them."""
-    first, second = (torch.tensor(np.asarray(x)) for x in case.arguments)
+    first, second = (torch.tensor(np.asarray(x), device=DEVICE) for x in case.arguments)
     if not case.differentiable:
-        return {"forward": [partial(function, first, second)]}
+        return {"forward": [_waiting(partial(function, first, second))]}
     first = first.permute(2, 0, 1).contiguous()  # [C, H, W]
     features = first.clone().requires_grad_()
 
@@ -238,19 +249,20 @@ def _operator(function: Callable, case: Any) -> dict[str, list[Callable]]:
         value = function(features, second)
         value.backward(value.detach())
 
-    forward = partial(function, first, second)
-    return {"forward": [forward], "with gradient": [with_gradient]}
+    forward = _waiting(partial(function, first, second))
+    return {"forward": [forward], "with gradient": [_waiting(with_gradient)]}
 
 
 def _backbone(case: Any) -> dict[str, list[Callable]]:
     """Makes calls of a ResNet-50 with frozen norms; then channels last."""
-    pixels = torch.tensor(np.asarray(case.arguments[-1])).permute(0, 3, 1, 2)
+    pixels = torch.tensor(np.asarray(case.arguments[-1]), device=DEVICE)
+    pixels = pixels.permute(0, 3, 1, 2)
     norm = torchvision.ops.FrozenBatchNorm2d
 
     def calls(layout):
         whole = torchvision.models.resnet50(norm_layer=norm).to(memory_format=layout)
         names = [f"layer{index}" for index in range(1, 5)]
-        network = create_feature_extractor(whole, names)
+        network = create_feature_extractor(whole, names).to(DEVICE)
         images = pixels.contiguous(memory_format=layout)
 
         def with_gradient():
@@ -258,7 +270,8 @@ def _backbone(case: Any) -> dict[str, list[Callable]]:
             values = [*network(images).values()]
             torch.autograd.backward(values, [value.detach() for value in values])
 
-        return torch.inference_mode()(partial(network, images)), with_gradient
+        forward = torch.inference_mode()(partial(network, images))
+        return _waiting(forward), _waiting(with_gradient)
 
     layouts = (torch.contiguous_format, torch.channels_last)
     forward, with_gradient = zip(*map(calls, layouts), strict=True)

@@ -16,13 +16,15 @@ tracing and compiling them; their memory; and how close they are to the device's
 weights; `--parts` times what they consist of. Rows that the json file has are not
 measured again, so an interrupted run continues where it stopped; nor are those that
 failed, usually for lack of memory, unless the file is removed. Weights and images are
-random. Needs jax, flax, optax, orbax and numpy alone, hence argparse and not tyro.
+random. Needs jax, flax, optax, orbax and numpy alone, hence argparse and not tyro; with
+`--compare` all of requirements.txt.
 
 A step is `train_step` with SGD, in one program, its state donated. FLOPs are those of
 the program before XLA optimizes it (a loop's body counts once), bytes those that the
-compiled one reads and writes; shares are of the best product of square matrices and of
-a copy in place of a large array, both measured first. On CPUs large 3x3 convolutions
-are computed with fewer products (jaxdet/nn/cpu_convolution.py), and FLOPs count those.
+compiled one reads and writes, on GPUs outside of cuDNN; shares are of the best product
+of square matrices and of a copy in place of a large array, both measured first. On CPUs
+large 3x3 convolutions are computed with fewer products (jaxdet/nn/cpu_convolution.py),
+and FLOPs count those.
 XLA's cache of compiled programs is not used, since compilation is measured.
 """
 
@@ -195,13 +197,27 @@ def compiled(
     return program, {
         "lower_seconds": middle - start,
         "compile_seconds": end - middle,
-        "flops": (lowered.cost_analysis() or {}).get("flops", math.nan),
+        "flops": _flops(function, arguments, lowered),
         "bytes": (program.cost_analysis() or {}).get("bytes accessed", math.nan),
         "memory": memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
     }
+
+
+def _flops(function: Callable, arguments: tuple, lowered: Any) -> float:
+    """Returns the FLOPs of a program; where a GPU's plugin does not tell, the CPU's."""
+    costs = lowered.cost_analysis()
+    if costs is None:
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments
+        )
+        platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            traced = jax.jit(function).trace(*shapes)
+            costs = traced.lower(lowering_platforms=(platform,)).cost_analysis()
+    return (costs or {}).get("flops", math.nan)
 
 
 def limits(precision: str) -> dict[str, float]:

@@ -89,6 +89,13 @@ def test_figures_of_a_compiled_product():
     assert figures["bytes"] >= arrays
 
 
+def test_flops_where_the_device_does_not_tell_them():
+    x = jnp.ones((64, 32))
+    silent = types.SimpleNamespace(cost_analysis=lambda: None)
+    flops = speed._flops(lambda tree: tree["x"] @ tree["x"].T, ({"x": x},), silent)
+    assert flops == pytest.approx(2 * 64 * 64 * 32, rel=0.05)
+
+
 def test_limits_are_rates(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(speed, "medians", lambda calls, repeats: [1000.0])
