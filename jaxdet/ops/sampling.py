@@ -57,14 +57,14 @@ def balanced_subset(
       `Subset`; negatives take the slots that positives leave free.
     """
     priorities = _random_priorities(key, hashes)
-    num_positive, positives = _sample(
-        priorities, positive, int(size * positive_fraction)
-    )
-    num_negative, negatives = _sample(priorities, negative, size)
+    # Both in one sort: a TPU's compiler takes 15 s for each.
+    ranks = jnp.where(jnp.stack([positive, negative]), priorities[None], -1.0)
+    top, index = jax.lax.top_k(ranks, min(size, ranks.shape[1]))
+    num_positive, num_negative = jnp.sum(top >= 0, axis=1)
+    num_positive = jnp.minimum(num_positive, int(size * positive_fraction))
     # Positives come first, negatives follow.
     slots = jnp.arange(size)
-    positives = jnp.pad(positives, (0, size - len(positives)))
-    negatives = jnp.pad(negatives, (0, size - len(negatives)))
+    positives, negatives = jnp.pad(index, ((0, 0), (0, size - index.shape[1])))
     index = jnp.where(
         slots < num_positive, positives, jnp.roll(negatives, num_positive)
     )
@@ -106,15 +106,6 @@ def hash_boxes(boxes: Float[Array, "A 4"]) -> UInt32[Array, " A"]:
     factors = jnp.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F], jnp.uint32)
     bits = bits * factors[None]
     return jnp.sum(bits ^ (bits >> 15), axis=-1, dtype=jnp.uint32)
-
-
-def _sample(
-    priorities: Float[Array, " A"], candidates: Bool[Array, " A"], limit: int
-) -> tuple[Int[Array, ""], Int[Array, " S"]]:
-    """Returns how many candidates are taken, and their places, then any places."""
-    rank = jnp.where(candidates, priorities, -1.0)
-    top, index = jax.lax.top_k(rank, min(limit, len(rank)))
-    return jnp.sum(top >= 0), index
 
 
 def _random_priorities(
