@@ -183,7 +183,7 @@ def _cells(row: dict) -> list[str]:
     cells = [row["name"], row["sizes"]]
     for name in TIMES:
         ours, theirs = row.get(name), row.get(f"torchvision {name}")
-        cells.append(f"{ours:.3g}" if ours else "")
+        cells.append(f"{ours:.{1 if ours >= 10 else 2}f}" if ours else "")
         cells.append(f"{ours / theirs:.2f}" if theirs else "")
     return cells
 

@@ -207,7 +207,10 @@ def compiled(
 
 
 def _flops(function: Callable, arguments: tuple, lowered: Any) -> float:
-    """Returns the FLOPs of a program; where a GPU's plugin does not tell, the CPU's."""
+    """Returns a program's FLOPs.
+
+    A GPU's plugin does not count them. Then the CPU's client counts the GPU's program.
+    """
     costs = lowered.cost_analysis()
     if costs is None:
         shapes = jax.tree.map(

@@ -31,10 +31,10 @@ class Conv(nn.Module):
     """A square convolution, zero-padded so that stride 1 keeps the extents.
 
     Parameters are named and shaped as those of `flax.linen.Conv`. How it is computed
-    depends on the platform, the numbers but for rounding do not. Kernels of 1x1 are one
-    product of two matrices, but cuDNN's on GPUs, which adds what follows on its way.
-    Kernels of 7x7 and stride 2 are slow everywhere, since images have three channels:
-    they are convolved on blocks of 2x2 pixels, on TPUs on pairs of rows.
+    depends on the platform, the numbers but for rounding do not. A 1x1 convolution is a
+    product of two matrices; on NVIDIA's GPUs it stays one, to which cuDNN adds shift,
+    shortcut and ReLU itself. One of 7x7 and stride 2 is slow for the three channels of
+    images: CPUs and those GPUs convolve blocks of 2x2 pixels, TPUs pairs of rows.
     """
 
     features: int  # channels of the output
@@ -132,28 +132,28 @@ def _convolve_7x7(x, kernel):
 
 
 def convolve_in_eights(
-    convolve: Callable, x: jax.Array, kernel: jax.Array
+    convolution: Callable, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """Convolves with zeros for more channels, so that there are multiples of 8.
 
-    GPUs multiply matrices so. Otherwise cuDNN copies the features to add such channels
-    itself; here XLA adds them where features are made, and drops them where it reads.
+    Tensor cores need such numbers. cuDNN copies all features to add channels itself;
+    here XLA adds them where it makes the features, and drops them where it reads them.
 
     Args:
-      convolve: of features and a kernel.
+      convolution: of features and a kernel.
       x: `[B, H, W, C]`.
       kernel: `[side, side, C, K]`.
 
     Returns:
-      What `convolve` does, `[B, H', W', K]`.
+      What `convolution` does, `[B, H', W', K]`.
     """
     channels, features = kernel.shape[2:]
     if channels % 8 == features % 8 == 0:
-        return convolve(x, kernel)
+        return convolution(x, kernel)
     more = (0, -channels % 8)
     x = jnp.pad(x, [(0, 0)] * 3 + [more])
     kernel = jnp.pad(kernel, [(0, 0)] * 2 + [more, (0, -features % 8)])
-    return convolve(x, kernel)[..., :features]
+    return convolution(x, kernel)[..., :features]
 
 
 @jax.custom_jvp
@@ -271,7 +271,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, conv: Conv | None = None) -> jax.Array:
-        """`[B, H, W, C]` -> the same shape, or that of `conv`, which then comes first.
+        """`[B, H, W, C]` -> the same shape, or that of `conv`'s output: it comes first.
 
         Args:
           x: features.
@@ -359,7 +359,7 @@ class Norm(nn.Module):
         *,
         conv: Conv | None = None,
     ) -> jax.Array:
-        """`[B, H, W, C]` -> the same shape, or that of `conv`, which then comes first.
+        """`[B, H, W, C]` -> the same shape, or that of `conv`'s output: it comes first.
 
         Statistics leave the canvas's padding out.
 

@@ -160,12 +160,12 @@ def _suppress(boxes, scores, labels, valid, threshold, size):
     return jax.lax.platform_dependent(
         *(jax.tree.map(lambda x: x[order], candidates), threshold),
         jnp.sum(usable, dtype=jnp.int32),
-        cuda=partial(suppress_by_blocks, size=size, block=_BLOCK_ON_GPU),
-        default=partial(suppress_by_blocks, size=size, block=_BLOCK),
+        cuda=partial(_suppress_by_blocks, size=size, block=_BLOCK_ON_GPU),
+        default=partial(_suppress_by_blocks, size=size, block=_BLOCK),
     )
 
 
-def suppress_by_blocks(
+def _suppress_by_blocks(
     candidates: _Candidates,
     threshold: Float[Array, ""],
     count: Int[Array, ""],
@@ -188,7 +188,7 @@ def suppress_by_blocks(
     Returns:
       As `nms`.
     """
-    padding = block - len(candidates.boxes) % block  # never 0: none fill a block too
+    padding = block - len(candidates.boxes) % block  # never 0: no boxes fill a block
     candidates = jax.tree.map(
         lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), candidates
     )

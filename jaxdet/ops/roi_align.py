@@ -197,9 +197,16 @@ def _pool_by_gathers(maps, boxes, level, extents, *, grid: _Grid):
         step=jnp.array([features.shape[1] for features in maps], jnp.int32),
     )
     layout = jax.tree.map(lambda x: x[level], layout)
-    cells = _cells(boxes, layout, grid)
-    # Once: XLA would make them again for each of the cells that a bin reads.
-    return _weighted_sum(*jax.lax.optimization_barrier((jnp.concatenate(flat), cells)))
+    rows, columns = _cells(boxes, layout, grid)
+    # XLA would make these again for each of the cells that a bin reads. `used` it is to
+    # know, since loops of known lengths need not ask the host how to go on.
+    flat, known = jax.lax.optimization_barrier(
+        (jnp.concatenate(flat), _Cells(rows, columns))
+    )
+    cells = _Cells(
+        known.rows._replace(used=rows.used), known.columns._replace(used=columns.used)
+    )
+    return _weighted_sum(flat, cells)
 
 
 class _Layout(NamedTuple):

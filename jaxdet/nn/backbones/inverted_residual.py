@@ -59,8 +59,8 @@ def stages(
         dtype=network.dtype,
         name="stem_conv",
     )
-    x = stem(pad(pixels, 3, 2, padding, sizes))
-    x = nn.relu6(norm(name="stem_norm")(x, sizes, 2))
+    x = pad(pixels, 3, 2, padding, sizes)
+    x = nn.relu6(norm(name="stem_norm")(x, sizes, 2, conv=stem))
     narrow, wide = {}, {}
     for level, groups in plan.items():
         blocks = [group[1:] for group in groups for _ in range(group[0])]
@@ -130,15 +130,17 @@ class InvertedResidual(nn.Module):
         conv = partial(Conv, kernel=1, use_bias=False, dtype=self.dtype)
         wide = x
         if self.between is not None:
-            wide = conv(self.between, name="expand_conv")(x)
-            wide = nn.relu6(self.norm(name="expand_norm")(wide, sizes, before))
+            expand = conv(self.between, name="expand_conv")
+            wide = nn.relu6(
+                self.norm(name="expand_norm")(x, sizes, before, conv=expand)
+            )
         wide = zero_outside(wide, sizes, before)
         y = DepthwiseConv(
             self.kernel, self.stride, self.padding, self.dtype, name="depthwise_conv"
         )(wide, sizes, before)
         y = nn.relu6(self.norm(name="depthwise_norm")(y, sizes, here))
-        y = conv(self.features, name="project_conv")(y)
-        y = self.norm(name="project_norm")(y, sizes, here)
+        project = conv(self.features, name="project_conv")
+        y = self.norm(name="project_norm")(y, sizes, here, conv=project)
         y = y if self.linear else nn.relu6(y)
         return (x + y if x.shape == y.shape else y), wide
 

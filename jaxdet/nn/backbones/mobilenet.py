@@ -61,7 +61,7 @@ class MobileNetV2(nn.Module):
                 dtype=self.dtype,
                 name="last_conv",
             )
-            wide[5] = nn.relu6(norm(name="last_norm")(last(narrow[5]), sizes, 32))
+            wide[5] = nn.relu6(norm(name="last_norm")(narrow[5], sizes, 32, conv=last))
         features = {
             level: (wide if self.wide else narrow)[level] for level in range(2, 6)
         }
