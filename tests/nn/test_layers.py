@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxdet.nn import layers
 from jaxdet.nn.cpu_convolution import convolve
 from jaxdet.nn.layers import (
     Conv,
@@ -35,7 +36,9 @@ def platform(request, monkeypatch):
         return branches.get(request.param, default)(*arguments)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
-    return request.param
+    layers._convolve_1x1.clear_cache()
+    yield request.param
+    layers._convolve_1x1.clear_cache()
 
 
 @pytest.mark.usefixtures("platform")
