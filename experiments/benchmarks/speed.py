@@ -217,7 +217,11 @@ def _flops(function: Callable, arguments: tuple, lowered: Any) -> float:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments
         )
         platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        try:
+            host = jax.local_devices(backend="cpu")[0]
+        except RuntimeError:  # JAX_PLATFORMS leaves it out
+            return math.nan
+        with jax.default_device(host):
             traced = jax.jit(function).trace(*shapes)
             costs = traced.lower(lowering_platforms=(platform,)).cost_analysis()
     return (costs or {}).get("flops", math.nan)
