@@ -40,7 +40,12 @@ def test_a_step_needs_three_times_the_arithmetic_of_looking(name, monkeypatch):
     batch = models.random_batch(1, (256, 256), 5, detector.num_classes)
     key = jax.random.key(0)
     variables = jax.eval_shape(detector.init, key, batch)
-    looking = arithmetic(jax.make_jaxpr(detector.loss)(variables, batch, key).jaxpr)
+    with monkeypatch.context() as patch:  # one way to compute each layer, not all
+        patch.setattr(
+            *(jax.lax, "platform_dependent"), lambda *x, default, **_: default(*x)
+        )
+        jax.clear_caches()
+        looking = arithmetic(jax.make_jaxpr(detector.loss)(variables, batch, key).jaxpr)
     state = TrainState(jnp.zeros((), jnp.int32), variables, opt_state=())
     flops = gradient_flops(detector, models.TRAINING, state, batch)
     assert 3 * looking * 0.9 < flops < 3 * looking * 1.1
