@@ -313,7 +313,7 @@ def normalize_in_float64(pixels, sizes, *, mean, std):
     return (pixels.astype(jnp.float64) / 255 - shift) / scale
 
 
-def convolve_in_float64(x, kernel, stride, margins, dilation=1):
+def convolve_in_float64(x, kernel, stride=1, margins=(0, 0), dilation=1):
     """As one product of matrices: XLA's own is a thousand times slower on CPU."""
     reach = (len(kernel) - 1) * dilation
     x = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
