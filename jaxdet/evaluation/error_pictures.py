@@ -9,7 +9,11 @@ from PIL import Image
 
 from jaxdet.data.dataset import DataError, DataSet, file_names
 from jaxdet.data.masks import decode_rle
-from jaxdet.evaluation.coco import MAX_DETECTIONS
+from jaxdet.evaluation.coco import (
+    MAX_DETECTIONS,
+    all_have_masks,
+    with_run_lengths,
+)
 from jaxdet.evaluation.matches import Matches, match_to_objects
 from jaxdet.visualize import draw, enlarge
 
@@ -42,7 +46,7 @@ def draw_errors(
 
     Args:
       data_set: reads the images.
-      ground_truth: COCO json.
+      ground_truth: COCO json; masks are drawn in an image whose objects all have one.
       detections: COCO results, with masks if they have a `segmentation`.
       image_ids: of the images to draw.
       min_score: detections that score lower are not drawn, and find nothing.
@@ -55,6 +59,7 @@ def draw_errors(
     """
     positions = {image_id: place for place, image_id in enumerate(data_set.image_ids)}
     names = file_names(data_set)
+    images = {one["id"]: one for one in ground_truth["images"]}
     pictures: list[ErrorPicture | None] = []
     for image_id in image_ids:
         try:
@@ -63,7 +68,7 @@ def draw_errors(
             pictures.append(None)
             continue
         own = {
-            "images": [{"id": image_id}],
+            "images": [images[image_id]],
             "categories": ground_truth["categories"],
             "annotations": _of_image(ground_truth["annotations"], image_id),
         }
@@ -72,7 +77,10 @@ def draw_errors(
         ]
         matches = match_to_objects(own, results, max_detections=max_detections)
         image, factor = _fit(image, size)
-        truth = _draw_truth(image, own["annotations"], matches, factor)
+        objects = own["annotations"]
+        if all_have_masks(objects):
+            objects = with_run_lengths(own)
+        truth = _draw_truth(image, objects, matches, factor)
         found = [results[index] for index in matches.index]
         drawn = _draw_detections(image, found, matches, factor)
         jpegs = (_jpeg(picture, quality) for picture in (truth, drawn))
@@ -110,6 +118,7 @@ def _draw_truth(
         np.arange(len(names)),
         class_names=names,
         colors=_colors(wrong, crowd),
+        masks=_masks(annotations, image),
         crowd=crowd,
     )
 
@@ -122,12 +131,6 @@ def _draw_detections(
         (_MARK if false else "") + matches.class_names[label]
         for label, false in zip(matches.label, wrong, strict=True)
     ]
-    masks = None
-    if results and "segmentation" in results[0]:
-        size = (image.shape[1], image.shape[0])
-        masks = decode_rle([one["segmentation"] for one in results])
-        masks = [Image.fromarray(mask).resize(size, _NEAREST) for mask in masks]
-        masks = np.stack([np.array(mask) for mask in masks])
     return draw(
         image,
         factor * _corners(results),
@@ -135,8 +138,17 @@ def _draw_detections(
         matches.score,
         class_names=names,
         colors=_colors(wrong, matches.ignored),
-        masks=masks,
+        masks=_masks(results, image),
     )
+
+
+def _masks(entries: list[dict], image: np.ndarray) -> np.ndarray | None:
+    """Returns masks `[N, H, W]` as large as an image, if all entries have one."""
+    if not all_have_masks(entries):
+        return None
+    size = (image.shape[1], image.shape[0])
+    masks = decode_rle([one["segmentation"] for one in entries])
+    return np.stack([Image.fromarray(mask).resize(size, _NEAREST) for mask in masks])
 
 
 def _colors(wrong: np.ndarray, ignored: np.ndarray) -> list:

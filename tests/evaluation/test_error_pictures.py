@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdet.data.dataset import DataError
+from jaxdet.data.masks import encode_rle
 from jaxdet.evaluation import error_pictures
 from tests.evaluation.scenes import data_set_of, detection, truth
 
@@ -46,6 +47,42 @@ def test_what_is_right_is_green_and_what_is_wrong_red():
     found = drawn([cat], [right])
     assert not count(found.truth, error_pictures.WRONG)[0]
     assert not count(found.detections, error_pictures.WRONG)[0]
+
+
+def test_masks_are_drawn_on_both_sides():
+    cat, dog = (0, 0, 50, 50, 200, 90), (0, 1, 250, 250, 90, 90)
+    ground_truth = truth(cat, dog, images=1)
+    ground_truth["images"] = [{"id": 0, "height": 400, "width": 400}]
+    found = detection(0, 0, 0.9, 50, 50, 200, 90)
+    for one in (*ground_truth["annotations"], found):
+        x, y, width, height = one["bbox"]
+        left = np.zeros((400, 400), np.uint8)
+        left[y : y + height, x : x + width // 2] = 1
+        one["segmentation"] = encode_rle(left)
+    data_set = data_set_of(ground_truth, lambda position: BLACK)
+    (picture,) = error_pictures.draw_errors(
+        data_set, ground_truth, [found], [0], min_score=0.3
+    )
+    for jpeg in (picture.truth, picture.detections):
+        image = np.array(Image.open(io.BytesIO(jpeg)), int)  # twice as large
+        assert (image[180:220, 140:260].max(axis=-1) > 30).all()  # left: the mask
+        assert (image[180:220, 340:460].max(axis=-1) < 15).all()  # right: the box alone
+
+
+def test_polygons_of_one_image_are_drawn():
+    """Objects of COCO have polygons; those of other images may have none."""
+    here, elsewhere = (0, 0, 50, 50, 90, 90), (1, 0, 50, 50, 90, 90)
+    ground_truth = truth(here, elsewhere, images=2)
+    ground_truth["annotations"][0]["segmentation"] = [[50, 50, 140, 50, 50, 140]]
+    data_set = data_set_of(
+        ground_truth, lambda position: np.zeros((500, 500, 3), np.uint8)
+    )
+    (picture,) = error_pictures.draw_errors(
+        data_set, ground_truth, [], [0], min_score=0.3, size=500
+    )
+    image = np.array(Image.open(io.BytesIO(picture.truth)), int)
+    assert image[80, 80].max() > 30
+    assert image[125, 125].max() < 15
 
 
 def test_large_images_become_small_and_small_ones_large():
