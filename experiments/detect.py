@@ -81,8 +81,9 @@ def main(
 ):
     """Detects objects in image files, in all images of folders, or in a video.
 
-    A picture that cannot be read is named and passed over. No picture is overwritten,
-    and none is looked for in the output folder, if that lies within another.
+    A picture that cannot be read is named and passed over, and videos in folders are.
+    No picture is overwritten, and none is looked for in the output folder, if that lies
+    within another.
 
     Args:
       pictures: image files and folders, for a pretrained SSD-MobileNetV2. If the first
@@ -280,6 +281,8 @@ def _batches(
         raise DataError(
             f"no pictures ({named}); allowed: {', '.join(sorted(image_files.SUFFIXES))}"
         )
+    if videos := _inside(folders, output, video.has_video_suffix):
+        print(f"left out: {len(videos)} videos, as {videos[0]}; name one alone")
     first = list(zip(files, _name_drawings(files, output), strict=True))
     return _watch(first, folders, output) if watch else [first]
 
@@ -385,20 +388,30 @@ def _list_pictures(
     Raises:
       DataError: if a path does not exist.
     """
-    files, written = [], _resolve(output)
+    files = []
     for path in pictures:
         if not os.path.lexists(path):
             raise DataError(f"{path}: no such file or folder")
-        if not path.is_dir():
+        if path.is_dir():
+            files += _inside([path], output, image_files.has_image_suffix)
+        else:
             files.append(path)
-            continue
-        inside = [
-            at for at in sorted(path.rglob("*")) if image_files.has_image_suffix(at)
-        ]
-        if not _resolve(path).is_relative_to(written):
+    return list(dict.fromkeys(files))  # a file named twice is one picture
+
+
+def _inside(
+    folders: Sequence[pathlib.Path],
+    output: pathlib.Path,
+    has_suffix: Callable[[pathlib.Path], bool],
+) -> list[pathlib.Path]:
+    """Returns files of a kind in folders, but not in an output folder there."""
+    files, written = [], _resolve(output)
+    for folder in folders:
+        inside = [path for path in sorted(folder.rglob("*")) if has_suffix(path)]
+        if not _resolve(folder).is_relative_to(written):
             inside = [at for at in inside if not _resolve(at).is_relative_to(written)]
         files += inside
-    return list(dict.fromkeys(files))  # a file named twice is one picture
+    return files
 
 
 def _resolve(path: pathlib.Path) -> pathlib.Path:

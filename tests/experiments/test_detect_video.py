@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import detect
 from jaxdet.data import video
@@ -67,6 +68,17 @@ def test_the_usual_names(clip, tmp_path):
     detect.main((clip,), output=tmp_path / "found", json_file=tmp_path / "x" / "y")
     assert [path.name for path in (tmp_path / "found").iterdir()] == ["clip.mp4"]
     assert len((tmp_path / "x" / "y").read_text().splitlines()) == 6
+
+
+def test_videos_in_folders_are_named(clip, tmp_path, capsys):
+    Image.new("RGB", (320, 240)).save(tmp_path / "photo.png")
+    output = tmp_path / "detections"
+    output.mkdir()
+    (output / "written.mp4").write_bytes(b"")  # does not count
+    detect.main((tmp_path,), output=output)
+    printed = capsys.readouterr().out
+    assert f"left out: 1 videos, as {clip}; name one alone" in printed
+    assert "in 1 of 1 pictures" in printed
 
 
 def test_an_interruption_leaves_what_there_is(clip, tmp_path, monkeypatch):
