@@ -57,10 +57,15 @@ class RecentMetrics:
         if len(self._entries) > STEPS_AHEAD:
             jax.block_until_ready(self._entries[-1 - STEPS_AHEAD].metrics)
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes a compilation out of the time that the steps have taken."""
+        self._since += seconds
+
     def read(self) -> dict[str, float]:
         """Returns means, "learning_rate", "images_per_second" and "data_time".
 
-        The last is the fraction of the time, since this was made, spent on waiting.
+        The last is the fraction of the time, since this was made and without
+        compilations, spent on waiting.
 
         Raises:
           NonFiniteLossError: for the first step that has a NaN or infinity.

@@ -133,7 +133,7 @@ def train(
         for step in evaluator.steps_from(start):
             profiler.begin(step)
             batch, sharded_batch = recent.next_batch(batches)
-            state, values = update(state, sharded_batch)
+            state, values = update(state, sharded_batch, recent)
             recent.add(step, batch.image_ids, values)
             profiler.end(step, values)
             log.advance()
@@ -205,7 +205,9 @@ def _make_update(detector: Detector, config: TrainingConfig, log: Log) -> Callab
     train_step, compiled = make_train_step(detector, config), set()
     key = replicate(jax.random.key(config.seed))
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+    def update(
+        state: TrainState, batch: Batch, recent: RecentMetrics
+    ) -> tuple[TrainState, dict]:
         canvas = batch.images.shape[2:4]
         if canvas in compiled:
             return train_step(state, batch, key)
@@ -213,6 +215,7 @@ def _make_update(detector: Detector, config: TrainingConfig, log: Log) -> Callab
         before = time.perf_counter()
         state_and_metrics = train_step(state, batch, key)
         seconds = time.perf_counter() - before
+        recent.leave_out(seconds)
         log.line(f"canvas {_format_canvas(canvas)} compiled in {seconds:.1f} s")
         return state_and_metrics
 

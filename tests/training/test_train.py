@@ -17,6 +17,7 @@ from jaxdet import parallel
 from jaxdet.data.dataset import DataError
 from jaxdet.data.input_config import InputConfig
 from jaxdet.training.checkpoint import Checkpoints, load_variables
+from jaxdet.training.metrics import RecentMetrics
 from jaxdet.training.train import train
 from jaxdet.weights.transfer import Weights
 from tests.training import toy
@@ -124,6 +125,15 @@ def test_a_run_leaves_a_log_pictures_and_a_trace(unbroken):
     assert pictures == ["0000000_training_input.png", *drawn]
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
     assert json.loads((workdir / "config.json").read_text())["data_set"] == "toy"
+
+
+def test_compilations_do_not_count_as_training(tmp_path, monkeypatch):
+    left_out = []
+    monkeypatch.setattr(RecentMetrics, "leave_out", lambda _, x: left_out.append(x))
+    run(tmp_path)
+    (seconds,) = left_out  # of one canvas
+    log = (tmp_path / "log.txt").read_text()
+    assert f"canvas 16x16 compiled in {seconds:.1f} s" in log
 
 
 def test_the_average_is_what_a_run_gives(unbroken):
