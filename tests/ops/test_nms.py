@@ -83,7 +83,7 @@ def test_agrees_with_torchvision(golden_ops, threshold):
     assert run(boxes, scores, threshold, 240, labels=labels) == expected
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.45, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("count", [300, 128, 20])  # several blocks, one, a part
 def test_agrees_with_the_oracle(rng, threshold, count):
     boxes, scores = random_scene(rng, count)
