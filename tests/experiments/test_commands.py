@@ -232,8 +232,8 @@ def test_quickstart_leaves_all_that_was_promised(run):
     assert json.loads((run / "config.json").read_text())["class_names"] == [
         *"0123456789"
     ]
-    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"2", "4"}
-    assert "evaluation at step 4" in (run / "log.txt").read_text()
+    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"1", "2"}
+    assert "evaluation at step 2" in (run / "log.txt").read_text()
     assert list(run.glob("events*")) and list((run / "pictures").glob("*.png"))
 
 
@@ -243,7 +243,7 @@ def test_evaluate_prints_writes_and_draws(
     monkeypatch.setattr(digits, "load", few_digits)
     everything, file = tmp_path / "all", tmp_path / "new" / "found.json"
     evaluate.main(
-        run, step=4, json_file=file, pictures=2, output=everything, min_score=0.0
+        run, step=2, json_file=file, pictures=2, output=everything, min_score=0.0
     )
     assert "AP50" in capsys.readouterr().out
     assert isinstance(json.loads(file.read_text()), list)
