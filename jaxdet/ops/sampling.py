@@ -102,10 +102,13 @@ def hash_boxes(boxes: Float[Array, "A 4"]) -> UInt32[Array, " A"]:
     anchors and objects; a network's predictions differ in their last bits.
     """
     bits = jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32)
-    # Odd factors: no bit of a side is lost, and swapped sides differ.
-    factors = jnp.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F], jnp.uint32)
-    bits = bits * factors[None]
-    return jnp.sum(bits ^ (bits >> 15), axis=-1, dtype=jnp.uint32)
+    factor = jnp.uint32(0x9E3779B1)
+    number = jnp.full(len(boxes), factor)
+    for side in range(4):
+        # Whole pixels end in many zeros: high bits must reach the low ones each time.
+        number = (number ^ bits[:, side]) * factor
+        number ^= number >> 16
+    return number
 
 
 def _random_priorities(

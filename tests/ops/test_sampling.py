@@ -90,6 +90,12 @@ def test_identities_tell_boxes_apart(rng):
     numbers = np.asarray(sampling.hash_boxes(jnp.asarray(boxes)))
     assert numbers[0] == numbers[2]
     assert len(set(numbers.tolist())) >= 998
+    # Of so many numbers of 32 bits, drawn at random, 0.08 would be equal to another.
+    corners = np.stack(np.meshgrid(*[8 * np.arange(40)] * 2), -1).reshape(-1, 1, 2)
+    sides = np.stack(np.meshgrid(*[16 * 2 ** np.arange(4)] * 2), -1).reshape(1, -1, 2)
+    whole = np.concatenate(np.broadcast_arrays(corners, corners + sides), -1)
+    numbers = sampling.hash_boxes(jnp.asarray(whole.reshape(-1, 4), jnp.float32))
+    assert len(np.unique(numbers)) == 25_600
 
 
 def hardest(losses, among, count):
