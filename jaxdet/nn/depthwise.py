@@ -35,11 +35,12 @@ def convolve_depthwise(
 
 
 def _unrolled(stride, extents, x, kernel):
-    total, reaches = jnp.zeros((), jnp.float32), _reaches(stride, extents)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    total, reaches = jnp.zeros((), dtype), _reaches(stride, extents)
     for i in range(len(kernel)):
         for j in range(len(kernel)):
             covered = x[:, i : i + reaches[0] : stride, j : j + reaches[1] : stride]
-            total += covered * kernel[i, j][None, None, None]
+            total += covered.astype(dtype) * kernel[i, j][None, None, None]
     return total
 
 
@@ -58,15 +59,13 @@ def by_loops(
     Returns:
       `[B, *extents, C]`, float32 or, of such, float64.
     """
-    side = len(kernel)
+    side, dtype = len(kernel), jnp.promote_types(x.dtype, jnp.float32)
 
     def add(tap, total):
         i, j = tap // side, tap % side
-        return (
-            total + _shifted(x, i, j, stride, extents) * kernel[i, j][None, None, None]
-        )
+        covered = _shifted(x, i, j, stride, extents).astype(dtype)
+        return total + covered * kernel[i, j][None, None, None]
 
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
     zeros = jnp.zeros((len(x), *extents, x.shape[-1]), dtype)
     return lax.fori_loop(0, side**2, add, zeros)
 
