@@ -42,8 +42,9 @@ def roi_align(
 
     Args:
       features: a map of the image.
-      boxes: pixels, anywhere. A box of no area is sampled at its point, or all 0 where
-        `sampling_ratio` is 0; padding is thus finite, and to be masked by callers.
+      boxes: pixels, anywhere. A box of no area is sampled at its point, or all 0 if
+        `aligned` and `sampling_ratio` is 0; padding is thus finite, and to be masked by
+        callers.
       stride: pixels per cell.
       output_size: bins S along each side.
       sampling_ratio: samples along each side of a bin; 0: `ceil(side / output_size)`
@@ -100,10 +101,11 @@ def pyramid_roi_align(
     level = assign_levels(
         boxes, levels, canonical_size=canonical_size, canonical_level=canonical_level
     )
-    boxes = to_float32(boxes) / jnp.exp2(level.astype(jnp.float32))[:, None]
     maps, strides = [pyramid[x] for x in levels], [2**x for x in levels]
+    level -= levels[0]
+    boxes = to_float32(boxes) / jnp.array(strides, jnp.float32)[level, None]
     grid = _Grid(output_size, sampling_ratio, aligned)
-    return _pool(maps, boxes, level - levels[0], strides, image_size, grid)
+    return _pool(maps, boxes, level, strides, image_size, grid)
 
 
 def assign_levels(
@@ -198,8 +200,8 @@ def _pool_by_gathers(maps, boxes, level, extents, *, grid: _Grid):
     )
     layout = jax.tree.map(lambda x: x[level], layout)
     rows, columns = _cells(boxes, layout, grid)
-    # XLA would make these again for each of the cells that a bin reads. `used` it is to
-    # know, since loops of known lengths need not ask the host how to go on.
+    # XLA would make these again for each of the cells that a bin reads. `used` stays
+    # outside: where it is a constant, the loop need not ask the host how to go on.
     flat, known = jax.lax.optimization_barrier(
         (jnp.concatenate(flat), _Cells(rows, columns))
     )
