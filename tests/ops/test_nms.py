@@ -19,6 +19,7 @@ def branch(request, monkeypatch):
         return branches[request.param](*arguments)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    monkeypatch.setattr(nms, "_BLOCK_ON_GPU", 64)  # so that scenes have several
     nms._suppress.clear_cache()
     yield
     nms._suppress.clear_cache()
