@@ -17,9 +17,8 @@ from typing import NamedTuple
 CLOCK = 1.5e9  # cycles a second of one TPU v5e
 BANDWIDTH = 819e9  # bytes a second of its memory
 _SUBLANES, _LANES = 8, 128  # of a tile
-# At most, of loops that end where data says: four samples a bin, each between four
-# cells; 128 positive RoIs an image, 16 at a time.
-_ROUNDS = {"ops/roi_align": 16, "ops/chunks": 8}
+# At most, of loops that end where data says: 128 positive RoIs an image, 16 at a time.
+_ROUNDS = {"ops/chunks": 8}
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
 _COPIES = {"copy", "transpose", "reshape", "concatenate", "pad", "slice"}
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")

@@ -16,11 +16,11 @@ compile, the memory they take of one TPU v5e's 16 GiB, and what they would cost 
     # jax-cuda13-pjrt of jax's own version (pip install --no-deps).
     python -m experiments.benchmarks.tpu_compiler --target h100 --detectors ssd
 
-Rows that the json file has are not compiled again. Nothing is executed, so nothing is
-measured: times are FLOPs at 197 TFLOP/s, bytes at 819 GB/s, and the compiler's estimate
-of all operations, see `hlo_costs.py`. Ratios are worth more than milliseconds. The
-largest batch is extrapolated: what lives outside the program (parameters, optimizer)
-stays, and temporaries grow with the images.
+Rows that the json file has of the same versions are not compiled again. Nothing is
+executed, so nothing is measured: times are FLOPs at 197 TFLOP/s, bytes at 819 GB/s, and
+the compiler's estimate of all operations, see `hlo_costs.py`. Ratios are worth more
+than milliseconds. The largest batch is extrapolated: what lives outside the program
+(parameters, optimizer) stays, and temporaries grow with the images.
 """
 
 import importlib.metadata
@@ -136,10 +136,11 @@ def main(
     versions = {x: importlib.metadata.version(x) for x in ("jax", package)}
     planned = {name: {} for name in cases}
     for name, case in cases.items():
-        if name not in rows:
-            rows[name] = row = in_a_process(compile_row, case, devices, target)
+        if rows.get(name, {}).get("versions") != versions:
+            row = in_a_process(compile_row, case, devices, target)
+            rows[name] = row = row | {"versions": versions}
             report.write_text(output.with_suffix(".md"), markdown(planned | rows))
-            files.write_json(path, {"versions": versions, "rows": rows}, indent=1)
+            files.write_json(path, {"rows": rows}, indent=1)
             print(markdown({name: row}), flush=True)
 
 

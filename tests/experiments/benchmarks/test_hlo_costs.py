@@ -112,7 +112,7 @@ def test_each_operation_with_its_repetitions():
 def test_loops_that_data_ends_count_as_often_as_they_may_run():
     line = "%endless = (s32[], f32[4]) while(%rows), condition=%test, body=%inner_body"
     text = HLO.replace(line, line + ', metadata={op_name="while" stack_frame_id=3}')
-    for file, rounds in (("matching", 1), ("chunks", 8), ("roi_align", 16)):
+    for file, rounds in (("matching", 1), ("chunks", 8)):
         found = operations(text.replace("ops/matching", f"ops/{file}"))
         assert found[6].name == "copy.1" and found[6].trips == rounds
 

@@ -51,6 +51,14 @@ def test_rows_are_compiled_once(monkeypatch, tmp_path):
     assert [x.split(", ")[1] for x in compiled] == ["train", "predict"]
     assert "out of memory" in (tmp_path / "tpu.md").read_text()
     assert len(json.loads((tmp_path / "tpu.json").read_text())["rows"]) == 2
+    monkeypatch.setattr(tpu_compiler.importlib.metadata, "version", lambda name: "2")
+    call(tasks=("train",))
+    assert len(compiled) == 3 and compiled[0] == compiled[2]
+
+
+def test_small_functions_take_their_arguments():
+    for program in tpu_compiler.small_functions().values():
+        assert jax.make_jaxpr(program.function)(*program.arguments).out_avals
 
 
 def test_an_h100_tells_less(monkeypatch, tmp_path):
