@@ -43,14 +43,14 @@ def multi_scale_deformable_attention(
     starts = [0, *itertools.accumulate(rows * columns for rows, columns in shapes)]
     levels = jnp.array(starts[:-1], jnp.int32), jnp.array(shapes, jnp.int32), extents
     levels = [jnp.repeat(x, count, axis=0) for x in levels]
-    points, weights = (jnp.moveaxis(x, (2, 3), (0, 1)) for x in (points, weights))
-    points = points.reshape(-1, queries, heads, 2)
+    # Queries come last: TPUs fill the last axis up to 128.
+    points = jnp.transpose(points, (2, 3, 4, 1, 0)).reshape(-1, 2, heads, queries)
+    weights = jnp.transpose(weights, (2, 3, 1, 0)).reshape(-1, 1, heads, queries)
     # In a loop, whose inputs lie in memory: a compiler that computes points once for
     # cells and once for shares may round them differently, and mix up the cells.
     corners = jax.checkpoint(lambda slot: _corners(*slot))
     index, shares = jax.lax.map(corners, (points, *levels))
-    shares = shares * weights.reshape(-1, 1, queries, heads)
-    slots = [x.reshape(-1, queries, heads) for x in (index, shares)]
+    slots = [x.reshape(-1, heads, queries) for x in (index, shares * weights)]
 
     @jax.checkpoint
     def read(index: jax.Array, share: jax.Array) -> jax.Array:
@@ -60,38 +60,38 @@ def multi_scale_deformable_attention(
         return total + read(*slot), None
 
     dtype = jnp.promote_types(shares.dtype, values.dtype)
-    total = jnp.zeros((queries, heads, flat.shape[1]), dtype)
+    total = jnp.zeros((heads, queries, flat.shape[1]), dtype)
     total, _ = jax.lax.scan(add, total, slots)
-    return total.astype(values.dtype)
+    return jnp.swapaxes(total, 0, 1).astype(values.dtype)
 
 
 def _corners(
-    points: Float[Array, "Q H 2"],
+    points: Float[Array, "2 H Q"],
     start: Int[Array, ""],
     shape: Int[Array, "2"],
     extent: Int[Array, "2"],
-) -> tuple[Int[Array, "4 Q H"], Float[Array, "4 Q H"]]:
+) -> tuple[Int[Array, "4 H Q"], Float[Array, "4 H Q"]]:
     """Returns the four cells around each point, and the share that it has of each.
 
     Args:
-      points: of one level, one for each query and head.
+      points: (x, y), of one level, one for each head and query.
       start: the level's first cell.
       shape: rows and columns of the level's map.
       extent: those that belong to the image.
     """
-    end, heads = extent[None, None], jnp.arange(points.shape[1])[None]
+    end, heads = extent[:, None, None], points.shape[1]
     # A point more than a cell beyond the map has no share of any cell.
-    centered = jnp.clip(points[..., ::-1] - 0.5, -2.0, (end + 1).astype(points.dtype))
+    centered = jnp.clip(points[::-1] - 0.5, -2.0, (end + 1).astype(points.dtype))
     floor = jnp.floor(centered)
     beyond = centered - floor
     index, shares = [], []
     for corner in itertools.product((0, 1), (0, 1)):
-        step = jnp.array(corner)[None, None]
+        step = jnp.array(corner)[:, None, None]
         cell = floor.astype(jnp.int32) + step
-        inside = jnp.all((cell >= 0) & (cell < end), axis=-1)
-        share = jnp.prod(jnp.where(step == 1, beyond, 1 - beyond), axis=-1)
-        cell = jnp.clip(cell, 0, shape[None, None] - 1)
-        cell = start + cell[..., 0] * shape[1] + cell[..., 1]
-        index.append(cell * len(heads[0]) + heads)
+        inside = jnp.all((cell >= 0) & (cell < end), axis=0)
+        share = jnp.prod(jnp.where(step == 1, beyond, 1 - beyond), axis=0)
+        row, column = jnp.clip(cell, 0, shape[:, None, None] - 1)
+        cell = start + row * shape[1] + column
+        index.append(cell * heads + jnp.arange(heads)[:, None])
         shares.append(jnp.where(inside, share, 0.0))
     return jnp.stack(index), jnp.stack(shares)
