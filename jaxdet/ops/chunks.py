@@ -29,12 +29,13 @@ def sum_over_chunks(
 
     Args:
       function: `(parameters, x, *others) -> scalar`, of chunks `[B, size, ...]` of the
-        arrays; 0 where they are all zeros. It must not close over traced arrays.
+        arrays; items of zeros, and those from `count` on, must add 0 to it. It must not
+        close over traced arrays.
       size: items of each of the B in a chunk.
       parameters: a tree of arrays; has a gradient.
       x: `[B, R, ...]`; has a gradient.
       others: arrays `[B, R, ...]` without one.
-      count: scalar integer: items from here on do not count.
+      count: scalar integer; chunks that lie beyond are left out.
 
     Returns:
       A float32 scalar.
