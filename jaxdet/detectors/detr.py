@@ -24,7 +24,8 @@ from jaxdet.detectors import set_prediction
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.detectors.set_prediction import SetLossConfig, SetPostprocessing
 from jaxdet.nn import transformer
-from jaxdet.nn.layers import Conv, inside_mask
+from jaxdet.nn.convolution import Conv
+from jaxdet.nn.layers import inside_mask
 from jaxdet.ops import sampling
 from jaxdet.structs import Batch, Detections
 

@@ -33,9 +33,10 @@ from jaxdet.config import (
 from jaxdet.detectors import dense
 from jaxdet.detectors.detector import Detector, from_network, preprocess
 from jaxdet.nn.backbones.vgg import VGG16SSD
+from jaxdet.nn.convolution import Conv
 from jaxdet.nn.extra_stages import ExtraStages
 from jaxdet.nn.fpn import of_level
-from jaxdet.nn.layers import Conv, NormType, inside_mask, zero_outside
+from jaxdet.nn.layers import NormType, inside_mask, zero_outside
 from jaxdet.ops import anchors, box_coding, losses, matching, sampling
 from jaxdet.structs import Batch, Detections
 

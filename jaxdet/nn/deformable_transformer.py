@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdet.nn import transformer
+from jaxdet.nn.convolution import Conv
 from jaxdet.nn.deformable_attention import multi_scale_deformable_attention
-from jaxdet.nn.layers import Conv, Norm, zero_outside
+from jaxdet.nn.layers import Norm, zero_outside
 
 
 class Maps(NamedTuple):

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, relu, zero_outside
+from jaxdet.nn.convolution import Conv
+from jaxdet.nn.layers import Norm, NormType, relu, zero_outside
 
 
 class ExtraStages(nn.Module):

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import Conv, Norm, NormType, relu, zero_outside
+from jaxdet.nn.convolution import Conv
+from jaxdet.nn.layers import Norm, NormType, relu, zero_outside
 
 # detectron2's "c2_xavier", torchvision's kaiming_uniform(a=1): variance 1 / fan in.
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdet.nn.convolution import HE_NORMAL, Conv
 from jaxdet.nn.fpn import XAVIER
-from jaxdet.nn.layers import HE_NORMAL, Conv, Norm, NormType, relu, zero_outside
+from jaxdet.nn.layers import Norm, NormType, relu, zero_outside
 
 _NORMAL = nn.initializers.normal(0.01)
 

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jaxdet.nn import cpu_convolution
-from jaxdet.nn.layers import Conv
+from jaxdet.nn.convolution import Conv
 from tests.nn import drawn
 
 

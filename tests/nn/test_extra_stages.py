@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxdet.nn.convolution import Conv
 from jaxdet.nn.extra_stages import ExtraStages
-from jaxdet.nn.layers import Conv, zero_outside
+from jaxdet.nn.layers import zero_outside
 from tests.nn import drawn
 
 

@@ -12,7 +12,7 @@ from jaxdet.nn.fpn import FPN, repeat_by_broadcast, repeat_by_convolution
 @pytest.fixture(scope="module")
 def stages():
     rng = np.random.default_rng(0)
-    extents = {3: (7, 5), 4: (4, 3), 5: (2, 2)}  # of a 52 x 40 canvas: odd, even, odd
+    extents = {3: (7, 5), 4: (4, 3), 5: (2, 2)}  # of a 52 x 40 canvas: odd and even
     return {
         level: rng.normal(size=(1, *extent, 2 * level)).astype(np.float32)
         for level, extent in extents.items()

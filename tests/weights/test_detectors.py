@@ -13,7 +13,7 @@ from jaxdet.data.formats import coco
 from jaxdet.detectors import faster_rcnn, rpn, ssd
 from jaxdet.detectors.detector import Detector
 from jaxdet.evaluation.evaluate import paste_masks, rescale_to_original
-from jaxdet.nn import layers
+from jaxdet.nn import convolution
 from jaxdet.ops import images, masks, matching
 from jaxdet.structs import Batch, Detections, GroundTruth
 from jaxdet.weights import detectors
@@ -251,7 +251,7 @@ def test_gradients_in_float64(parity, monkeypatch):
     name, golden = parity.name, np.load(GOLDEN / "float64.npz")
     given = record_float64.inputs(name)
     monkeypatch.setattr(images, "normalize", normalize_in_float64)
-    monkeypatch.setattr(layers, "convolve", convolve_in_float64)
+    monkeypatch.setattr(convolution, "convolve", convolve_in_float64)
     monkeypatch.setattr(masks, "crop_and_resize_masks", cut_from_whole_images)
     with jax.enable_x64(True):
         detector = in_float64(parity)

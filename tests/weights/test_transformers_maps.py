@@ -12,7 +12,7 @@ import pytest
 
 from jaxdet.detectors import deformable_detr, detr, set_prediction
 from jaxdet.detectors.detector import preprocess
-from jaxdet.nn import layers
+from jaxdet.nn import convolution, layers
 from jaxdet.nn.backbones.resnet import ResNet
 from jaxdet.ops import images
 from jaxdet.structs import Batch, GroundTruth
@@ -152,7 +152,7 @@ def test_gradients_in_float64(golden, monkeypatch):
         return layers.zero_outside(pixels, sizes, 1)
 
     monkeypatch.setattr(images, "normalize", normalize)
-    monkeypatch.setattr(layers, "convolve", convolve_in_float64)
+    monkeypatch.setattr(convolution, "convolve", convolve_in_float64)
     with jax.enable_x64(True):
         detector = golden.make_detector(golden.config, ResNet(18, dtype=jnp.float64))
         variables = mapping.to_variables(golden.state, golden.map)

@@ -4,15 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import (
-    Conv,
-    Norm,
-    NormType,
-    max_pool,
-    maybe_remat,
-    relu,
-    zero_outside,
-)
+from jaxdet.nn.convolution import Conv
+from jaxdet.nn.layers import Norm, NormType, max_pool, maybe_remat, relu, zero_outside
 
 # Channels as multiples of conv1's, kernel, stride, padding before.
 _CONVS = ((1, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (4, 3, 1, 1), (4, 3, 1, 1))

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxdet.nn.convolution import Conv
 from jaxdet.nn.depthwise import convolve_depthwise
-from jaxdet.nn.layers import Conv, Norm, maybe_remat, zero_outside
+from jaxdet.nn.layers import Norm, maybe_remat, zero_outside
 
 _STEM = 32  # channels
 

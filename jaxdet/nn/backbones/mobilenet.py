@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxdet.nn.backbones import inverted_residual
 from jaxdet.nn.backbones.inverted_residual import InvertedResidual, Padding
-from jaxdet.nn.layers import Conv, Norm, NormType, maybe_remat
+from jaxdet.nn.convolution import Conv
+from jaxdet.nn.layers import Norm, NormType, maybe_remat
 
 _PLAN = {  # Table 2
     1: ((1, 16, 3),),

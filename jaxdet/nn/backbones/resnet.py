@@ -6,15 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdet.nn.layers import (
-    Conv,
-    Norm,
-    NormType,
-    max_pool,
-    maybe_remat,
-    relu,
-    zero_outside,
-)
+from jaxdet.nn.convolution import Conv
+from jaxdet.nn.layers import Norm, NormType, max_pool, maybe_remat, relu, zero_outside
 
 # Depth -> (blocks of stages 2 to 5, whether they are bottlenecks).
 _LAYOUTS = {

@@ -5,15 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdet.nn.layers import (
-    Conv,
-    Norm,
-    NormType,
-    max_pool,
-    maybe_remat,
-    relu,
-    zero_outside,
-)
+from jaxdet.nn.convolution import Conv
+from jaxdet.nn.layers import Norm, NormType, max_pool, maybe_remat, relu, zero_outside
 
 # Convolutions of each block, and their channels as multiples of the first block's.
 _BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
