@@ -11,6 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxdet.nn import transformer
 from jaxdet.nn.convolution import Conv
@@ -123,14 +124,68 @@ class DeformableAttention(nn.Module):
         values = xavier(channels, name="value")(maps.features)
         values = values.reshape(batch, -1, self.heads, channels // self.heads)
 
-        def attend(values, points, weights, extents):
-            return multi_scale_deformable_attention(
-                values, points, weights, shapes=maps.shapes, extents=extents
-            )
-
-        attended = jax.vmap(attend)(values, points, weights, maps.extents)
+        attended = lax.platform_dependent(
+            *(values, points, weights, maps.extents),
+            tpu=functools.partial(attend_one_by_one, maps.shapes),
+            default=functools.partial(attend_to_all, maps.shapes),
+        )
         attended = attended.reshape(batch, count, channels)
         return xavier(channels, name="out")(attended)
+
+
+def attend_to_all(
+    shapes: tuple[tuple[int, int], ...],
+    values: jax.Array,
+    points: jax.Array,
+    weights: jax.Array,
+    extents: jax.Array,
+) -> jax.Array:
+    """Runs `multi_scale_deformable_attention` for a batch.
+
+    Args:
+      shapes: (rows, columns) of the maps.
+      values: `[B, T, H, D]`.
+      points: `[B, Q, H, L, P, 2]`.
+      weights: `[B, Q, H, L, P]`.
+      extents: `[B, L, 2]`.
+
+    Returns:
+      `[B, Q, H, D]`.
+    """
+    attend = functools.partial(_attend, shapes)
+    return jax.vmap(attend)(values, points, weights, extents)
+
+
+def attend_one_by_one(
+    shapes: tuple[tuple[int, int], ...],
+    values: jax.Array,
+    points: jax.Array,
+    weights: jax.Array,
+    extents: jax.Array,
+) -> jax.Array:
+    """Returns what `attend_to_all` does, one image after the other, to save memory.
+
+    Where the last axis of arrays is filled up to 128, what a batch keeps for gradients
+    is too much: here it is computed again, for one image.
+
+    Args:
+      shapes: as in `attend_to_all`.
+      values: as in `attend_to_all`.
+      points: as in `attend_to_all`.
+      weights: as in `attend_to_all`.
+      extents: as in `attend_to_all`.
+
+    Returns:
+      `[B, Q, H, D]`.
+    """
+    attend = jax.checkpoint(functools.partial(_attend, shapes))
+    return lax.map(lambda image: attend(*image), (values, points, weights, extents))
+
+
+def _attend(shapes, values, points, weights, extents):
+    return multi_scale_deformable_attention(
+        values, points, weights, shapes=shapes, extents=extents
+    )
 
 
 class DeformableEncoderLayer(nn.Module):

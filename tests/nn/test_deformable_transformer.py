@@ -1,6 +1,10 @@
 """The deformable transformer's layers, against NumPy."""
 
+import functools
+
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +12,8 @@ from jaxdet.nn.deformable_transformer import (
     DeformableAttention,
     LevelProjections,
     Maps,
+    attend_one_by_one,
+    attend_to_all,
 )
 from tests.nn.test_transformer import softmax
 
@@ -112,3 +118,20 @@ def test_missing_levels_are_made_but_not_the_finest(rng):
     assert [x.shape for x in features] == [(1, 2, 4, 8), (1, 1, 2, 8), (1, 1, 1, 8)]
     with pytest.raises(ValueError, match=r"level is 3.* levels \[1, 2\]"):
         LevelProjections((3, 4), 8).init(jax.random.key(0), stages)
+
+
+def test_images_one_by_one_are_the_batch(rng):
+    shape = (2, 5, HEADS, len(SHAPES), POINTS)
+    values = jnp.asarray(rng.normal(size=(2, 21, HEADS, 4)), jnp.float32)
+    points = jnp.asarray(rng.uniform(-1, 6, (*shape, 2)), jnp.float32)
+    weights = jnp.asarray(rng.uniform(size=shape), jnp.float32)
+    extents = jnp.asarray([EXTENTS[0], [[2, 5], [1, 3]]])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def sums_and_gradients(attend):
+        run = functools.partial(attend, SHAPES, extents=extents)
+        sums, pull = jax.vjp(run, values, points, weights)
+        return sums, pull(jnp.sin(sums))
+
+    batch, one_by_one = map(sums_and_gradients, (attend_to_all, attend_one_by_one))
+    chex.assert_trees_all_close(one_by_one, batch, rtol=1e-5, atol=1e-6)
