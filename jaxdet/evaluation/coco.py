@@ -110,6 +110,7 @@ def run_cocoeval(
     annotations = ground_truth["annotations"]
     if iou_type == "segm":
         annotations = with_run_lengths(ground_truth)
+        warn_of_empty_masks(annotations)
     # With both kinds of shape in a result, loadRes takes its area from the box.
     unused = "segmentation" if iou_type == "bbox" else "bbox"
     results = [{k: v for k, v in one.items() if k != unused} for one in detections]
@@ -335,18 +336,21 @@ def with_run_lengths(ground_truth: dict) -> list[dict]:
     up to too much beyond their end.
     """
     sizes = _image_sizes(ground_truth)
-    annotations = [
+    return [
         one
         | {"segmentation": to_run_lengths(_parse(one, sizes), sizes[one["image_id"]])}
         for one in ground_truth["annotations"]
     ]
+
+
+def warn_of_empty_masks(annotations: list[dict]) -> None:
+    """Warns of annotations, with run lengths, whose masks have no pixel."""
     # One by one: of more than 255 at once, pycocotools makes an OverflowError.
     if empty := sum(not run_lengths.area(one["segmentation"]) for one in annotations):
         warn_once(
             f"{empty} of {len(annotations)} objects have masks without a pixel, which "
             "no detection can match: even perfect ones score less than 1"
         )
-    return annotations
 
 
 def all_have_masks(entries: list[dict]) -> bool:

@@ -1,5 +1,6 @@
 """Draws the images that a detector fails on, truth and detections apart."""
 
+import contextlib
 import io
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -79,7 +80,9 @@ def draw_errors(
         image, factor = _fit(image, size)
         objects = own["annotations"]
         if all_have_masks(objects):
-            objects = with_run_lengths(own)
+            # Not checked before where objects elsewhere have no masks.
+            with contextlib.suppress(DataError):
+                objects = with_run_lengths(own)
         truth = _draw_truth(image, objects, matches, factor)
         found = [results[index] for index in matches.index]
         drawn = _draw_detections(image, found, matches, factor)
@@ -143,11 +146,12 @@ def _draw_detections(
 
 
 def _masks(entries: list[dict], image: np.ndarray) -> np.ndarray | None:
-    """Returns masks `[N, H, W]` as large as an image, if all entries have one."""
-    if not all_have_masks(entries):
+    """Returns masks `[N, H, W]` as large as an image, if all have run lengths."""
+    shapes = [one.get("segmentation") for one in entries]
+    if not shapes or not all(isinstance(shape, dict) for shape in shapes):
         return None
     size = (image.shape[1], image.shape[0])
-    masks = decode_rle([one["segmentation"] for one in entries])
+    masks = decode_rle(shapes)
     return np.stack([Image.fromarray(mask).resize(size, _NEAREST) for mask in masks])
 
 

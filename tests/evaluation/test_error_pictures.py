@@ -85,6 +85,17 @@ def test_polygons_of_one_image_are_drawn():
     assert image[125, 125].max() < 15
 
 
+def test_a_broken_mask_that_nobody_has_checked_is_not_drawn():
+    broken, without = (0, 0, 50, 50, 90, 90), (1, 0, 50, 50, 90, 90)
+    ground_truth = truth(broken, without, images=2)
+    ground_truth["annotations"][0]["segmentation"] = [[50, 50]]
+    data_set = data_set_of(ground_truth, lambda position: BLACK)
+    (picture,) = error_pictures.draw_errors(
+        data_set, ground_truth, [], [0], min_score=0.3
+    )
+    assert count(picture.truth, error_pictures.WRONG)[0] > 300
+
+
 def test_large_images_become_small_and_small_ones_large():
     assert count(drawn([], [], size=100).truth, 0)[1] == (100, 100, 3)
     assert count(drawn([], []).truth, 0)[1] == (800, 800, 3)
