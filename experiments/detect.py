@@ -81,8 +81,8 @@ def main(
 ):
     """Detects objects in image files, in all images of folders, or in a video.
 
-    A picture that cannot be read is named and passed over, and videos in folders are.
-    No picture is overwritten, and none is looked for in the output folder, if that lies
+    Pictures that cannot be read, and videos in folders, are named and passed over. No
+    picture is overwritten, and none is looked for in the output folder, if that lies
     within another.
 
     Args:
@@ -276,13 +276,16 @@ def _batches(
     folders = [path for path in pictures if path.is_dir()]
     if watch and not folders:
         raise DataError("--watch without a folder; name one whose pictures to wait for")
+    if videos := _inside(folders, output, video.has_video_suffix):
+        print(
+            f"left out, videos in folders: {len(videos)}, such as {videos[0]}; to "
+            "detect in a video, name it alone"
+        )
     if not files and not watch:
         named = ", ".join(map(str, pictures)) or "nothing named"
         raise DataError(
             f"no pictures ({named}); allowed: {', '.join(sorted(image_files.SUFFIXES))}"
         )
-    if videos := _inside(folders, output, video.has_video_suffix):
-        print(f"left out: {len(videos)} videos, as {videos[0]}; name one alone")
     first = list(zip(files, _name_drawings(files, output), strict=True))
     return _watch(first, folders, output) if watch else [first]
 
@@ -411,7 +414,7 @@ def _inside(
         if not _resolve(folder).is_relative_to(written):
             inside = [at for at in inside if not _resolve(at).is_relative_to(written)]
         files += inside
-    return files
+    return list(dict.fromkeys(files))
 
 
 def _resolve(path: pathlib.Path) -> pathlib.Path:

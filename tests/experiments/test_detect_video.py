@@ -77,7 +77,7 @@ def test_videos_in_folders_are_named(clip, tmp_path, capsys):
     (output / "written.mp4").write_bytes(b"")  # does not count
     detect.main((tmp_path,), output=output)
     printed = capsys.readouterr().out
-    assert f"left out: 1 videos, as {clip}; name one alone" in printed
+    assert f"left out, videos in folders: 1, such as {clip}; to detect" in printed
     assert "in 1 of 1 pictures" in printed
 
 
