@@ -14,6 +14,7 @@ from tests.nn import drawn
 
 
 @pytest.mark.usefixtures("platform")
+@pytest.mark.parametrize("extents", [(15, 18), (16, 17)])
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "padding"),
     [
@@ -29,8 +30,8 @@ from tests.nn import drawn
         (11, 4, 1, (2, 8)),
     ],
 )
-def test_agrees_with_flax(rng, kernel, stride, dilation, padding):
-    x = jnp.asarray(rng.normal(size=(2, 15, 17, 5)), jnp.float32)
+def test_agrees_with_flax(rng, extents, kernel, stride, dilation, padding):
+    x = jnp.asarray(rng.normal(size=(2, *extents, 5)), jnp.float32)
     given = {"padding": padding} if padding else {}
     ours = Conv(7, kernel, stride, dilation=dilation, **given)
     margin = padding or (dilation * (kernel // 2),) * 2
