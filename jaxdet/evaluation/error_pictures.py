@@ -152,7 +152,8 @@ def _masks(entries: list[dict], image: np.ndarray) -> np.ndarray | None:
         return None
     size = (image.shape[1], image.shape[0])
     masks = decode_rle(shapes)
-    return np.stack([Image.fromarray(mask).resize(size, _NEAREST) for mask in masks])
+    resized = (Image.fromarray(mask).resize(size, _NEAREST) for mask in masks)
+    return np.stack([np.array(mask) for mask in resized])
 
 
 def _colors(wrong: np.ndarray, ignored: np.ndarray) -> list:
