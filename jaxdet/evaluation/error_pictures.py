@@ -1,6 +1,5 @@
 """Draws the images that a detector fails on, truth and detections apart."""
 
-import contextlib
 import io
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +9,7 @@ from PIL import Image
 
 from jaxdet.data.dataset import DataError, DataSet, file_names
 from jaxdet.data.masks import decode_rle
-from jaxdet.evaluation.coco import (
-    MAX_DETECTIONS,
-    all_have_masks,
-    with_run_lengths,
-)
+from jaxdet.evaluation.coco import MAX_DETECTIONS, all_have_masks, with_run_lengths
 from jaxdet.evaluation.matches import Matches, match_to_objects
 from jaxdet.visualize import draw, enlarge
 
@@ -78,12 +73,7 @@ def draw_errors(
         ]
         matches = match_to_objects(own, results, max_detections=max_detections)
         image, factor = _fit(image, size)
-        objects = own["annotations"]
-        if all_have_masks(objects):
-            # Not checked before where objects elsewhere have no masks.
-            with contextlib.suppress(DataError):
-                objects = with_run_lengths(own)
-        truth = _draw_truth(image, objects, matches, factor)
+        truth = _draw_truth(image, own, matches, factor)
         found = [results[index] for index in matches.index]
         drawn = _draw_detections(image, found, matches, factor)
         jpegs = (_jpeg(picture, quality) for picture in (truth, drawn))
@@ -106,8 +96,13 @@ def _fit(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
 
 
 def _draw_truth(
-    image: np.ndarray, annotations: list[dict], matches: Matches, factor: float
+    image: np.ndarray, own: dict, matches: Matches, factor: float
 ) -> np.ndarray:
+    annotations = own["annotations"]
+    try:
+        masks = with_run_lengths(own) if all_have_masks(annotations) else []
+    except DataError:  # nobody has checked them: objects of other images have none
+        masks = []
     found = matches.found_at(-np.inf)
     crowd = matches.crowd
     names = [
@@ -121,7 +116,7 @@ def _draw_truth(
         np.arange(len(names)),
         class_names=names,
         colors=_colors(wrong, crowd),
-        masks=_masks(annotations, image),
+        masks=_masks(masks, image),
         crowd=crowd,
     )
 
@@ -141,17 +136,16 @@ def _draw_detections(
         matches.score,
         class_names=names,
         colors=_colors(wrong, matches.ignored),
-        masks=_masks(results, image),
+        masks=_masks(results if all_have_masks(results) else [], image),
     )
 
 
 def _masks(entries: list[dict], image: np.ndarray) -> np.ndarray | None:
-    """Returns masks `[N, H, W]` as large as an image, if all have run lengths."""
-    shapes = [one.get("segmentation") for one in entries]
-    if not shapes or not all(isinstance(shape, dict) for shape in shapes):
+    """Returns masks `[N, H, W]` of run lengths as large as an image, if there are."""
+    if not entries:
         return None
     size = (image.shape[1], image.shape[0])
-    masks = decode_rle(shapes)
+    masks = decode_rle([one["segmentation"] for one in entries])
     resized = (Image.fromarray(mask).resize(size, _NEAREST) for mask in masks)
     return np.stack([np.array(mask) for mask in resized])
 

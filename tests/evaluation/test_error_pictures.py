@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxdet.data.dataset import DataError
@@ -85,10 +86,13 @@ def test_polygons_of_one_image_are_drawn():
     assert image[125, 125].max() < 15
 
 
-def test_a_broken_mask_that_nobody_has_checked_is_not_drawn():
+@pytest.mark.parametrize(
+    "mask", [[[50, 50]], {"size": [3, 3], "counts": [4]}, {"size": [500, 500]}]
+)
+def test_a_broken_mask_that_nobody_has_checked_is_not_drawn(mask):
     broken, without = (0, 0, 50, 50, 90, 90), (1, 0, 50, 50, 90, 90)
     ground_truth = truth(broken, without, images=2)
-    ground_truth["annotations"][0]["segmentation"] = [[50, 50]]
+    ground_truth["annotations"][0]["segmentation"] = mask
     data_set = data_set_of(ground_truth, lambda position: BLACK)
     (picture,) = error_pictures.draw_errors(
         data_set, ground_truth, [], [0], min_score=0.3
