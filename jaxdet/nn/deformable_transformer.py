@@ -6,6 +6,7 @@ are as in transformer.py.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -124,68 +125,35 @@ class DeformableAttention(nn.Module):
         values = xavier(channels, name="value")(maps.features)
         values = values.reshape(batch, -1, self.heads, channels // self.heads)
 
+        def attend(values, points, weights, extents):
+            return multi_scale_deformable_attention(
+                values, points, weights, shapes=maps.shapes, extents=extents
+            )
+
         attended = lax.platform_dependent(
             *(values, points, weights, maps.extents),
-            tpu=functools.partial(attend_one_by_one, maps.shapes),
-            default=functools.partial(attend_to_all, maps.shapes),
+            tpu=functools.partial(one_by_one, attend),
+            default=jax.vmap(attend),
         )
         attended = attended.reshape(batch, count, channels)
         return xavier(channels, name="out")(attended)
 
 
-def attend_to_all(
-    shapes: tuple[tuple[int, int], ...],
-    values: jax.Array,
-    points: jax.Array,
-    weights: jax.Array,
-    extents: jax.Array,
-) -> jax.Array:
-    """Runs `multi_scale_deformable_attention` for a batch.
-
-    Args:
-      shapes: (rows, columns) of the maps.
-      values: `[B, T, H, D]`.
-      points: `[B, Q, H, L, P, 2]`.
-      weights: `[B, Q, H, L, P]`.
-      extents: `[B, L, 2]`.
-
-    Returns:
-      `[B, Q, H, D]`.
-    """
-    attend = functools.partial(_attend, shapes)
-    return jax.vmap(attend)(values, points, weights, extents)
-
-
-def attend_one_by_one(
-    shapes: tuple[tuple[int, int], ...],
-    values: jax.Array,
-    points: jax.Array,
-    weights: jax.Array,
-    extents: jax.Array,
-) -> jax.Array:
-    """Returns what `attend_to_all` does, one image after the other, to save memory.
+def one_by_one(function: Callable, *arrays: jax.Array) -> jax.Array:
+    """Returns what `jax.vmap(function)` does, image after image, to save memory.
 
     Where the last axis of arrays is filled up to 128, what a batch keeps for gradients
     is too much: here it is computed again, for one image.
 
     Args:
-      shapes: as in `attend_to_all`.
-      values: as in `attend_to_all`.
-      points: as in `attend_to_all`.
-      weights: as in `attend_to_all`.
-      extents: as in `attend_to_all`.
+      function: of arrays of one image.
+      arrays: those of B images, `[B, ...]`.
 
     Returns:
-      `[B, Q, H, D]`.
+      `[B, ...]`.
     """
-    attend = jax.checkpoint(functools.partial(_attend, shapes))
-    return lax.map(lambda image: attend(*image), (values, points, weights, extents))
-
-
-def _attend(shapes, values, points, weights, extents):
-    return multi_scale_deformable_attention(
-        values, points, weights, shapes=shapes, extents=extents
-    )
+    function = jax.checkpoint(function)
+    return lax.map(lambda image: function(*image), arrays)
 
 
 class DeformableEncoderLayer(nn.Module):

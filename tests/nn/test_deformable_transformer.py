@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdet.nn.deformable_attention import multi_scale_deformable_attention
 from jaxdet.nn.deformable_transformer import (
     DeformableAttention,
     LevelProjections,
     Maps,
-    attend_one_by_one,
-    attend_to_all,
+    one_by_one,
 )
 from tests.nn.test_transformer import softmax
 
@@ -128,10 +128,17 @@ def test_images_one_by_one_are_the_batch(rng):
     extents = jnp.asarray([EXTENTS[0], [[2, 5], [1, 3]]])
 
     @functools.partial(jax.jit, static_argnums=0)
-    def sums_and_gradients(attend):
-        run = functools.partial(attend, SHAPES, extents=extents)
-        sums, pull = jax.vjp(run, values, points, weights)
+    def sums_and_gradients(over_images):
+        run = over_images(attend)
+        sums, pull = jax.vjp(lambda *x: run(*x, extents), values, points, weights)
         return sums, pull(jnp.sin(sums))
 
-    batch, one_by_one = map(sums_and_gradients, (attend_to_all, attend_one_by_one))
-    chex.assert_trees_all_close(one_by_one, batch, rtol=1e-5, atol=1e-6)
+    def attend(values, points, weights, extents):
+        return multi_scale_deformable_attention(
+            values, points, weights, shapes=SHAPES, extents=extents
+        )
+
+    ours = sums_and_gradients(lambda attend: functools.partial(one_by_one, attend))
+    chex.assert_trees_all_close(
+        ours, sums_and_gradients(jax.vmap), rtol=1e-5, atol=1e-6
+    )
