@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from jax import lax
 
+from experiments.benchmarks import timing
 from jaxdet.nn import cpu_convolution
 from jaxdet.nn.convolution import Conv
 from tests.nn import drawn
@@ -31,6 +33,28 @@ def test_gradients_made_for_cpus_agree_with_flax(rng, monkeypatch, kernel, strid
         return jax.jit(jax.grad(total, argnums=(0, 1)))(variables, x)
 
     chex.assert_trees_all_close(gradients(ours), gradients(flax), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
+def test_gradients_in_a_loop_take_no_longer_than_alone(rng):
+    """XLA's own gradient by the kernel takes about 200 times as long in one."""
+    x = jnp.asarray(rng.normal(size=(8, 14, 14, 64)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 64, 64)), jnp.float32)
+
+    def total(kernel):
+        return jnp.sum(cpu_convolution.convolve(x, kernel, 1, (1, 1)) ** 2)
+
+    def in_a_loop(kernel, steps):
+        def add(_, gradient):
+            return gradient + jax.grad(total)(kernel)
+
+        return lax.fori_loop(0, steps, add, jnp.zeros_like(kernel))
+
+    alone, loop = jax.jit(jax.grad(total)), jax.jit(in_a_loop)
+    calls = partial(alone, kernel), partial(loop, kernel, jnp.int32(1))
+    chex.assert_trees_all_close(calls[1](), calls[0](), rtol=1e-4, atol=1e-2)
+    milliseconds = timing.medians(calls, 5)
+    assert milliseconds[1] < 10 * milliseconds[0]
 
 
 @pytest.fixture
