@@ -57,7 +57,7 @@ def delete(workdir):
 
 def replace(workdir):
     workdir.rename(workdir.with_name("old"))
-    workdir.mkdir()
+    workdir.mkdir(exist_ok=True)  # unless what writes a checkpoint was faster
 
 
 def faulty(fault, workdir):
