@@ -24,6 +24,7 @@ _BAND_CELLS = 8192
 _MOST_BANDS = 16  # ... and each band takes time to compile.
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve(
     x: jax.Array,
     kernel: jax.Array,
@@ -44,12 +45,52 @@ def convolve(
       `[B, H', W', K]`, of that dtype; H and W again if the stride is 1 and the margins
       sum to `dilation * (side - 1)`.
     """
-    if stride == dilation == 1 and sum(margins) == len(kernel) - 1:
-        return _same_extents(x, kernel, margins)
-    return _convolution(x, kernel, (margins, margins), stride, dilation)
+    steps = stride, margins, dilation
+    plain = functools.partial(_convolution, steps=steps)
+    if not _winograd_pays(x.shape, kernel.shape, steps):
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_winograd, default=plain)
 
 
-def _convolution(x, kernel, padding, stride=1, dilation=1):
+def _forward(x, kernel, *steps):
+    return convolve(x, kernel, *steps), (x, kernel)
+
+
+def _backward(stride, margins, dilation, kept, gradient):
+    (x, kernel), steps = kept, (stride, margins, dilation)
+
+    def of_x(kernel, gradient):
+        convolution = functools.partial(_convolution, kernel=kernel, steps=steps)
+        return jax.vjp(convolution, x)[1](gradient)[0]
+
+    def of_x_by_winograd(kernel, gradient):
+        return _winograd(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+
+    def of_kernel(x, gradient):
+        convolution = functools.partial(_convolution, x, steps=steps)
+        return jax.vjp(convolution, kernel)[1](gradient)[0]
+
+    if _winograd_pays(x.shape, kernel.shape, steps):
+        x_gradient = lax.platform_dependent(
+            kernel, gradient, cpu=of_x_by_winograd, default=of_x
+        )
+    else:
+        x_gradient = of_x(kernel, gradient)
+    on_cpu = functools.partial(_kernel_gradient, side=len(kernel), steps=steps)
+    return x_gradient, lax.platform_dependent(
+        x, gradient, cpu=on_cpu, default=of_kernel
+    )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _convolution(x, kernel, steps):
+    stride, margins, dilation = steps
+    return _convolve_xla(x, kernel, stride, (margins, margins), dilation)
+
+
+def _convolve_xla(x, kernel, stride, padding, dilation):
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -60,77 +101,35 @@ def _convolution(x, kernel, padding, stride=1, dilation=1):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _same_extents(x, kernel, margins):
-    plain = functools.partial(_convolution, padding=(margins, margins))
-    if not _winograd_pays(x.shape, kernel.shape, margins):
-        return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=_winograd, default=plain)
+def _kernel_gradient(x, gradient, side, steps):
+    """Sums over bands of rows, none of which exceeds the processor's caches.
 
-
-def _same_extents_forward(x, kernel, margins):
-    return _same_extents(x, kernel, margins), (x, kernel)
-
-
-def _same_extents_backward(margins, kept, gradient):
-    x, kernel = kept
-    plain = functools.partial(_kernel_gradient, shape=kernel.shape, margins=margins)
-    on_cpu = functools.partial(_kernel_gradient_on_cpu, margins=margins)
-    of_kernel = lax.platform_dependent(x, gradient, cpu=on_cpu, default=plain)
-    return _input_gradient(x, kernel, gradient, margins), of_kernel
-
-
-_same_extents.defvjp(_same_extents_forward, _same_extents_backward)
-
-
-def _input_gradient(x, kernel, gradient, margins):
-    def plain(kernel, gradient):
-        convolution = functools.partial(_convolution, padding=(margins, margins))
-        return jax.vjp(lambda x: convolution(x, kernel), x)[1](gradient)[0]
-
-    def turned(kernel, gradient):
-        return _winograd(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
-
-    if not _winograd_pays(x.shape, kernel.shape, margins):
-        return plain(kernel, gradient)
-    return lax.platform_dependent(kernel, gradient, cpu=turned, default=plain)
-
-
-def _kernel_gradient(x, gradient, shape, margins):
-    kernel = jnp.zeros(shape, x.dtype)  # the gradient does not depend on it
-    convolution = functools.partial(_convolution, x, padding=(margins, margins))
-    return jax.vjp(convolution, kernel)[1](gradient)[0]
-
-
-def _kernel_gradient_on_cpu(x, gradient, margins):
-    if math.prod(x.shape[:3]) <= _BAND_CELLS:
-        return _kernel_gradient_as_convolution(x, gradient, (margins, margins))
-    # Partial sums are not rounded to less than float32.
-    arguments = _widened(x), _widened(gradient), margins
-    return _kernel_gradient_in_bands(*arguments).astype(x.dtype)
-
-
-def _kernel_gradient_as_convolution(x, gradient, padding):
-    """Convolves with the axes of images, which XLA's own gradient does not have.
-
-    Within a loop, such as that over chunks of masks, XLA is 200 times slower without.
+    Each is a convolution with the axes of images and kernels. With others, as those of
+    XLA's own gradient, CPUs take 20 to 200 times as long in a loop, such as that over
+    chunks of masks.
     """
-    x, kernel = x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
-    return _convolution(x, kernel, padding).transpose(1, 2, 0, 3)
-
-
-def _kernel_gradient_in_bands(x, gradient, margins):
-    """Sums over bands of rows, none of which exceeds the processor's caches."""
-    batch, height, width, _ = x.shape
+    stride, (before, _), dilation = steps
+    batch, height, width, _ = gradient.shape
     bands = min(-(-batch * height * width // _BAND_CELLS), height, _MOST_BANDS)
-    rows, total = -(-height // bands), 0
-    x = jnp.pad(x, ((0, 0), margins, (0, 0), (0, 0)))
+    rows = -(-height // bands)
+    total = jnp.float32(0)
+
+    def window(start, stop, extent):  # what these cells read, and zeros around it
+        first = stride * start - before
+        end = stride * (stop - 1) - before + dilation * (side - 1) + 1
+        inside = slice(max(first, 0), min(end, extent))
+        return inside, (max(-first, 0), max(end - extent, 0))
+
+    columns, beside = window(0, width, x.shape[2])
+    # Partial sums are not rounded to less than float32.
+    x, wide = _widened(x)[:, :, columns], _widened(gradient)
     for start in range(0, height, rows):
         stop = min(start + rows, height)
-        around, here = x[:, start : stop + sum(margins)], gradient[:, start:stop]
-        padding = ((0, 0), margins)
-        total += _kernel_gradient_as_convolution(around, here, padding)
-    return total
+        lines, around = window(start, stop, x.shape[1])
+        band = x[:, lines].transpose(3, 1, 2, 0)
+        taps = wide[:, start:stop].transpose(1, 2, 0, 3)
+        total += _convolve_xla(band, taps, dilation, (around, beside), stride)
+    return total.transpose(1, 2, 0, 3).astype(gradient.dtype)
 
 
 # Winograd's F(2x2, 3x3), Lavin & Gray 2016, section 4.1: squares of 2x2 cells of the
@@ -139,8 +138,8 @@ def _kernel_gradient_in_bands(x, gradient, margins):
 # are 16 products of matrices. One column of the 4x4 at a time keeps the program short.
 
 
-def _winograd_pays(x_shape, kernel_shape, margins):
-    if kernel_shape[:2] != (3, 3) or margins != (1, 1):
+def _winograd_pays(x_shape, kernel_shape, steps):
+    if kernel_shape[:2] != (3, 3) or steps != (1, (1, 1), 1):
         return False
     products = math.prod(x_shape[:3]) * math.prod(kernel_shape)
     return products >= _MANY_PRODUCTS and min(kernel_shape[2:]) >= _MANY_CHANNELS
