@@ -38,7 +38,7 @@ def convolve(
       x: `[B, H, W, C]`.
       kernel: `[side, side, C, K]`, of the same dtype.
       stride: cells from one output to the next.
-      margins: rows and columns of zeros before and after.
+      margins: rows and columns of zeros before and after; fewer than 0 are cut off.
       dilation: cells from one tap of the kernel to the next.
 
     Returns:
@@ -117,8 +117,8 @@ def _kernel_gradient(x, gradient, side, steps):
     def window(start, stop, extent):  # what these cells read, and zeros around it
         first = stride * start - before
         end = stride * (stop - 1) - before + dilation * (side - 1) + 1
-        inside = slice(max(first, 0), min(end, extent))
-        return inside, (max(-first, 0), max(end - extent, 0))
+        inside = slice(*np.clip([first, end], 0, extent).tolist())
+        return inside, (inside.start - first, end - inside.stop)
 
     columns, beside = window(0, width, x.shape[2])
     # Partial sums are not rounded to less than float32.

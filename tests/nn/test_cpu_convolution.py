@@ -28,6 +28,8 @@ from tests.nn import drawn
         (3, 2, (0, 1), 1),  # as TensorFlow pads
         (2, 3, (0, 0), 1),  # with cells that nothing reads
         (3, 2, (2, 2), 2),
+        (2, 1, (9, 8), 1),  # bands of nothing but zeros
+        (3, 1, (-3, -1), 1),
     ],
 )
 @pytest.mark.parametrize("extents", [(10, 11), (9, 12)])
