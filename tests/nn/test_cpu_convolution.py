@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import timing
 from jaxdet.nn import cpu_convolution
@@ -16,7 +18,14 @@ from jaxdet.nn.convolution import Conv
 from tests.nn import drawn
 
 
-# Bands of two rows, the last of one.
+@pytest.fixture
+def winograd(monkeypatch):
+    """Takes Winograd's way, however small the images."""
+    monkeypatch.setattr(cpu_convolution, "_MANY_PRODUCTS", 0)
+    monkeypatch.setattr(cpu_convolution, "_MANY_CHANNELS", 2)
+
+
+# Bands of one or two rows.
 @pytest.mark.parametrize(
     ("side", "stride", "margins", "dilation"),
     [
@@ -28,8 +37,6 @@ from tests.nn import drawn
         (3, 2, (0, 1), 1),  # as TensorFlow pads
         (2, 3, (0, 0), 1),  # with cells that nothing reads
         (3, 2, (2, 2), 2),
-        (2, 1, (9, 8), 1),  # bands of nothing but zeros
-        (3, 1, (-3, -1), 1),
     ],
 )
 @pytest.mark.parametrize("extents", [(10, 11), (9, 12)])
@@ -77,9 +84,48 @@ def test_gradients_made_for_cpus_agree_with_flax(rng, monkeypatch, kernel, strid
     chex.assert_trees_all_close(gradients(ours), gradients(flax), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(0, 6, 6, 2), (2, 0, 6, 2), (2, 6, 1, 2)])
+def test_gradients_of_nothing_are_zero(shape):
+    def total(kernel):
+        return jnp.sum(cpu_convolution.convolve(jnp.ones(shape), kernel))
+
+    gradient = jax.jit(jax.grad(total))(jnp.ones((2, 2, 2, 3)))
+    chex.assert_trees_all_equal(gradient, jnp.zeros((2, 2, 2, 3)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("split", ["images", "features"])
+def test_gradients_are_summed_over_the_devices_of_a_shard_map(
+    rng, winograd, split, stride
+):
+    images, features = (P("d"), P()), (P(), P(None, None, None, "d"))
+    specs = images if split == "images" else features
+    x = jnp.asarray(rng.normal(size=(4, 5, 6, 2)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 8)), jnp.float32)
+
+    def total(x, kernel):
+        return jnp.sum(cpu_convolution.convolve(x, kernel, stride, (1, 1)) ** 2)
+
+    def on_each(x, kernel):
+        return jax.grad(total, argnums=(0, 1))(x, kernel)
+
+    mesh = Mesh(jax.devices()[:2], ("d",))
+    mapped = jax.shard_map(on_each, mesh=mesh, in_specs=specs, out_specs=specs)
+    chex.assert_trees_all_close(
+        jax.jit(mapped)(x, kernel), on_each(x, kernel), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("margins", [(3, 0), (0, 3), (-1, 1)])
+def test_margins_out_of_reach_are_refused(margins):
+    x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+    with pytest.raises(ValueError, match="each must be from 0 to 2"):
+        cpu_convolution.convolve(x, kernel, margins=margins)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_in_a_loop_take_no_longer_than_alone(rng, stride):
+def test_gradients_in_a_loop_do_not_take_ten_times_as_long(rng, stride):
     """XLA's own gradient by the kernel takes 20 to 200 times as long in one."""
     x = jnp.asarray(rng.normal(size=(8, 14, 14, 128)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 128, 128)), jnp.float32)
@@ -98,13 +144,6 @@ def test_gradients_in_a_loop_take_no_longer_than_alone(rng, stride):
     chex.assert_trees_all_close(calls[1](), calls[0](), rtol=1e-4, atol=1e-2)
     milliseconds = timing.medians(calls, 5)
     assert milliseconds[1] < 10 * milliseconds[0]
-
-
-@pytest.fixture
-def winograd(monkeypatch):
-    """Takes Winograd's way, however small the images."""
-    monkeypatch.setattr(cpu_convolution, "_MANY_PRODUCTS", 0)
-    monkeypatch.setattr(cpu_convolution, "_MANY_CHANNELS", 2)
 
 
 @pytest.mark.parametrize("extents", [(4, 6), (5, 6), (4, 7), (1, 1)])
