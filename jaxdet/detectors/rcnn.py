@@ -154,8 +154,8 @@ def warp_and_classify(
 ):
     """Warps every region to a square and sends it through the network.
 
-    All at once if they are few, as in training; else chunk by chunk, in a loop, whose
-    gradient takes far longer on CPU.
+    All at once if they are few, as in training; else chunk by chunk, in a loop that
+    keeps the crops of one chunk.
 
     Args:
       network: a bound `RCNNNetwork`.

@@ -1,6 +1,7 @@
 """Convolves in the way that is fastest on each platform.
 
-Large 3x3 convolutions of CPUs are those of `cpu_convolution.py`.
+What CPUs compute in the place of XLA's convolution and its gradients is in
+`cpu_convolution.py`.
 """
 
 import functools

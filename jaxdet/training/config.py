@@ -32,8 +32,8 @@ class TrainingConfig:
     """Images per step, over all devices and hosts."""
     accumulation_steps: Count = 1
     """Parts into which each device splits its images and which it processes one after
-    the other, to save memory (slow on CPUs); each part's loss counts its own
-    positives."""
+    the other, to save memory (on CPUs in twice the time); each part's loss counts its
+    own positives."""
     learning_rate: Positive = 0.01
     """For `reference_batch_size` images per step; scaled linearly to `batch_size`."""
     reference_batch_size: Count = 16

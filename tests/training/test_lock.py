@@ -57,7 +57,7 @@ def delete(workdir):
 
 def replace(workdir):
     workdir.rename(workdir.with_name("old"))
-    workdir.mkdir(exist_ok=True)  # unless what writes a checkpoint was faster
+    workdir.mkdir(exist_ok=True)  # what writes a checkpoint may be faster
 
 
 def faulty(fault, workdir):
