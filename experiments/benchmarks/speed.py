@@ -5,7 +5,7 @@ tracing and compiling them; their memory; and how close they are to the device's
 
     # Two CPU cores: hours. torch and torchvision for --compare:
     # pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
-    python -m experiments.benchmarks.speed --compare --parts \
+    python -m experiments.benchmarks.speed --compare \
         --json cpu.json --markdown cpu.md
     # Ten minutes of a GPU, with the torch and torchvision made for it.
     python -m experiments.benchmarks.speed --detectors faster_rcnn \
